@@ -1,0 +1,79 @@
+"""What a quantized linear layer is, whatever file format it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from .array import Array, array_module, check_array
+
+
+@dataclass(frozen=True)
+class QuantWeight:
+    """weight[k, n] = (codes[k, n] - zeros[g_idx[k], n]) * scales[g_idx[k], n]
+
+    codes       (K, N) uint8, each below 2**bits
+    scales      (G, N) float16, or float32 where the file holds float32 or bfloat16
+    zeros       (G, N) uint8, the zero point itself: no format's offset is left in it
+    g_idx       (K,) int32, the group of each row, 0 <= g_idx < G
+    bits        2, 3, 4 or 8
+    group_size  rows that the writer put into one group; K where one group holds all rows
+    bias        (N,) float, or None
+
+    A frozen value: every operation on weights returns a new one. NumPy or CuPy, all arrays alike.
+    """
+
+    codes: Array
+    scales: Array
+    zeros: Array
+    g_idx: Array
+    bits: int
+    group_size: int
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        array_module(self.codes, self.scales, self.zeros, self.g_idx, self.bias)
+        check_array("codes", self.codes, ("K", "N"), np.uint8)
+        check_array("scales", self.scales, ("G", self.N), np.float16, np.float32)
+        check_array("zeros", self.zeros, (self.G, self.N), np.uint8)
+        check_array("g_idx", self.g_idx, (self.K,), np.int32)
+        if self.bias is not None:
+            check_array("bias", self.bias, (self.N,))
+
+    @property
+    def K(self) -> int:
+        """Input features: the dimension that a product reduces."""
+        return int(self.codes.shape[0])
+
+    @property
+    def N(self) -> int:
+        """Output features."""
+        return int(self.codes.shape[1])
+
+    @property
+    def G(self) -> int:
+        """Groups, counted by their rows of `scales`."""
+        return int(self.scales.shape[0])
+
+    @cached_property
+    def is_ordered(self) -> bool:
+        """Whether the rows of every group are contiguous and the groups ascend, as kernels want them."""
+        return bool((self.g_idx[1:] >= self.g_idx[:-1]).all())
+
+    def to(self, xp: object) -> QuantWeight:
+        """The same weight as arrays of `xp` (numpy or cupy); one copy per tensor, none where it is there already."""
+        if xp is array_module(self.codes):
+            return self
+        move = (lambda a: None if a is None else a.get()) if xp is np else (
+            lambda a: None if a is None else xp.asarray(a)  # type: ignore[attr-defined]
+        )
+        return replace(
+            self,
+            codes=move(self.codes),
+            scales=move(self.scales),
+            zeros=move(self.zeros),
+            g_idx=move(self.g_idx),
+            bias=move(self.bias),
+        )
