@@ -66,8 +66,12 @@ class QuantWeight:
         """The same weight as arrays of `xp` (numpy or cupy); one copy per tensor, none where it is there already."""
         if xp is array_module(self.codes):
             return self
-        move = (lambda a: None if a is None else a.get()) if xp is np else (
-            lambda a: None if a is None else xp.asarray(a)  # type: ignore[attr-defined]
+        move = (
+            (lambda a: None if a is None else a.get())
+            if xp is np
+            else (
+                lambda a: None if a is None else xp.asarray(a)  # type: ignore[attr-defined]
+            )
         )
         return replace(
             self,
