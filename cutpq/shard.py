@@ -9,6 +9,12 @@ import numpy as np
 from .array import Array, array_module, to_numpy
 from .weight import QuantWeight
 
+# What is done about act-order in a row-parallel layer; linear.py says how each works.
+SCHEMES = ("unordered", "naive", "all-to-all", "local", "tp-aware")
+
+# These give a rank whole groups of the sorted weight; the other two cut the rows as they lie on disk.
+GROUP_ALIGNED = ("naive", "all-to-all", "tp-aware")
+
 
 def even_bounds(K: int, tp: int, multiple: int = 1) -> np.ndarray:
     """(tp + 1,) int64 bounds that cut 0 .. K as evenly as possible into multiples of `multiple`.
