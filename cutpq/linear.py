@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import ModuleType
 
 import numpy as np
 
@@ -109,7 +110,8 @@ class ColumnParallelLinear:
             perm = None
             if sort and not weight.is_ordered:
                 weight, perm = sort_groups(weight)
-            self.parts.append((weight.to(comm.xp), _move(perm, comm.xp)))
+                perm = _move(perm, comm.xp)
+            self.parts.append((weight.to(comm.xp), perm))
 
     def __call__(self, x: Array) -> Array:
         """x (M, K), in disk order -> (M, columns of all sources)."""
@@ -260,8 +262,8 @@ def _merge(weights: list[QuantWeight]) -> list[QuantWeight]:
     return [replace(first, bias=bias, **join)]
 
 
-def _move(index: Array | None, xp: object) -> Array | None:
-    return index if index is None or xp is array_module(index) else xp.asarray(index)  # type: ignore[attr-defined]
+def _move(index: Array, xp: ModuleType) -> Array:
+    return index if xp is array_module(index) else xp.asarray(index)
 
 
 def _check_bounds(bounds: Sequence[int], K: int, tp: int) -> np.ndarray:

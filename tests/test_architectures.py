@@ -14,10 +14,8 @@ def names(folder):
 
 def test_llama(tmp_path):
     write_checkpoint(tmp_path, family="llama", layers=2)
-    at = "model.layers.{}.mlp."
-    assert names(tmp_path) == [
-        tuple(at.format(i) + n for n in ("gate_proj", "up_proj", "down_proj")) + ("silu",) for i in (0, 1)
-    ]
+    at = "model.layers.{}.mlp.{}_proj"
+    assert names(tmp_path) == [(at.format(i, "gate"), at.format(i, "up"), at.format(i, "down"), "silu") for i in (0, 1)]
 
 
 def test_bigcode_has_no_gate_and_its_attention_is_no_mlp(tmp_path):
@@ -72,7 +70,6 @@ def test_layers_are_in_natural_order(tmp_path):
         ("model.layers.0.block_sparse_moe.experts.3.w3", "column"),
         ("model.layers.0.block_sparse_moe.gate", "other"),
         ("transformer.h.0.mlp.w2", "column"),  # Qwen 1: the gate
-        ("transformer.h.0.mlp.c_proj", "row"),
         ("lm_head", "other"),
     ],
 )
