@@ -78,6 +78,7 @@ Source = QuantWeight | WeightInFile
 def take(source: Source, rows: Index = EVERYTHING, columns: Index = EVERYTHING) -> QuantWeight:
     """The part of a whole weight at these rows and columns, with the scales of just the groups it touches."""
     if isinstance(source, QuantWeight):
+        rows, columns = (i if isinstance(i, slice) else _move(i, array_module(source.codes)) for i in (rows, columns))
         return shard_rows(shard_columns(source, columns), rows)
     if isinstance(columns, slice):
         start, stop, _ = columns.indices(source.N)

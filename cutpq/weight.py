@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -68,5 +69,5 @@ class QuantWeight:
         if xp is array_module(self.codes):
             return self
         move = to_numpy if xp is np else xp.asarray
-        arrays = {name: move(getattr(self, name)) for name in ("codes", "scales", "zeros", "g_idx")}
+        arrays: dict[str, Any] = {name: move(getattr(self, name)) for name in ("codes", "scales", "zeros", "g_idx")}
         return replace(self, bias=None if self.bias is None else move(self.bias), **arrays)
