@@ -12,7 +12,7 @@ def assert_exact(got: np.ndarray, want: np.ndarray) -> None:
     """Same shape, dtype and bits. -0 differs from 0, and a NaN equals only itself."""
     assert got.dtype == want.dtype, f"dtype {got.dtype}, want {want.dtype}"
     assert got.shape == want.shape, f"shape {got.shape}, want {want.shape}"
-    a, b = (np.ascontiguousarray(v).reshape(-1).view(np.uint8).reshape(v.size, -1) for v in (got, want))
+    a, b = (np.ascontiguousarray(v).reshape(-1).view(np.uint8).reshape(v.size, v.itemsize) for v in (got, want))
     wrong = (a != b).any(axis=1).reshape(got.shape)
     if wrong.any():
         at = tuple(map(int, np.argwhere(wrong)[0]))
