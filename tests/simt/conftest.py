@@ -1,7 +1,11 @@
+import os
 import shutil
+from pathlib import Path
 
 import cpu_cuda
 import pytest
+
+from cutpq import kernels
 
 
 def pytest_collection_modifyitems(items):
@@ -22,3 +26,13 @@ def settings(monkeypatch):
     fresh = cpu_cuda.Settings()
     monkeypatch.setattr(cpu_cuda, "settings", fresh)
     return fresh
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mutated_sources():
+    """Take the kernels from another folder: mutants.py plants its bugs there."""
+    sources = os.environ.get("CUTPQ_MUTATED_SOURCES")
+    with pytest.MonkeyPatch.context() as patch:
+        if sources:
+            patch.setattr(kernels, "source_dir", lambda: Path(sources))
+        yield

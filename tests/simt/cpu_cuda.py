@@ -162,7 +162,7 @@ def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any]
             pointers = np.array([on_device(a, True) for a in arg], np.uint64)
             keep.append(pointers)
             arg = pointers
-        if kind != SCALAR:
+        if kind != SCALAR and not (isinstance(arg, np.uint64) and arg == 0):  # zero is the null pointer
             if not isinstance(arg, np.ndarray):
                 raise SimtError(f"argument {i} of {kernel.name} must be an array, got {type(arg).__name__}")
             return np.array(on_device(arg, kind == POINTER), np.uint64)
