@@ -27,6 +27,7 @@ class PackedWeight:
     g_idx       int32 (K,) with K padded: the group of each row; None where groups are `grouped`
     order       "grouped", "local" or "unordered"
     group_size  rows in a group, 0 where one group holds all rows or where the order is not "grouped"
+    bias        float32 (N,), or None
     zero        the zero point that all groups have in common, else None
 
     Frozen; NumPy or CuPy, all arrays alike.
@@ -95,7 +96,8 @@ def pack(w: QuantWeight) -> PackedWeight:
         scales=_to_lanes(scales) if fragments else scales,
         zeros=_to_lanes(zeros) if fragments else zeros,
         g_idx=None if order == GROUPED else g_idx,
-        order=order, group_size=group_size, zero=common, bits=w.bits, K=w.K, N=w.N, bias=w.bias,
+        order=order, group_size=group_size, zero=common, bits=w.bits, K=w.K, N=w.N,
+        bias=None if w.bias is None else w.bias.astype(xp.float32),
     )
 
 
@@ -114,6 +116,25 @@ def unpack(p: PackedWeight) -> QuantWeight:
         group_size=p.group_size or p.K,
         bias=p.bias,
     )
+
+
+def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
+    """One weight for gated_matmul: eight columns of gate, the eight of up that they gate, and so on.
+
+    Both (K, N) with N a multiple of 8, of the same rows.  Raises ValueError where they differ.
+    """
+    xp = array_module(gate.codes, up.codes)
+    if (gate.K, gate.N, gate.bits) != (up.K, up.N, up.bits) or gate.N % 8 or not bool((gate.g_idx == up.g_idx).all()):
+        raise ValueError(f"gate ({gate.K}, {gate.N}) and up ({up.K}, {up.N}) must have equal shapes, bits and groups, "
+                         "and N must be a multiple of 8")
+
+    def both(a: Array, b: Array) -> Array:
+        pairs = xp.stack([a.reshape(*a.shape[:-1], -1, 8), b.reshape(*b.shape[:-1], -1, 8)], axis=-2)
+        return pairs.reshape(*a.shape[:-1], -1)
+
+    biases = None if gate.bias is None or up.bias is None else both(gate.bias, up.bias)
+    return replace(gate, codes=both(gate.codes, up.codes), scales=both(gate.scales, up.scales),
+                   zeros=both(gate.zeros, up.zeros), bias=biases)
 
 
 def as_unordered(p: PackedWeight) -> PackedWeight:
