@@ -7,33 +7,35 @@ A codec's name is ELEM[-bBLOCK][-SCALE][-RULE], for example e2m1, int4-b8, e2m2-
     SCALE   e8m0 e5m0 e4m0 (powers of two, saturating), e4m3, float16 (also f16, fp16); e8m0 unless named
     RULE    floor, even, rceil (see formats.RULES); floor unless named, even for a scale with a mantissa
 
-or one of mxfp4, mxfp6-e2m3, mxfp6-e3m2, mxfp8-e4m3, mxfp8-e5m2, mxint8 and nvfp4 (e2m1-b16-e4m3, single level:
-without a scale of the whole tensor). After any name, +hadamard asks for the rotation.
+or one of mxfp4, mxfp6-e2m3, mxfp6-e3m2, mxfp8-e4m3, mxfp8-e5m2, mxint8 and nvfp4 (e2m1-b16-e4m3, single
+level: without a scale of the whole tensor). After any name, +hadamard asks for the rotation.
 
 The wire
 --------
-Of n elements in B = ceil(n / block) blocks, the last one filled with zeros; e and s are the bits of an element and
-of a scale. Bits count from the lowest of a byte, bytes in rising order, numbers are little-endian.
+Of n elements in B = ceil(n / block) blocks, the last one filled with zeros; e and s are the
+bits of an element and of a scale. Bits count from the lowest of a byte, bytes in rising order, numbers are
+little-endian.
 
-    from byte         bytes            content
-    0                 B block e / 8    elements: number i is in bits [i e, (i + 1) e) of one bit string
-    B block e / 8     ceil(B s / 8)    scales: that of block j is in bits [j s, (j + 1) s); unused bits are zero
-    then              2 k n / width    float16 of the k outlier columns, row by row; only with `outliers`
-    then              1                elements of padding in the last block; only if there are any, without `outliers`
+    bytes            content
+    B block e / 8    elements: number i in bits [i e, (i + 1) e) of one bit string
+    ceil(B s / 8)    scales: that of block j in bits [j s, (j + 1) s) of one bit string; unused bits are zero
+    2 k n / width    with `outliers`: float16 of the k columns, row by row
+    1                without them, and where n is no multiple of block: how many elements are padding
 
-An element's highest bit is its sign, then come exponent and mantissa (INTn: sign and magnitude). A block is a whole
-number of bytes. The elements come first, all together, so that 16-byte loads are aligned for any number of blocks;
-a scale inside each block (17 bytes for mxfp4) would break that. Whole blocks need no header: their number follows
-from the length, and no two wires of whole blocks differ by one byte. A tensor may be cut wherever a block ends;
-each piece then is a wire of its own.
+An element's highest bit is its sign, then come exponent and mantissa (INTn: sign and magnitude). A block is a
+whole number of bytes. The elements come first, all together, so that 16-byte loads are aligned for any number
+of blocks; a scale inside each block (17 bytes for mxfp4) would break that. Whole blocks need no header: their
+number follows from the length, and no two wires of whole blocks differ by one byte. A tensor may be cut
+wherever a block ends; each piece then is a wire of its own.
 
-NaN and Inf: the block's scale is the code for NaN, its elements are zero, and all of it decodes to NaN. Numbers
-beyond the range of the scales saturate. An all-zero block has the smallest scale. The sign of zero is kept.
+NaN and Inf: the block's scale is the code for NaN, its elements are zero, and all of it decodes to NaN.
+Numbers beyond the range of the scales saturate. An all-zero block has the smallest scale. The sign of zero is
+kept.
 
 Options
 -------
-What they cost and bring, by `python bench/codec.py --options` (SQNR in dB; normal data, and the same with one column
-in a hundred twenty times larger):
+What they cost and bring, by `python bench/codec.py --options`: bits, and signal to noise in
+dB of normal data, of Laplace-distributed data, and of each with one column in a hundred twenty times larger.
 
 @TABLE@
 """
@@ -82,7 +84,7 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Codec:
-    """encode: array -> bytes, decode: bytes -> float32. Equal codecs make equal bytes. Made by codec(name)."""
+    """encode: array -> bytes; decode: bytes -> float32. Made by codec(name). Equal codecs, equal bytes."""
 
     element: Element
     block: int
@@ -94,11 +96,7 @@ class Codec:
     @property
     def name(self) -> str:
         """The alias, or else the shortest name; outliers are shown, but are no part of the grammar."""
-        parts = [self.element.name]
-        parts += [f"b{self.block}"] * (self.block != 32)
-        parts += [self.scale.name] * (self.scale.name != "e8m0")
-        parts += [self.rule] * (self.rule != _usual_rule(self.scale))
-        short = "-".join(parts)
+        short = _short_name(self.element, self.block, self.scale, self.rule)
         name = next((alias for alias, long in _ALIASES.items() if long == short), short)
         if self.rotate:
             name += "+hadamard"
@@ -129,8 +127,8 @@ class Codec:
     def error_bound(self) -> Bound:
         """|decode(encode(x)) - x| <= relative * max(amax, smallest) in a block whose amax is at most largest.
 
-        Sharp without rotation. A rotation spreads each error over the block and may line all of them up: `block`
-        times as much, which typical data stay far below.
+        Sharp without rotation. A rotation spreads each error over the block and may line all of them up:
+        `block` times as much, which typical data stay far below.
         """
         bound = error_bound(self.element, self.scale, self.rule)
         if not self.rotate:
@@ -139,7 +137,7 @@ class Codec:
         return Bound(bound.relative * self.block, bound.smallest / growth, bound.largest / growth)
 
     def wire_bytes(self, n: int) -> int:
-        """Bytes of the wire of n elements: n bits / 8 for whole blocks (of e5m0 and e4m0 scales, for 8 of them)."""
+        """Bytes of the wire of n elements: n bits / 8 for whole blocks whose scales fill whole bytes."""
         return sum(self._section_bytes(n)) + (not self.outliers and n % self.block != 0)
 
     def encode(self, x: Array, out: Array | None = None) -> Array:
@@ -219,7 +217,7 @@ class Codec:
         return share
 
     def _blocks(self, x: Array) -> tuple[Array, Array | None]:
-        """x in rows of a block, with zeros at the end and in place of outliers; those as (rows, k) float16."""
+        """x in rows of a block, zeros at the end and in place of outliers; and those, (rows, k) float16."""
         xp = array_module(x)
         flat = xp.ascontiguousarray(x).reshape(-1)
         if flat.size % self.block or self.outliers:
@@ -271,8 +269,8 @@ class Codec:
         padding = int(wire[-1]) if rest == 1 and units and not self.outliers else 0
         if not 0 < padding < self.block:
             raise ValueError(
-                f"{self.name} makes no wire of {wire.size} bytes that ends like this one ({unit} elements take "
-                f"{whole_bytes(1)} bytes): it was cut, or encoded by another codec"
+                f"{self.name} makes no wire of {wire.size} bytes that ends like this one ({unit} elements "
+                f"take {whole_bytes(1)} bytes): it was cut, or encoded by another codec"
             )
         return units * unit - padding
 
@@ -281,8 +279,8 @@ def codec(name: str | Codec, rotate: bool = False, outliers: Array | None = None
     """The codec of this name (see the module for the grammar), with its options.
 
     name      a name, or a Codec that is given options, if any
-    rotate    multiply each block by a Hadamard matrix before encoding and by its inverse after decoding, which
-              spreads an outlier over its block (arXiv 2604.24088)
+    rotate    multiply each block by a Hadamard matrix before encoding and by its inverse after decoding: an
+              outlier is spread over its block (arXiv 2604.24088)
     outliers  (width,) bool: the columns of the last axis that are kept in float16 (arXiv 2411.07942)
 
     Raises ValueError with the grammar and the nearest names for a name that is none.
@@ -302,17 +300,23 @@ def _parse(name: str) -> Codec:
         if element in ELEMENTS and block in BLOCKS and scale in SCALES and rule in (None, *RULES):
             rule = rule or _usual_rule(SCALES[scale])
             return Codec(ELEMENTS[element], block, SCALES[scale], rule, rotate=bool(option))
-    near = difflib.get_close_matches(asked, _names(), 3)
+    combinations = itertools.product(ELEMENTS.values(), BLOCKS, SCALES.values(), RULES)
+    names = itertools.starmap(_short_name, combinations)
+    near = difflib.get_close_matches(asked, [*_ALIASES, *names], 3)
     raise ValueError(
-        f"no codec is called {name!r}; a name is ELEM[-bBLOCK][-SCALE][-RULE], where ELEM is {_either(ELEMENTS)}, "
-        f"BLOCK is {_either(BLOCKS)}, SCALE is {_either(SCALES)}, RULE is {_either(RULES)}; or {_either(_ALIASES)}"
+        f"no codec is called {name!r}; a name is ELEM[-bBLOCK][-SCALE][-RULE], where ELEM is "
+        f"{_either(ELEMENTS)}, BLOCK {_either(BLOCKS)}, SCALE {_either(SCALES)}, RULE {_either(RULES)}; "
+        f"or it is {_either(_ALIASES)}"
         + (f". Nearest: {', '.join(near)}" if near else "")
     )
 
 
-def _names() -> list[str]:
-    combinations = itertools.product(ELEMENTS.values(), BLOCKS, SCALES.values(), RULES)
-    return [Codec(*facts).name for facts in combinations]
+def _short_name(element: Element, block: int, scale: Scale, rule: str) -> str:
+    parts = [element.name]
+    parts += [f"b{block}"] * (block != 32)
+    parts += [scale.name] * (scale.name != "e8m0")
+    parts += [rule] * (rule != _usual_rule(scale))
+    return "-".join(parts)
 
 
 def _either(choices: Iterable[object]) -> str:

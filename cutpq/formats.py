@@ -1,8 +1,8 @@
 """Number formats of a compressed payload: elements, block scales, and the rules that choose a scale.
 
-OCP Microscaling (MX) specification 1.0, sections 5 and 6, for E2M1, E2M3, E3M2, E4M3, E5M2, INT8 and E8M0; the
-other formats follow the same construction (arXiv 2411.09510). A number is sign and magnitude; the code of a
-magnitude is its exponent field above its mantissa field, so codes grow with the values.
+OCP Microscaling (MX) specification 1.0, sections 5 and 6, for E2M1, E2M3, E3M2, E4M3, E5M2, INT8 and E8M0;
+the other formats follow the same construction (arXiv 2411.09510). A number is sign and magnitude; the code of
+a magnitude is its exponent field above its mantissa field, so codes grow with the values.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Element:
 
 def _element(name: str) -> Element:
     """ExMy without Inf and NaN, or INTn: n bits whose magnitude has one digit before the binary point."""
-    if name.startswith("int"):  # the grid of E1M(n-2); this bias makes emax 0, as it is for the specification's INT8
+    if name.startswith("int"):  # the grid of E1M(n-2); the bias makes emax 0, as INT8 has it
         exponent_bits, mantissa_bits, bias = 1, int(name[3:]) - 2, 1
     else:
         exponent_bits, mantissa_bits = int(name[1]), int(name[3])
@@ -165,7 +165,8 @@ class Bound:
 def error_bound(element: Element, scale: Scale, rule: str) -> Bound:
     """The sharp bound of one element's error, as a share of the largest magnitude of its block.
 
-    Below `smallest` the scale has reached its lower end, above `largest` its upper end, and elements saturate.
+    Below `smallest` the scale has reached its lower end; above `largest` its upper end, and elements
+    saturate.
     """
     if scale.mantissa_bits:
         step = 2.0**-scale.mantissa_bits

@@ -1,7 +1,8 @@
 """The formulas of the block codecs, for NumPy and CuPy alike: the specification, and what runs on the CPU.
 
-Blocks are the rows of a (blocks, block) float32 array. Each step is integer arithmetic or one float32 operation,
-rounded to nearest even and with subnormals, so a kernel that follows these formulas makes the same bytes.
+Blocks are the rows of a (blocks, block) float32 array. Each step is integer arithmetic or one float32
+operation, rounded to nearest even and with subnormals: a kernel that follows these formulas makes the same
+bytes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def to_float32(x: Array) -> Array:
 
 
 def scale_codes(amax: Array, element: Element, scale: Scale, rule: str) -> Array:
-    """The scale of each block by `rule` (formats.RULES), saturated to its range; NaN where amax is not finite.
+    """The scale of each block by `rule` (formats.RULES), saturated; NaN where amax is not finite.
 
-    amax (blocks,) float32, the largest magnitudes -> (blocks,) codes, uint16 of float16 scales, uint8 of others
+    amax (blocks,) float32, the largest magnitudes -> (blocks,) uint16 for float16 scales, else uint8
     """
     xp = array_module(amax)
     finite = xp.isfinite(amax)
@@ -61,11 +62,11 @@ def _ratio_codes(amax: Array, element: Element, scale: Scale, rule: str) -> Arra
 
 
 def encode_elements(y: Array, element: Element) -> Array:
-    """The code of each y, rounded to nearest even and saturated; any shape, float32 -> uint8. NaN has no code.
+    """The code of each y, rounded to nearest even, saturated; any shape, float32 -> uint8. NaN has no code.
 
-    With p the power of two at or below |y|, but not below the smallest normal number, the format's step at |y|
-    is p / 2^M. Adding p 2^(23 - M) makes float32 round to just that step, and leaves the count of steps in the
-    low bits of the sum; each binade above the smallest normal one adds 2^M to the code.
+    With p the power of two at or below |y|, but not below the smallest normal number, the format's step at
+    |y| is p / 2^M. Adding p 2^(23 - M) makes float32 round to just that step, and leaves the count of steps
+    in the low bits of the sum; each binade above the smallest normal one adds 2^M to the code.
     """
     xp = array_module(y)
     M = element.mantissa_bits
@@ -108,8 +109,8 @@ def decode_blocks(codes: Array, codes_of_scales: Array, element: Element, scale:
 def pack_bits(codes: Array, bits: int) -> Array:
     """Code i in bits [i bits, (i + 1) bits) of one little-endian bit string.
 
-    codes (8 n,) uint8, each below 2^bits -> (bits n,) uint8. Eight codes, the bytes of a 64-bit word, move together
-    in three steps, neighbours first.
+    codes (8 n,) uint8, each below 2^bits -> (bits n,) uint8. Eight codes, the bytes of a 64-bit word, move
+    together in three steps, neighbours first.
     """
     xp = array_module(codes)
     if bits == 8:
@@ -143,14 +144,16 @@ def _repeated(pattern: int, period: int) -> int:
 
 
 def hadamard(blocks: Array) -> Array:
-    """blocks @ H, H the symmetric Hadamard matrix of +1 and -1 in Sylvester's order; H @ H = block * identity.
+    """blocks @ H, H the symmetric Hadamard matrix of +1 and -1 in Sylvester's order; H @ H = block identity.
 
-    blocks (n, block) float32, block a power of two. Butterflies from distance 1 up: a sum and a difference each.
+    blocks (n, block) float32, block a power of two. Butterflies, each a sum and a difference, from distance 1
+    up.
     """
     xp = array_module(blocks)
     y, distance = blocks, 1
-    while distance < blocks.shape[1]:
-        pairs = y.reshape(-1, 2, distance)
-        y = xp.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1)
-        distance *= 2
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf is NaN, as it has to be
+        while distance < blocks.shape[1]:
+            pairs = y.reshape(-1, 2, distance)
+            y = xp.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1)
+            distance *= 2
     return y.reshape(blocks.shape)

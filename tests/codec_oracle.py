@@ -1,11 +1,12 @@
 """Block codecs in slow scalar loops and exact fractions, from the text of the OCP MX specification 1.0.
 
-Section numbers in the comments are the specification's. Nothing comes from the package, and nothing is clever.
+Section numbers in the comments are the specification's. Nothing comes from the package; nothing is clever.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -121,7 +122,7 @@ def scale_code(f: Format, block: list[float]) -> int:
         return 0 if amax == 0 else min(max(power_scale(f, amax), -bias), bias) + bias
     top = {"float16": 0x7BFF, "e4m3": 0x7E}[f.scale]
     ratio = Fraction(float(np.float32(float(amax)) / np.float32(float(largest(f.element)))))
-    below = max(c for c in range(top + 1) if Fraction(scale_value(f, c)) <= ratio)
+    below = bisect_right(range(top + 1), ratio, key=lambda c: Fraction(scale_value(f, c))) - 1
     low = Fraction(scale_value(f, below))
     high = Fraction(scale_value(f, below + 1)) if below < top else None
     code = below
