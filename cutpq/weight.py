@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from .array import Array, array_module, check_array
+from .array import Array, array_module, check_array, to_numpy
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,10 @@ class QuantWeight:
         """Whether the rows of every group are contiguous and the groups ascend, as kernels want them."""
         return bool((self.g_idx[1:] >= self.g_idx[:-1]).all())
 
-    def to(self, xp: object) -> QuantWeight:
-        """The same weight as arrays of `xp` (numpy or cupy); one copy per tensor, none where it is there already."""
+    def to(self, xp: ModuleType) -> QuantWeight:
+        """The same weight as arrays of `xp` (numpy or cupy): one copy per tensor, none where it is there already."""
         if xp is array_module(self.codes):
             return self
-        move = (lambda a: None if a is None else a.get()) if xp is np else (
-            lambda a: None if a is None else xp.asarray(a)  # type: ignore[attr-defined]
-        )
-        return replace(
-            self,
-            codes=move(self.codes),
-            scales=move(self.scales),
-            zeros=move(self.zeros),
-            g_idx=move(self.g_idx),
-            bias=move(self.bias),
-        )
+        move = to_numpy if xp is np else xp.asarray
+        arrays: dict[str, Any] = {name: move(getattr(self, name)) for name in ("codes", "scales", "zeros", "g_idx")}
+        return replace(self, bias=None if self.bias is None else move(self.bias), **arrays)

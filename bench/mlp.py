@@ -1,0 +1,353 @@
+"""The main job: an act-ordered MLP over tensor-parallel ranks in five schemes, each checked, timed and counted.
+
+    mpirun -n 8 python bench/mlp.py                      the checkpoint that the repository carries, all its layers
+    mpirun -n 8 python bench/mlp.py --checkpoint DIR     a layer of another one
+    mpirun -n 8 python bench/mlp.py --model llama-70b    random weights of a known shape
+
+A row is one scheme at M tokens, for one MLP (the mean over the layers, where there are several):
+time_us     median of the slowest rank's times; the exchange and the all_reduce are in it
+wire_bytes  payload that the rank that sends most sends
+max_err     largest deviation from the unsharded formula in float64
+speedup     time of `naive` over this one's
+check       ok: every element lies within the bound of its roundings (bench/reference.py), all ranks hold the same
+            bits, and tp-aware holds naive's. Else FAIL, the reason below the table, and exit status 1.
+
+Below it: what the cost model projects for other machines, see bench/projection.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blas  # noqa: F401  before NumPy
+import numpy as np
+import projection
+from reference import outside, reference_mlp
+from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
+from shapes import MODELS, RandomCheckpoint
+
+import cutpq as cq
+from cutpq.architectures import MlpModules
+from cutpq.array import to_numpy
+from cutpq.comm import Communicator
+from cutpq.cost import LINKS
+
+CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
+PROJECTED_MODELS = ("llama-70b", "granite-20b")
+PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
+CHECKED_COLUMNS = 1024  # of y, against float64: all there are, or this many spread over a large layer
+
+TABLE = Table(
+    (
+        Column("M", "M", 4),
+        Column("scheme", "scheme", 10),
+        Column("time_us", "time_us", 11, ".1f"),
+        Column("wire_bytes", "wire_bytes", 11),
+        Column("max_err", "max_err", 9, ".1e"),
+        Column("speedup", "speedup", 8, ".2f"),
+        Column("check", "check", 6),
+    )
+)
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    comm = cq.init()
+    try:
+        job = load(args)
+    except (cq.CheckpointError, ValueError) as error:
+        if comm.rank == 0:
+            print(f"mlp.py: {error}", file=sys.stderr)
+        return 2
+    rows, refused = measure(job, args, comm)
+    failed = comm.bcast(not rows or any(row["check"] == "FAIL" for row in rows))
+    if comm.rank == 0:
+        projected = projection.rows([args.model] if args.model else PROJECTED_MODELS, args.project, args.m)
+        print("\n".join([*header(comm), *job.describe(comm.size), *table(rows, refused)]))
+        if projected:
+            print("\n".join(["#", *projection.lines(projected)]))
+        if args.json:
+            write_json(args.json, [{k: v for k, v in row.items() if k != "why"} for row in rows] + projected)
+        if args.plot:
+            plot(args.plot, projected if args.plot_projected else rows)
+    return 1 if failed else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags, checked for what needs no file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Hugging Face folder; default: the carried")
+    source.add_argument("--model", choices=MODELS, help="random 4-bit weights of this model's shape")
+    parser.add_argument("--layer", type=int, metavar="I", help="default: all of the carried checkpoint, 0 of another")
+    parser.add_argument("--m", type=positive_numbers, metavar="M,M,...", help="tokens; default 1,2,4,8,16")
+    parser.add_argument(
+        "--schemes", type=names(cq.SCHEMES), default=cq.SCHEMES, metavar="S,S,...", help=f"of {', '.join(cq.SCHEMES)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="latency against M per TP, naive beside tp-aware")
+    parser.add_argument(
+        "--project",
+        type=names([*LINKS, "none"]),
+        metavar="LINK,...",
+        help=f"links of the projected table: {', '.join(LINKS)} or none; --plot then shows the projected times",
+    )
+    parser.add_argument("--smoke", action="store_true", help="one layer, few repetitions: does everything work?")
+    args = parser.parse_args(argv)
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
+    args.m = args.m or ((1, 16) if args.smoke else (1, 2, 4, 8, 16))
+    links = PROJECTED_LINKS if args.project is None else args.project
+    args.plot_projected = args.project not in (None, ("none",))
+    args.project = [link for link in links if link != "none"]
+    return args
+
+
+def positive_numbers(text: str) -> tuple[int, ...]:
+    """ "1,2,4" -> (1, 2, 4), each at least 1, ascending."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4") from None
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds {numbers[0]}, and each must be at least 1")
+    return tuple(numbers)
+
+
+def names(known: Sequence[str]) -> Any:
+    """A reader of "a,b" that accepts only known names, and keeps the order of the known."""
+
+    def read(text: str) -> tuple[str, ...]:
+        wanted = text.split(",")
+        for name in wanted:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return tuple(name for name in known if name in wanted)
+
+    return read
+
+
+# --- what to run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """MLPs of one checkpoint, by the names of their modules."""
+
+    ckpt: Any
+    mlps: tuple[MlpModules, ...]
+    title: str
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """K input, H intermediate and N output features of the first MLP."""
+        down = self.ckpt.shape(self.mlps[0].down)
+        return self.ckpt.shape(self.mlps[0].up)[0], down[0], down[1]
+
+    @property
+    def group_size(self) -> int:
+        return int(self.ckpt.weight(self.mlps[0].down, columns=slice(0, 8)).group_size)
+
+    def describe(self, tp: int) -> list[str]:
+        """The job as header lines."""
+        K, H, N = self.sizes
+        orders = sum(bool((np.diff(self.ckpt.order(m.down)) < 0).any()) for m in self.mlps)
+        layers = f"{len(self.mlps)} MLPs, times are of one" if len(self.mlps) > 1 else "1 MLP"
+        lines = [
+            f"# {self.title}: {layers}; K={K} H={H} N={N} group_size={self.group_size} tp={tp}; "
+            f"act-order in {orders} of {len(self.mlps)} second layers"
+        ]
+        if N > CHECKED_COLUMNS:
+            lines.append(f"# check: {CHECKED_COLUMNS} of {N} columns of y against float64, all of them between ranks")
+        return lines
+
+
+def load(args: argparse.Namespace) -> Job:
+    """The job that the flags ask for. Raises CheckpointError, or ValueError for a layer that is not there."""
+    if args.model:
+        random = RandomCheckpoint(MODELS[args.model])
+        return Job(random, (random.modules,), f"{args.model}, random weights")
+    ckpt = cq.open_checkpoint(args.checkpoint or CARRIED)
+    every = cq.mlps(ckpt)
+    if args.checkpoint is None and args.layer is None and not args.smoke:
+        return Job(ckpt, tuple(every), ckpt.folder.name)
+    layer = args.layer or 0
+    found = tuple(m for m in every if m.layer == layer)
+    if not found:
+        raise ValueError(f"{ckpt.folder} has no MLP in layer {layer}; layers: {sorted({m.layer for m in every})}")
+    return Job(ckpt, found[:1], f"{ckpt.folder.name} layer {layer}")
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], dict[str, str]]:
+    """Rows (checked on rank 0 only), and the schemes that this many ranks refuse with the reason."""
+    K, H, N = job.sizes
+    x = np.random.default_rng(0).standard_normal((max(args.m), K)).astype(np.float16)
+    results: dict[tuple[int, str], Result] = {}
+    refused: dict[str, str] = {}
+    with progress((len(args.schemes) + 1) * len(args.m), "mlp", comm) as bar:
+        targets = [target(job, m, x, comm.size) for m in job.mlps] if comm.rank == 0 else []
+        bar.update(len(args.m))
+        for scheme in args.schemes:
+            try:
+                mlps = [cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme=scheme, modules=m) for m in job.mlps]
+            except ValueError as error:
+                refused[scheme] = str(error)
+                continue
+            for M in args.m:
+                results[M, scheme] = run(mlps, comm.xp.asarray(x[:M]), comm, args.smoke)
+                bar.update()
+    what = {"K": K, "H": H, "N": N, "group_size": job.group_size, "model": job.title}
+    rows = []
+    for M in args.m:
+        naive = results.get((M, "naive"))
+        for scheme in args.schemes:
+            if (M, scheme) in results:
+                row = {"scheme": scheme, "tp": comm.size, "M": M} | what
+                rows.append(row | outcome(results[M, scheme], naive, targets, twins=scheme == "tp-aware"))
+    return rows, refused
+
+
+def outcome(result: Result, naive: Result | None, targets: list[Target], twins: bool) -> Row:
+    """The figures of a result; `twins` if its bits must be those of naive's."""
+    max_err, why = judge(result, targets, naive if twins else None)
+    return {
+        "time_us": round(result.time_us, 2),
+        "wire_bytes": result.wire_bytes,
+        "max_err": max_err,
+        "speedup": None if naive is None else round(naive.time_us / result.time_us, 4),
+        "check": "FAIL" if why else "ok",
+        "why": why,
+        "projected": False,
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one scheme gave at one M.
+
+    ys       this rank's result of each layer
+    digests  for each layer, one of every rank's result
+    """
+
+    time_us: float
+    wire_bytes: int
+    ys: list[np.ndarray]
+    digests: list[list[bytes]]
+
+
+def run(mlps: list[cq.Mlp], x: Any, comm: Communicator, smoke: bool) -> Result:
+    """Call every MLP on x: once for the result and the bytes, then for the time."""
+    comm.reset_sent()
+    ys = [to_numpy(mlp(x)) for mlp in mlps]
+    sent = int(to_numpy(comm.all_gather(comm.xp.asarray([comm.sent_bytes]))).max())
+    digests = [same_on_ranks(hashlib.sha256(y.tobytes()).digest(), comm) for y in ys]
+    took = time_us(lambda: [mlp(x) for mlp in mlps], comm, 3 if smoke else 20, 0.1 if smoke else 0.5)
+    return Result(took / len(mlps), sent // len(mlps), ys, digests)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The unsharded formula in float64 at some output columns, and the bound on what may differ."""
+
+    columns: np.ndarray
+    exact: np.ndarray
+    bound: np.ndarray
+
+
+def target(job: Job, modules: MlpModules, x: np.ndarray, tp: int) -> Target:
+    """What an MLP must give for x on tp ranks."""
+    weights = [job.ckpt.weight(name) for name in modules.first]
+    up_bias = weights[-1].bias
+    dense = [cq.dequantize(w) for w in weights]
+    gate, up = np.split(dense[0], 2, axis=1) if modules.fused else (dense[0] if modules.gate else None, dense[-1])
+    N = job.ckpt.shape(modules.down)[1]
+    columns = np.unique(np.linspace(0, N - 1, min(N, CHECKED_COLUMNS)).astype(np.int64))
+    down = job.ckpt.weight(modules.down, columns=columns)
+    exact, bound = reference_mlp(
+        x, gate, up, cq.dequantize(down), modules.activation, tp, up_bias=up_bias, down_bias=down.bias
+    )
+    return Target(columns, exact, bound)
+
+
+def judge(result: Result, targets: list[Target], twin: Result | None) -> tuple[float, list[str]]:
+    """Largest error, and what is wrong with a result: nothing, if it is right.
+
+    targets  one for each layer; none on ranks that do not check
+    twin     a result that must have the same bits
+    """
+    max_err, why = 0.0, []
+    for layer, target in enumerate(targets):
+        y = result.ys[layer]
+        M = len(y)
+        exact, bound = target.exact[:M], target.bound[:M]
+        at_columns = y[:, target.columns]
+        wrong = outside(at_columns, exact, bound)
+        if wrong.any():
+            why.append(f"layer {layer}: {wrong.sum()} of {wrong.size} elements outside the bound")
+        max_err = float(np.maximum(max_err, np.abs(at_columns.astype(np.float64) - exact).max()))
+        if len(set(result.digests[layer])) != 1:
+            why.append(f"layer {layer}: ranks hold different results")
+        if twin is not None and result.digests[layer] != twin.digests[layer]:
+            why.append(f"layer {layer}: tp-aware and naive differ")
+    return max_err, why
+
+
+# --- showing -------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row], refused: dict[str, str]) -> list[str]:
+    """The measured table, with what was refused and what failed below it."""
+    lines = [TABLE.heading(), *(TABLE.line(row) for row in rows)]
+    lines += [f"# {scheme}: not run: {why}" for scheme, why in refused.items()]
+    return lines + [f"# FAIL {row['scheme']} M={row['M']}: {why}" for row in rows for why in row["why"]]
+
+
+def plot(path: Path, rows: list[Row]) -> None:
+    """Latency against M per TP, naive and tp-aware side by side: the paper's figures 5 to 8."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = list(dict.fromkeys(kind(row) for row in rows))
+    tps = sorted({row["tp"] for row in rows})
+    figure, axes = pyplot.subplots(
+        len(kinds), len(tps), figsize=(3 * len(tps) + 1, 2.6 * len(kinds)), squeeze=False, layout="constrained"
+    )
+    for line, of_kind in zip(axes, kinds, strict=True):
+        for axis, tp in zip(line, tps, strict=True):
+            panel = [row for row in rows if kind(row) == of_kind and row["tp"] == tp]
+            tokens = sorted({row["M"] for row in panel})
+            for offset, scheme in ((-0.2, "naive"), (0.2, "tp-aware")):
+                times = {row["M"]: row["time_us"] for row in panel if row["scheme"] == scheme}
+                at = [tokens.index(M) + offset for M in times]
+                axis.bar(at, list(times.values()), width=0.4, label=scheme)
+            axis.set_xticks(range(len(tokens)), [str(M) for M in tokens])
+            axis.set_title(f"{of_kind}\nTP={tp}", fontsize="small")
+            axis.set_xlabel("M")
+        line[0].set_ylabel("time_us")
+        line[0].legend(fontsize="small")
+    figure.savefig(path)
+
+
+def kind(row: Row) -> str:
+    """What a line of panels shows."""
+    return f"PROJECTED {row['model']} {row['weights']} {row['link']}" if row["projected"] else row["model"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

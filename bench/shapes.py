@@ -1,0 +1,84 @@
+"""Models that the benches know by name: the shape of an MLP, and random weights of that shape.
+
+Sizes are those of each model's public config.json.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cutpq.architectures import MlpModules
+from cutpq.cost import MlpShape
+from cutpq.weight import QuantWeight
+
+MODELS = {
+    shape.name: shape
+    for shape in (
+        MlpShape("llama-7b", 4096, 11008, 4096, gated=True),
+        MlpShape("llama-70b", 8192, 28672, 8192, gated=True),
+        MlpShape("qwen2-72b", 8192, 29568, 8192, gated=True),
+        MlpShape("granite-20b", 6144, 24576, 6144, gated=False),
+    )
+}
+
+Selection = slice | np.ndarray | None
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """One act-ordered 4-bit MLP with a model's shape, read like a checkpoint: only what is asked for comes to be.
+
+    A code is a hash of its row and its column, so that each rank makes its own shard and all mean the same weight.
+    `gate` and `up` share an order, `down` has another. Symmetric; biases where the MLP has no gate (Granite, GPT).
+    """
+
+    mlp: MlpShape
+    group_size: int = 128
+
+    folder = Path("random weights")
+    bits = 4
+
+    @property
+    def modules(self) -> MlpModules:
+        """What Mlp.from_checkpoint takes as modules=."""
+        if self.mlp.gated:
+            return MlpModules("gate", "up", "down", "silu")
+        return MlpModules(None, "up", "down", "gelu_tanh")
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(K, N) of gate, up or down."""
+        return (self.mlp.H, self.mlp.N) if name == "down" else (self.mlp.K, self.mlp.H)
+
+    def order(self, name: str) -> np.ndarray:
+        """g_idx as act-order leaves it: full groups, scattered."""
+        rng = _rng("order of down" if name == "down" else "order of gate and up")
+        return (rng.permutation(self.shape(name)[0]) // self.group_size).astype(np.int32)
+
+    def weight(self, name: str, rows: Selection = None, columns: Selection = None) -> QuantWeight:
+        """gate, up or down, or these rows and columns of it; g_idx and scales as Checkpoint.weight gives them."""
+        K, N = self.shape(name)
+        rows = slice(None) if rows is None else rows
+        columns = slice(None) if columns is None else columns
+        rng = _rng(name)
+        of_row, of_column = (rng.integers(0, 2**32, n, np.uint32) | np.uint32(1) for n in (K, N))
+        G = -(-K // self.group_size)
+        # A code is spread over -8 .. 7 times its scale: weights of standard deviation about 1/2 / sqrt(K).
+        scales = (rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)
+        bias = None if self.mlp.gated else (rng.standard_normal(N) / 8).astype(np.float16)
+        return QuantWeight(
+            codes=(of_row[rows, None] * of_column[None, columns] >> np.uint32(28)).astype(np.uint8),
+            scales=scales[:, columns],
+            zeros=np.full_like(scales[:, columns], 8, dtype=np.uint8),
+            g_idx=self.order(name)[rows],
+            bits=self.bits,
+            group_size=self.group_size,
+            bias=None if bias is None else bias[columns],
+        )
+
+
+def _rng(what: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(what.encode()))

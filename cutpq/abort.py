@@ -1,0 +1,72 @@
+"""How a job of many processes ends when one of them fails: at once, with the reason, and not in silence for ever."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+import time
+import traceback
+from types import ModuleType, TracebackType
+from typing import Any, NoReturn
+
+# How long a rank that leaves with a nonzero status waits for the others to leave as well.
+PATIENCE_S = 5.0
+
+
+def end_job_on_failure(mpi: ModuleType) -> None:
+    """From now on a rank that fails ends the job, since the others would wait for it in their next collective.
+
+    An uncaught exception, in any thread, prints its traceback, each line with its rank, and aborts at once. A rank
+    that leaves by `sys.exit` with a nonzero status gives the others PATIENCE_S seconds to leave too (a program may
+    end so on all ranks) and then aborts. `raise SystemExit` cannot be seen: write sys.exit.
+
+    Collective over mpi.COMM_WORLD; a second call does nothing.
+    """
+    if not isinstance(getattr(sys.excepthook, "__self__", None), _Rank):
+        _Rank(mpi).watch()
+
+
+class _Rank:
+    """One rank of the job on its way out."""
+
+    def __init__(self, mpi: ModuleType):
+        self.mpi = mpi
+        self.number = mpi.COMM_WORLD.Get_rank()
+        self.farewell = mpi.COMM_WORLD.Dup()  # its barrier cannot be taken for one of the program's
+        self.status = 0
+        self.exit = sys.exit
+
+    def watch(self) -> None:
+        """Take over the places where Python reports that it ends."""
+        sys.excepthook = self.on_error
+        threading.excepthook = self.on_thread_error
+        sys.exit = self.on_exit
+        atexit.register(self.wait_for_others)
+
+    def on_error(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self.abort("".join(traceback.format_exception(kind, error, trace)))
+
+    def on_thread_error(self, args: Any) -> None:
+        if args.exc_type is not SystemExit:  # which ends a thread in silence
+            self.on_error(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def on_exit(self, status: Any = None) -> NoReturn:
+        self.status = status if isinstance(status, int) else int(status is not None)
+        self.exit(status)
+
+    def wait_for_others(self) -> None:
+        if self.mpi.Is_finalized():
+            return
+        all_left = self.farewell.Ibarrier()
+        deadline = time.monotonic() + PATIENCE_S
+        while not all_left.Test():
+            if self.status and time.monotonic() > deadline:
+                self.abort(f"left with exit status {self.status} while other ranks still run: ending the job")
+            time.sleep(0.001)
+
+    def abort(self, text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write("".join(f"[rank {self.number}] {line}\n" for line in text.splitlines()))
+        sys.stderr.flush()
+        self.mpi.COMM_WORLD.Abort(self.status or 1)

@@ -1,0 +1,53 @@
+"""Codes of 1 to 8 bits in 32-bit words: a dense bitstream, little end first.
+
+Code i occupies bits  i*bits .. (i+1)*bits - 1  of the stream, and bit b of the stream is bit b % 32 of word b // 32.
+So a 4-bit word holds eight codes, and a 3-bit code may straddle two words. GPTQ packs rows of weights and columns of
+zeros this way, compressed-tensors likewise.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import numpy as np
+
+
+def words_for(count: int, bits: int) -> int:
+    """Words that `count` codes fill."""
+    return -(-count * bits // 32)
+
+
+def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The codes in `words`, packed along the first axis: (words_for(count, bits), n) int32 -> (count, n) uint8."""
+    words = words.view(np.uint32)
+    codes = np.empty((count, *words.shape[1:]), np.uint8)
+    period, stride = _period(bits)
+    for i in range(min(period, count)):
+        target = codes[i::period]
+        word, shift = divmod(i * bits, 32)
+        field = words[word::stride][: len(target)] >> np.uint32(shift)
+        if shift + bits > 32:
+            high = words[word + 1 :: stride][: len(target)]
+            field |= high << np.uint32(32 - shift)
+        field &= np.uint32((1 << bits) - 1)
+        target[...] = field
+    return codes
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of unpack: (count, n) uint8, each below 2**bits -> (words_for(count, bits), n) int32."""
+    words = np.zeros((words_for(len(codes), bits), *codes.shape[1:]), np.uint32)
+    period, stride = _period(bits)
+    for i in range(min(period, len(codes))):
+        field = codes[i::period].astype(np.uint32)
+        word, shift = divmod(i * bits, 32)
+        words[word::stride][: len(field)] |= field << np.uint32(shift)
+        if shift + bits > 32:
+            words[word + 1 :: stride][: len(field)] |= field >> np.uint32(32 - shift)
+    return words.view(np.int32)
+
+
+def _period(bits: int) -> tuple[int, int]:
+    """After how many codes, and how many words, the layout repeats."""
+    common = gcd(bits, 32)
+    return 32 // common, bits // common

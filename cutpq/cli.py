@@ -1,0 +1,377 @@
+"""cutpq inspect | plan | convert: what a checkpoint holds, what to do with it on several GPUs, and doing it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .architectures import module_role
+from .checkpoint import Checkpoint, open_checkpoint
+from .convert import Conversion, convert
+from .cost import LINKS
+from .facts import ModuleFacts
+from .plan import LayerPlan, plan
+from .proof import ConversionError
+from .tensors import CheckpointError, CheckpointWarning
+
+_EXAMPLES = """examples:
+  cutpq inspect Llama-2-70B-GPTQ                        what the files hold, against what the config claims
+  cutpq inspect Llama-2-70B-GPTQ --json | jq '.modules[].order'
+  cutpq plan Llama-2-70B-GPTQ --tp 8 --link h100-nvlink
+  cutpq convert Llama-2-70B-GPTQ Llama-2-70B-sorted     no act-order in any down_proj, for any engine and any TP
+"""
+
+_INSPECT = """One row for each kind of quantized module; layers that are alike share it.
+
+  order   act-order (rows of the groups are scattered), trivial (row k is in group k // group), ordered (contiguous,
+          with other borders), absent or unset (no g_idx: read as trivial)
+  zeros   how zero points are stored: v1 holds z - 1, v2 holds z
+  tp      for modules whose input features are cut: the most ranks that get whole groups; then those of 1, 2, 4, 8, 16
+          that get equally many
+"""
+
+_CONVERT = """Sort the rows of every act-ordered down_proj by group, let the columns of gate and up follow, and write
+the checkpoint in the format that it has: same names, shapes, dtypes and results, for any engine and any number of
+ranks. Then read everything back and prove it, bit for bit. SRC is never written to; DST appears when all is proven,
+until then it is DST.unfinished-PID.
+
+Where every down_proj is ordered already, nothing is written, and the exit status is 0. Weights in other files than
+the checkpoint's own safetensors (*.bin, *.gguf, adapters) are left out, since their order would be the old one."""
+
+_TP_SIZES = (1, 2, 4, 8, 16)
+
+# A part of a module's name that counts: a layer or an expert. The 1 of w1 does not.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CheckpointWarning)
+            args.run(args)
+        for message in dict.fromkeys(str(w.message) for w in caught):
+            print(f"note: {message}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (CheckpointError, ConversionError) as e:
+        return _fail(str(e))
+    except OSError as e:
+        return _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+    except KeyboardInterrupt:
+        print("cutpq: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"cutpq: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="cutpq", description=__doc__, epilog=_EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="inspect | plan | convert")
+
+    command = commands.add_parser("inspect", help="what a checkpoint holds", description=_INSPECT, formatter_class=raw)
+    command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
+    command.add_argument("--json", action="store_true", help="one JSON object, with every module by itself")
+    command.set_defaults(run=_inspect)
+
+    about = "For each kind of quantized module: the schemes that are possible, what they cost, and which to take."
+    command = commands.add_parser("plan", help="a scheme for each layer", description=about)
+    command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
+    command.add_argument("--tp", type=_positive, required=True, metavar="N", help="number of ranks")
+    command.add_argument("--link", choices=LINKS, required=True, help="what joins the GPUs")
+    command.add_argument("--m", type=_positive, default=16, metavar="M", help="tokens of a call (default 16)")
+    command.add_argument("--json", action="store_true", help="a JSON list, with every module by itself")
+    command.set_defaults(run=_plan)
+
+    command = commands.add_parser(
+        "convert", help="sort the groups of every down_proj", description=_CONVERT, formatter_class=raw
+    )
+    command.add_argument("src", metavar="SRC", help="a Hugging Face folder")
+    command.add_argument("dst", metavar="DST", help="a folder that does not exist, or is empty")
+    command.set_defaults(run=_convert)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+# --- inspect -------------------------------------------------------------------------------------------------------
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    ckpt = open_checkpoint(args.dir)
+    names = tqdm(ckpt.weights(), desc="reading", unit="module", delay=2, disable=None, leave=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)  # facts have it as a note
+        modules = [_describe(ckpt, ckpt.facts(name)) for name in names]
+    if args.json:
+        print(json.dumps({"folder": str(ckpt.folder), "files": ckpt.files(), "modules": modules}, indent=2))
+        return
+    print(f"{ckpt.folder}: {_count(len(ckpt.files()), 'file')}, {_count(len(ckpt.tensors()), 'tensor')}, "
+          f"{_count(len(modules), 'quantized module')}")
+    for claims in dict.fromkeys(_show_claims(m["claims"]) for m in modules):
+        print(f"claimed: {claims}")
+    if not modules:
+        return
+    rows, notes = [], _Notes()
+    for names, module in _alike(modules):
+        row = [names, module["K"], module["N"], module["bits"], module["group_size"], module["order"], module["zeros"]]
+        row += ["yes" if module["sym"] else "no", _show_tp(module), notes.marks(module["notes"])]
+        rows.append(row)
+    print()
+    _print_table(("module", "K", "N", "bits", "group", "order", "zeros", "sym", "tp", "notes"), rows)
+    notes.print()
+
+
+def _describe(ckpt: Checkpoint, facts: ModuleFacts) -> dict[str, Any]:
+    groups = len(np.unique(ckpt.order(facts.name)))
+    row_parallel = module_role(facts.name) == "row"
+    return {
+        "name": facts.name,
+        "K": facts.K,
+        "N": facts.N,
+        "bits": facts.bits,
+        "group_size": facts.group_size,
+        "groups": groups,
+        "order": facts.order,
+        "zeros": facts.zeros.decided,
+        "sym": facts.sym,
+        "max_tp": groups if row_parallel else None,
+        "equal_tp": [tp for tp in _TP_SIZES if groups % tp == 0] if row_parallel else None,
+        "claims": asdict(facts.spec),
+        "notes": list(facts.notes),
+    }
+
+
+def _show_claims(claims: dict[str, Any]) -> str:
+    label = "" if claims["label"] == claims["format"] else f" ({claims['label']})"
+    flags = ", ".join(f"{key} {str(claims[key]).lower()}" for key in ("bits", "group_size", "desc_act", "sym"))
+    return f"{claims['format']}{label}, {flags}"
+
+
+def _show_tp(module: dict[str, Any]) -> str:
+    if module["max_tp"] is None:
+        return "-"
+    return f"<={module['max_tp']}, equal at {' '.join(map(str, module['equal_tp']))}"
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+def _plan(args: argparse.Namespace) -> None:
+    layers = plan(open_checkpoint(args.dir), args.tp, args.link, args.m)
+    if args.json:
+        print(json.dumps([asdict(layer) for layer in layers], indent=2))
+        return
+    print(f"tp={args.tp}, M={args.m}, {args.link}: bytes of the busiest rank, times predicted by a model of the link")
+    rows, notes = [], _Notes()
+    for names, shown in _alike([_show_layer(layer) for layer in layers]):
+        rows.append([names, *(shown[key] for key in _PLAN_COLUMNS[1:-1]), notes.marks(shown["why"])])
+    print()
+    _print_table(_PLAN_COLUMNS, rows)
+    notes.print()
+
+
+_PLAN_COLUMNS = (
+    "module", "role", "K", "N", "order", "scheme", "read_bytes", "sent_bytes", "time_us", "other schemes (us)", "why"
+)  # fmt: skip
+
+
+def _show_layer(layer: LayerPlan) -> dict[str, Any]:
+    others = [f"{o.scheme} {o.time_us:.1f}" for o in layer.options if o.scheme != layer.chosen]
+    return {
+        "name": layer.name,
+        "role": layer.role,
+        "K": layer.K,
+        "N": layer.N,
+        "order": layer.order,
+        "scheme": layer.chosen,
+        "read_bytes": layer.best.read_bytes,
+        "sent_bytes": layer.best.sent_bytes,
+        "time_us": f"{layer.best.time_us:.1f}",
+        "other schemes (us)": ", ".join(others) or "-",
+        "why": [layer.reason],
+    }
+
+
+# --- convert -------------------------------------------------------------------------------------------------------
+
+
+def _convert(args: argparse.Namespace) -> None:
+    with _terminable(), _Bars() as bars:
+        done = convert(args.src, args.dst, bars.show)
+    if done.sorted:
+        print(f"sorted: {', '.join(_names(done.sorted))}")
+    else:
+        print(f"nothing to convert: no MLP of {args.src} has an act-ordered down_proj; {args.dst} was not made")
+    for why, names in _reasons(done.act_order).items():
+        print(f"act-ordered still, {why}: {', '.join(_names(names))}")
+    if done.left_out:
+        print(f"left out, as its weights have the old order: {', '.join(done.left_out)}")
+    if done.sorted:
+        print(f"proved, bit for bit: {_count(len(done.sorted), 'MLP')} permuted, all other tensors equal")
+        print(f"{args.dst}: {_summary(done)}")
+
+
+def _reasons(names: Sequence[str]) -> dict[str, list[str]]:
+    """Why modules may stay act-ordered, and which."""
+    why = {
+        "column": "each rank gathers its input alone, nothing is sent",
+        "row": "the layer before cannot follow (attention's features belong to heads)",
+        "other": "not cut by tensor parallelism",
+    }
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        reasons.setdefault(why[module_role(name)], []).append(name)
+    return reasons
+
+
+def _summary(done: Conversion) -> str:
+    mb, both = done.nbytes / 1e6, done.convert_s + done.prove_s
+    text = f"{mb:.1f} MB in {both:.1f} s: written at {mb / done.convert_s:.0f} MB/s, with proof {mb / both:.0f} MB/s"
+    peak = _peak_mb()
+    return text if peak is None else f"{text}, peak memory {peak:.0f} MB"
+
+
+def _peak_mb() -> float | None:
+    """Most memory that this process has had resident, mapped files included; None where the system does not say.
+
+    Linux's own account of it: getrusage would report the parent's peak where that was higher.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 / 1e6 if found else None
+
+
+class _Bars:
+    """A progress bar on stderr for each stage of a conversion, where stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.__exit__()
+            self._stage = stage
+            self._bar = tqdm(total=total, desc=stage, unit="B", unit_scale=True, disable=None, leave=False)
+        self._bar.update(done - self._bar.n)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process as an exception does, so that nothing half written is left."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+class _Notes:
+    """Sentences too long for a table: a mark in the row, the sentence once below."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def marks(self, sentences: Sequence[str]) -> str:
+        return " ".join(f"[{self._numbers.setdefault(s, len(self._numbers) + 1)}]" for s in sentences)
+
+    def print(self) -> None:
+        if self._numbers:
+            print()
+        for sentence, number in self._numbers.items():
+            print(f"[{number}] {sentence}")
+
+
+def _alike(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that differ in the numbers of their names only, as one: ("layers.{0..31}.mlp.up_proj  x32", row)."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        key = json.dumps({**row, "name": _NUMBER.sub("#", row["name"])}, default=str)
+        alike.setdefault(key, []).append(row)
+    for same in alike.values():
+        for names in _names([row["name"] for row in same]):
+            yield names, same[0]
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """Names with runs of numbers written as {0..31}, and how many there are."""
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        by_form.setdefault(_NUMBER.sub("#", name), []).append(name)
+    shown = []
+    for form, of_form in by_form.items():
+        numbers = np.array([[int(n) for n in _NUMBER.findall(name)] for name in of_form], int)
+        distinct = [sorted(set(column.tolist())) for column in numbers.T]
+        if len(of_form) == 1 or np.prod([len(d) for d in distinct]) != len(of_form):  # not every combination
+            shown += of_form
+            continue
+        runs = iter([_runs(d) for d in distinct])
+        shown.append(re.sub("#", lambda _, runs=runs: next(runs), form) + f"  x{len(of_form)}")  # type: ignore[misc]
+    return shown
+
+
+def _runs(numbers: list[int]) -> str:
+    """[3] -> "3", [0, 1, 2, 5] -> "{0..2,5}"."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return "{" + ",".join(f"{a}..{b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True)) + "}"
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns two spaces apart; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(header, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(re.fullmatch(r"[\d.]+", cell) for cell in column[1:]) for column in columns]
+    for row in [list(header), *cells]:
+        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        print("  ".join(aligned).rstrip())
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

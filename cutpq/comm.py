@@ -1,0 +1,100 @@
+"""Ranks and the collectives between them: `init` for processes, `run_threads` for threads.
+
+comm = init()                         # prints which backend it chose, and why
+y    = comm.all_gather(x)             # (size, *x.shape)
+y    = comm.all_to_all(x)             # x (size, ...): row r goes to rank r
+y    = comm.all_reduce(x)             # sum over the ranks
+
+backend    ranks are                     arrays
+self       this process alone            NumPy or CuPy
+threads    threads, see `run_threads`    NumPy or CuPy
+mpi        processes                     NumPy
+nccl       processes, a GPU each         CuPy
+host       processes that share GPUs     CuPy, through host memory
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import launch
+from .abort import end_job_on_failure
+from .comm_threads import RanksDisagreeError, run_threads
+from .communicator import Communicator, SelfCommunicator
+
+__all__ = ["BACKENDS", "Communicator", "RanksDisagreeError", "SelfCommunicator", "init", "run_threads"]
+
+BACKENDS = ("auto", "self", "threads", "mpi", "nccl", "host")
+
+
+def init(backend: str = "auto") -> Communicator:
+    """The communicator of all ranks that were started together; rank 0 prints which backend it has and why.
+
+    backend  "auto", for which the environment variable CUTPQ_COMM may name another, or
+             "self", "mpi", "nccl", "host"
+
+    auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; host
+    where ranks share GPUs or NCCL is missing. The ranks decide together. A rank's GPU is its number on its node
+    modulo the node's GPUs, and becomes CuPy's current device.
+
+    With more than one process, an uncaught error on one rank from now on ends the whole job.
+
+    Raises ValueError for an unknown backend, RuntimeError on all ranks where the one asked for cannot run, and where
+    several processes were launched but MPI is missing or does not belong to the launcher.
+    """
+    asked = (os.environ.get("CUTPQ_COMM") or "auto") if backend == "auto" else backend
+    if asked not in BACKENDS:
+        origin = "CUTPQ_COMM" if backend == "auto" else "backend"
+        raise ValueError(f"{origin}={asked!r} is not one of {', '.join(BACKENDS)}")
+    if asked == "threads":
+        raise ValueError("ranks as threads are started by cutpq.run_threads(size, fn, *args), not by init")
+    comm = _connect(asked)
+    if comm.rank == 0:
+        ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
+        print(f"# cutpq: {ranks}, backend {comm.backend}: {comm.reason}", flush=True)
+    return comm
+
+
+def _connect(asked: str) -> Communicator:
+    if asked == "self":
+        return _alone("asked for")
+    mpi = launch.start_mpi(required=asked != "auto")
+    if mpi is None:
+        return _alone("one process, and no MPI installed")
+    world = mpi.COMM_WORLD
+    if asked == "auto" and world.Get_size() == 1:
+        return _alone("one process")
+    if world.Get_size() > 1:
+        end_job_on_failure(mpi)
+
+    from .comm_mpi import HostCommunicator, MpiCommunicator
+
+    if asked == "mpi":
+        return MpiCommunicator(world, "asked for")
+    mine = launch.find_gpu(launch.node_rank(mpi))
+    found = world.allgather(mine)
+    chosen, reason = launch.choose(found) if asked == "auto" else launch.require(asked, found)
+    if chosen == "mpi":
+        return MpiCommunicator(world, reason)
+
+    import cupy
+
+    cupy.cuda.Device(mine.device).use()
+    if chosen == "host":
+        return HostCommunicator(world, reason, mine.device)
+
+    from cupy.cuda import nccl
+
+    from .comm_nccl import NcclCommunicator
+
+    return NcclCommunicator(MpiCommunicator(world, reason), nccl, cupy, mine.device)
+
+
+def _alone(reason: str) -> SelfCommunicator:
+    gpu = launch.find_gpu(0)
+    if gpu.device is None:
+        return SelfCommunicator(reason)
+
+    import cupy
+
+    return SelfCommunicator(reason, cupy, cupy.cuda.Device().id)

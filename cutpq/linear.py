@@ -1,0 +1,274 @@
+"""Tensor-parallel linear layers over act-ordered weights: the five schemes.
+
+A column-parallel layer cuts its output features; its own act-order is a local gather of x, which every rank holds.
+A row-parallel layer cuts its input features, and there act-order hurts: sorted into groups, a rank's rows want input
+features that other ranks computed. P is the stable permutation that sorts the groups, b the bounds of the ranks:
+
+    scheme       rows on rank r             what happens to x                      what the rank pays
+    unordered    b[r] .. b[r+1] of W        nothing; scales are looked up per row  scattered scales of all groups
+    naive        b[r] .. b[r+1] of W[P]     all_gather, take columns P[b[r]..]     a collective of M x K
+    all-to-all   b[r] .. b[r+1] of W[P]     ranks send just the columns needed     1/tp of naive's bytes
+    local        b[r] .. b[r+1] of W,       own columns are permuted               scales of all groups
+                 then sorted
+    tp-aware     b[r] .. b[r+1] of W[P]     nothing: the layer before produces     nothing
+                                            columns P[b[r]..b[r+1]]
+
+`tp-aware` is Algorithm 3 of arXiv 2402.04925 and `naive` its Algorithm 2: they multiply the same numbers in the same
+order, and their results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import ModuleType
+
+import numpy as np
+
+from .all_reduce import all_reduce
+from .array import Array, array_module, check_array, to_numpy
+from .checkpoint import Checkpoint
+from .comm import Communicator
+from .gemm import matmul
+from .reorder import invert, sort_groups, sorting_permutation
+from .shard import GROUP_ALIGNED, SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
+from .trace import span
+from .weight import QuantWeight
+
+Index = slice | Array
+EVERYTHING = slice(None)
+
+
+@dataclass(frozen=True)
+class WeightInFile:
+    """Columns first .. last of a checkpoint's quantized module, of which only what is taken is read."""
+
+    ckpt: Checkpoint
+    name: str
+    first: int
+    last: int
+
+    @classmethod
+    def whole(cls, ckpt: Checkpoint, name: str) -> WeightInFile:
+        """All columns of the module `name`."""
+        return cls(ckpt, name, 0, ckpt.shape(name)[1])
+
+    def halves(self) -> tuple[WeightInFile, WeightInFile]:
+        """Left and right half of the columns, where fused modules hold gate and up."""
+        middle = (self.first + self.last) // 2
+        return replace(self, last=middle), replace(self, first=middle)
+
+    @property
+    def K(self) -> int:
+        return self.ckpt.shape(self.name)[0]
+
+    @property
+    def N(self) -> int:
+        return self.last - self.first
+
+    @cached_property
+    def g_idx(self) -> np.ndarray:
+        return self.ckpt.order(self.name)
+
+
+Source = QuantWeight | WeightInFile
+
+
+def take(source: Source, rows: Index = EVERYTHING, columns: Index = EVERYTHING) -> QuantWeight:
+    """The part of a whole weight at these rows and columns, with the scales of just the groups it touches."""
+    if isinstance(source, QuantWeight):
+        rows, columns = (i if isinstance(i, slice) else _move(i, array_module(source.codes)) for i in (rows, columns))
+        return shard_rows(shard_columns(source, columns), rows)
+    if isinstance(columns, slice):
+        start, stop, _ = columns.indices(source.N)
+        columns = slice(source.first + start, source.first + stop)
+    else:
+        columns = source.first + columns
+    with span("load"):
+        return shard_rows(source.ckpt.weight(source.name, rows=rows, columns=columns), EVERYTHING)
+
+
+class ColumnParallelLinear:
+    """y = x @ W[:, columns] + bias[columns]: every rank has all of x and makes its own output features.
+
+    sources  a weight, or several that take the same x; their outputs stand side by side ([gate | up])
+    columns  this rank's columns of each source, in the order wanted; default: an even share
+    sort     False leaves the rows in disk order (scheme `unordered`)
+
+    Sources in the same order become one product; where their `g_idx` differ, each gets its own gather of x.
+    """
+
+    def __init__(
+        self, sources: Source | Sequence[Source], comm: Communicator, columns: Index | None = None, *, sort: bool = True
+    ):
+        sources = [sources] if isinstance(sources, Source) else list(sources)
+        if columns is None:
+            bounds = even_bounds(sources[0].N, comm.size)
+            columns = slice(bounds[comm.rank], bounds[comm.rank + 1])
+        self.parts: list[tuple[QuantWeight, Array | None]] = []
+        for weight in _merge([take(source, columns=columns) for source in sources]):
+            perm = None
+            if sort and not weight.is_ordered:
+                weight, perm = sort_groups(weight)
+                perm = _move(perm, comm.xp)
+            self.parts.append((weight.to(comm.xp), perm))
+
+    def __call__(self, x: Array) -> Array:
+        """x (M, K), in disk order -> (M, columns of all sources)."""
+        check_array("x", x, ("M", self.parts[0][0].K))
+        ys = []
+        for weight, perm in self.parts:
+            if perm is None:
+                x_sorted = x
+            else:
+                with span("permute"):
+                    x_sorted = x[:, perm]
+            with span("gemm 1"):
+                ys.append(matmul(x_sorted, weight))
+        return ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
+
+
+class RowParallelLinear:
+    """y = sum over ranks of x_rank @ W[rows of rank], plus bias: the same array on every rank, bit for bit.
+
+    source    the whole weight
+    scheme    one of SCHEMES, see above
+    x_bounds  (size + 1,) bounds of the features that each rank brings as x, in disk order; default: the bounds of
+              the groups, or an even share where there are more ranks than groups. Not for `tp-aware`.
+
+    The ranks' partial sums are rounded to x's dtype, added in float32 in rank order and rounded again.
+    Rank 0 alone adds the bias, before its rounding. Raises ValueError for an unknown scheme, and for a scheme that
+    needs whole groups on a rank with more ranks than groups.
+    """
+
+    def __init__(
+        self, source: Source, comm: Communicator, scheme: str = "local", x_bounds: Sequence[int] | None = None
+    ):
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
+        if scheme == "tp-aware" and x_bounds is not None:
+            raise ValueError("scheme 'tp-aware' decides itself which features a rank brings: leave x_bounds out")
+        self.comm, self.scheme = comm, scheme
+        g_idx = to_numpy(source.g_idx)
+        x_cut = default_bounds(g_idx, comm.size) if x_bounds is None else _check_bounds(x_bounds, source.K, comm.size)
+        in_disk_order = slice(int(x_cut[comm.rank]), int(x_cut[comm.rank + 1]))
+        self.prepare: Callable[[Array], Array] | None = None  # x as it arrives -> x as the weight's rows want it
+        self.x_columns: Index = in_disk_order
+        rows: Index = in_disk_order
+        if scheme in GROUP_ALIGNED:
+            cut = group_bounds(g_idx, comm.size)
+            needs = np.split(sorting_permutation(g_idx), cut[1:-1])
+            rows = needs[comm.rank]
+            if scheme == "tp-aware":
+                self.x_columns = rows
+            else:
+                exchange = _AllGather if scheme == "naive" else _AllToAll
+                self.prepare = exchange(comm, x_cut, needs)
+        weight = take(source, rows=rows)
+        if scheme == "local" and not weight.is_ordered:
+            weight, perm = sort_groups(weight)
+            self.prepare = _Permute(_move(perm, comm.xp))
+        if comm.rank != 0:
+            weight = replace(weight, bias=None)
+        self.weight = weight.to(comm.xp)
+
+    def __call__(self, x: Array) -> Array:
+        """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks."""
+        width = self.weight.K if isinstance(self.x_columns, np.ndarray) else self.x_columns.stop - self.x_columns.start
+        check_array("x", x, ("M", width))
+        if self.prepare is not None:
+            x = self.prepare(x)
+        with span("gemm 2"):
+            y = matmul(x, self.weight)
+        with span("all_reduce"):
+            return all_reduce(y, self.comm)
+
+
+def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
+    """Bounds of the groups over the ranks; an even cut in multiples of 8 where there are more ranks than groups."""
+    groups = len(np.unique(to_numpy(g_idx)))
+    return group_bounds(g_idx, tp) if tp <= groups else even_bounds(len(g_idx), tp, multiple=8)
+
+
+class _Permute:
+    """x[:, perm], columns that this rank already has."""
+
+    def __init__(self, perm: Array):
+        self.perm = perm
+
+    def __call__(self, x: Array) -> Array:
+        with span("permute"):
+            return x[:, self.perm]
+
+
+# The two exchanges send features as rows (x transposed), so that what one rank sends another is contiguous and
+# choosing features is the same single copy as transposing them.
+
+
+class _AllGather:
+    """Every rank's features to every rank; each then keeps those of its own rows (`naive`)."""
+
+    def __init__(self, comm: Communicator, x_cut: np.ndarray, needs: list[np.ndarray]):
+        self.comm = comm
+        self.widths = np.diff(x_cut)
+        self.mine = _move(needs[comm.rank], comm.xp)
+
+    def __call__(self, x: Array) -> Array:
+        M = x.shape[0]
+        with span("exchange"):
+            every = self.comm.all_gather(x.T.ravel(), [int(w) * M for w in self.widths]).reshape(self.widths.sum(), M)
+        with span("permute"):
+            return every[self.mine].T
+
+
+class _AllToAll:
+    """Each feature to the one rank whose rows need it (`all-to-all`)."""
+
+    def __init__(self, comm: Communicator, x_cut: np.ndarray, needs: list[np.ndarray]):
+        owners = [np.searchsorted(x_cut, need, side="right") - 1 for need in needs]
+        sends = [need[owner == comm.rank] - x_cut[comm.rank] for need, owner in zip(needs, owners, strict=True)]
+        # What arrives is ordered by sender and within a sender by my rows; `place` puts it back into my rows' order.
+        place = invert(np.argsort(owners[comm.rank], kind="stable"))
+        self.comm = comm
+        self.send_counts = [len(s) for s in sends]
+        self.recv_counts = np.bincount(owners[comm.rank], minlength=comm.size).tolist()
+        self.sends, self.place = _move(np.concatenate(sends), comm.xp), _move(place, comm.xp)
+
+    def __call__(self, x: Array) -> Array:
+        M = x.shape[0]
+        with span("permute"):
+            outgoing = x.T[self.sends].ravel()
+        with span("exchange"):
+            arrived = self.comm.all_to_all(
+                outgoing, [n * M for n in self.send_counts], [n * M for n in self.recv_counts]
+            )
+        with span("permute"):
+            return arrived.reshape(len(self.place), M)[self.place].T
+
+
+def _merge(weights: list[QuantWeight]) -> list[QuantWeight]:
+    """The weights as one, columns side by side, where their rows are ordered alike; else as they are."""
+    first = weights[0]
+    alike = all(
+        w.bits == first.bits and (w.bias is None) == (first.bias is None)
+        and w.G == first.G and bool((w.g_idx == first.g_idx).all())
+        for w in weights
+    )  # fmt: skip
+    if len(weights) == 1 or not alike:
+        return weights
+    xp = array_module(first.codes)
+    join = {name: xp.concatenate([getattr(w, name) for w in weights], axis=-1) for name in ("codes", "scales", "zeros")}
+    bias = None if first.bias is None else xp.concatenate([w.bias for w in weights])
+    return [replace(first, bias=bias, **join)]
+
+
+def _move(index: Array, xp: ModuleType) -> Array:
+    return index if xp is array_module(index) else xp.asarray(index)
+
+
+def _check_bounds(bounds: Sequence[int], K: int, tp: int) -> np.ndarray:
+    cut = np.asarray(bounds, np.int64)
+    if cut.shape != (tp + 1,) or cut[0] != 0 or cut[-1] != K or (np.diff(cut) < 0).any():
+        raise ValueError(f"x_bounds must be {tp + 1} ascending numbers from 0 to K={K}, got {list(bounds)}")
+    return cut

@@ -1,0 +1,103 @@
+"""A transformer's MLP over tensor-parallel ranks, in the five schemes of `linear`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import ref
+from .architectures import MlpModules, mlp_modules
+from .array import Array, bfloat16, check_array, to_numpy
+from .checkpoint import Checkpoint
+from .comm import Communicator
+from .linear import ColumnParallelLinear, RowParallelLinear, Source, WeightInFile
+from .weight import QuantWeight
+
+
+class Mlp:
+    """y = act(x @ gate) * (x @ up) @ down, or act(x @ up) @ down without a gate; biases where the weights have them.
+
+    The first product is column-parallel, the second row-parallel, and the columns of the first are those that the
+    second wants: under `tp-aware` its rows in group order, which costs nothing when the layer runs. The result is the
+    same array on every rank, bit for bit.
+
+    Make one with `from_checkpoint` or `from_weights`, on every rank alike.
+    """
+
+    def __init__(self, first: ColumnParallelLinear, down: RowParallelLinear, gated: bool, activation: str):
+        self.first, self.down, self.gated, self.activation = first, down, gated, activation
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        ckpt: Checkpoint,
+        layer: int = 0,
+        *,
+        comm: Communicator,
+        scheme: str = "auto",
+        modules: MlpModules | None = None,
+    ) -> Mlp:
+        """The MLP of decoder layer `layer`, or the one that `modules` names (experts: see cutpq.mlps).
+
+        Every rank reads its own part from the files. `scheme`: one of cutpq.SCHEMES, or "auto".
+        Raises CheckpointError where the checkpoint has no such MLP or a module of it is not quantized.
+        """
+        modules = mlp_modules(ckpt, layer) if modules is None else modules
+        gate: Source | None = None
+        up = WeightInFile.whole(ckpt, modules.up)
+        if modules.fused:
+            gate, up = up.halves()
+        elif modules.gate is not None:
+            gate = WeightInFile.whole(ckpt, modules.gate)
+        down = WeightInFile.whole(ckpt, modules.down)
+        return cls._build(gate, up, down, comm, scheme, modules.activation)
+
+    @classmethod
+    def from_weights(
+        cls,
+        gate: QuantWeight | None,
+        up: QuantWeight,
+        down: QuantWeight,
+        comm: Communicator,
+        scheme: str = "auto",
+        activation: str = "silu",
+    ) -> Mlp:
+        """From whole weights in memory: gate and up (H, I), down (I, N); gate None for a non-gated MLP."""
+        return cls._build(gate, up, down, comm, scheme, activation)
+
+    @classmethod
+    def _build(
+        cls, gate: Source | None, up: Source, down: Source, comm: Communicator, scheme: str, activation: str
+    ) -> Mlp:
+        _check(gate, up, down, activation)
+        row = RowParallelLinear(down, comm, choose_scheme(down, comm.size) if scheme == "auto" else scheme)
+        sources = [up] if gate is None else [gate, up]
+        first = ColumnParallelLinear(sources, comm, row.x_columns, sort=row.scheme != "unordered")
+        return cls(first, row, gate is not None, activation)
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in use, one of cutpq.SCHEMES: what "auto" became."""
+        return self.down.scheme
+
+    def __call__(self, x: Array) -> Array:
+        """x (M, H) float16 or bfloat16, the same on every rank -> y (M, N), the same on every rank."""
+        check_array("x", x, ("M", "H"), np.float16, bfloat16)
+        y = self.first(x)
+        if not self.gated:
+            return self.down(ref.activate(self.activation, y))
+        middle = y.shape[1] // 2
+        return self.down(ref.activate(self.activation, y[:, :middle], y[:, middle:]))
+
+
+def choose_scheme(down: Source, tp: int) -> str:
+    """What "auto" means for an MLP: `tp-aware`, which is free, and `local` where there are more ranks than groups."""
+    return "tp-aware" if tp <= len(np.unique(to_numpy(down.g_idx))) else "local"
+
+
+def _check(gate: Source | None, up: Source, down: Source, activation: str) -> None:
+    if activation not in ref.ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not one of {', '.join(ref.ACTIVATIONS)}")
+    if up.N != down.K:
+        raise ValueError(f"up makes N={up.N} features but down takes K={down.K}: they must be equal")
+    if gate is not None and (gate.K, gate.N) != (up.K, up.N):
+        raise ValueError(f"gate is (K, N) = ({gate.K}, {gate.N}) but up is ({up.K}, {up.N}): they must be equal")

@@ -1,0 +1,8 @@
+"""Makes bench/ and tests/ importable: benches are scripts, and tests share helpers."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "bench", ROOT / "tests"):
+    sys.path.insert(0, str(folder))

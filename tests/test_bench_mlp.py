@@ -1,0 +1,250 @@
+"""bench/mlp.py as a user runs it, and that its check can fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlp
+import numpy as np
+import projection
+import pytest
+from report import Column, Table, write_json
+from shapes import MODELS, RandomCheckpoint
+
+import cutpq as cq
+from cutpq.comm import run_threads
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = "scheme tp M K H N group_size time_us wire_bytes max_err check speedup"
+
+
+def bench(*flags: str, ranks: int = 1, timeout: int = 120) -> subprocess.CompletedProcess:
+    """Run the script, with mpirun where there are ranks to run."""
+    launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    command = [*launcher, sys.executable, str(ROOT / "bench" / "mlp.py"), *flags]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)
+
+
+def read(path: Path) -> tuple[list[dict], list[dict]]:
+    """Measured and projected rows of a JSON file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [r for r in rows if not r["projected"]], [r for r in rows if r["projected"]]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess, list[dict], list[dict]]:
+    """`mpirun -n 2 python bench/mlp.py --smoke`, once for all tests."""
+    pytest.importorskip("mpi4py")
+    path = tmp_path_factory.mktemp("bench") / "rows.json"
+    done = bench("--smoke", "--json", str(path), ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, *read(path)
+
+
+def test_smoke_runs_every_scheme_and_every_check_is_ok(smoke) -> None:
+    _, rows, _ = smoke
+    assert [(r["M"], r["scheme"]) for r in rows] == [(M, s) for M in (1, 16) for s in cq.SCHEMES]
+    assert {r["check"] for r in rows} == {"ok"}
+    assert all(set(KEYS.split()) <= set(r) for r in rows)
+    assert {(r["tp"], r["K"], r["H"], r["N"], r["group_size"]) for r in rows} == {(2, 256, 1024, 256, 128)}
+    assert all(r["time_us"] > 0 and 0 < r["max_err"] < 0.1 for r in rows)
+
+
+def test_smoke_counts_the_bytes_of_the_formulas(smoke) -> None:
+    """all_reduce sends M N 2 bytes on 2 ranks; all_gather the rank's half of M H 2; all_to_all what is needed of it."""
+    _, rows, _ = smoke
+    for row in rows:
+        reduced, half = row["M"] * 256 * 2, row["M"] * 512 * 2
+        if row["scheme"] == "all-to-all":
+            assert reduced < row["wire_bytes"] < reduced + half
+        else:
+            assert row["wire_bytes"] == reduced + (half if row["scheme"] == "naive" else 0)
+
+
+def test_speedup_is_over_naive_at_the_same_m(smoke) -> None:
+    _, rows, _ = smoke
+    naive = {r["M"]: r["time_us"] for r in rows if r["scheme"] == "naive"}
+    assert [r["speedup"] for r in rows] == pytest.approx([naive[r["M"]] / r["time_us"] for r in rows], abs=1e-3)
+
+
+def test_only_rank_0_prints_and_the_check_is_the_last_column(smoke) -> None:
+    done, rows, _ = smoke
+    lines = done.stdout.splitlines()
+    headings = [line for line in lines if "wire_bytes" in line]
+    assert len(headings) == 1
+    assert headings[0].split()[-1] == "check"
+    assert sum(line.endswith(" ok") for line in lines) == len(rows)
+    assert all(line.startswith("#") or line.split()[0].isdigit() or "int4" in line or "fp16" in line for line in lines)
+
+
+def test_projected_rows_are_labelled(smoke) -> None:
+    done, _, projected = smoke
+    assert "PROJECTED" in done.stdout
+    assert {r["link"] for r in projected} == {"a100-nvlink", "h100-nvlink", "l4-pcie"}
+    assert {r["model"] for r in projected} == {"llama-70b", "granite-20b"}
+    assert {(r["tp"], r["M"]) for r in projected} == {(tp, M) for tp in (1, 2, 4, 8) for M in (1, 16)}
+    assert all("max_err" not in r for r in projected), "nothing projected was checked"
+
+
+def test_a_wrong_argument_is_told_without_a_traceback(tmp_path: Path) -> None:
+    for flags, said in (
+        (["--layer", "9"], "no MLP in layer 9"),
+        (["--checkpoint", str(tmp_path)], str(tmp_path)),
+        (["--m", "1,x"], "'1,x' is not a list of whole numbers"),
+        (["--schemes", "fast"], "'fast' is not one of unordered"),
+        (["--project", "ethernet"], "'ethernet' is not one of a100-nvlink"),
+    ):
+        done = bench(*flags)
+        assert done.returncode == 2, done.stdout
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def measure_smoke(comm, *flags: str) -> tuple[list[dict], dict[str, str]]:
+    args = mlp.parse(["--smoke", "--m", "1", *flags])
+    return mlp.measure(mlp.load(args), args, comm)
+
+
+def test_more_ranks_than_groups_leaves_schemes_out_and_says_so() -> None:
+    rows, refused = run_threads(9, measure_smoke)[0]
+    assert [r["scheme"] for r in rows] == ["unordered", "local"]
+    assert {r["check"] for r in rows} == {"ok"}
+    assert [r["speedup"] for r in rows] == [None, None]
+    assert set(refused) == {"naive", "all-to-all", "tp-aware"}
+    assert all("8 quantization groups" in why for why in refused.values())
+
+
+@pytest.fixture(scope="module")
+def right() -> tuple[mlp.Result, list[mlp.Target]]:
+    """A right result of one layer at M=2, as rank 0 of 2 has it, and its target."""
+    job = mlp.load(mlp.parse(["--smoke"]))
+    modules = job.mlps[0]
+    x = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float16)
+    target = mlp.target(job, modules, x, 2)
+
+    def call(comm) -> mlp.Result:
+        layer = cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme="tp-aware", modules=modules)
+        return mlp.run([layer], x[:2], comm, smoke=True)
+
+    return run_threads(2, call)[0], [target]
+
+
+def test_judge_accepts_a_right_result(right) -> None:
+    result, targets = right
+    max_err, why = mlp.judge(result, targets, twin=result)
+    assert why == []
+    assert 0 < max_err < 0.1
+
+
+def damaged(result: mlp.Result, at: tuple[int, int], value: float) -> mlp.Result:
+    y = result.ys[0].copy()
+    y[at] = value
+    return replace(result, ys=[y])
+
+
+@pytest.mark.parametrize("at", [(0, 0), (1, 255)], ids=["first", "last"])
+def test_judge_refuses_one_element_just_outside_its_bound(right, at: tuple[int, int]) -> None:
+    result, (target,) = right
+    outside = target.exact[at] + 1.5 * target.bound[at]
+    _, why = mlp.judge(damaged(result, at, outside), [target], twin=None)
+    assert why == ["layer 0: 1 of 512 elements outside the bound"]
+
+
+def test_judge_refuses_nan_and_shows_it(right) -> None:
+    result, targets = right
+    max_err, why = mlp.judge(damaged(result, (1, 7), math.nan), targets, twin=None)
+    assert why == ["layer 0: 1 of 512 elements outside the bound"]
+    assert math.isnan(max_err)
+
+
+def test_judge_refuses_columns_in_another_order(right) -> None:
+    result, targets = right
+    _, why = mlp.judge(replace(result, ys=[result.ys[0][:, ::-1]]), targets, twin=None)
+    assert "outside the bound" in why[0]
+
+
+def test_judge_refuses_ranks_that_differ(right) -> None:
+    result, targets = right
+    first, second = result.digests[0]
+    _, why = mlp.judge(replace(result, digests=[[first, second[::-1]]]), targets, twin=None)
+    assert why == ["layer 0: ranks hold different results"]
+
+
+def test_judge_refuses_tp_aware_that_is_not_naive(right) -> None:
+    result, targets = right
+    other = replace(result, digests=[[b"other", b"other"]])
+    _, why = mlp.judge(result, targets, twin=other)
+    assert why == ["layer 0: tp-aware and naive differ"]
+
+
+def test_a_wrong_result_prints_fail_and_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+    run = mlp.run
+    monkeypatch.setattr(mlp, "run", lambda *args: damaged(run(*args), (0, 3), 100.0))
+    path = tmp_path / "rows.json"
+    assert mlp.main(["--smoke", "--m", "1", "--schemes", "local", "--project", "none", "--json", str(path)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].split()[-1] == "FAIL"
+    assert printed[-1] == "# FAIL local M=1: layer 0: 1 of 256 elements outside the bound"
+    assert [row["check"] for row in read(path)[0]] == ["FAIL"]
+
+
+def test_random_weights_are_the_same_by_any_selection() -> None:
+    """A rank makes only its part, and the parts of all ranks are parts of one weight."""
+    random = RandomCheckpoint(replace(MODELS["granite-20b"], K=64, H=256, N=32), group_size=32)
+    rows = np.array([200, 3, 17])
+    for name, columns in (("up", slice(32, 96)), ("down", np.array([5, 31, 0]))):
+        whole = random.weight(name)
+        K = random.shape(name)[0]
+        part = random.weight(name, rows=rows % K, columns=columns)
+        assert (part.codes == whole.codes[rows % K][:, columns]).all()
+        assert (part.scales == whole.scales[:, columns]).all()
+        assert (part.bias == whole.bias[columns]).all()
+        assert (part.g_idx == whole.g_idx[rows % K]).all()
+        assert len(np.unique(whole.codes)) == 16
+        assert not whole.is_ordered
+
+
+def test_a_random_model_runs_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(MODELS["granite-20b"], K=64, H=640, N=128)
+    monkeypatch.setitem(mlp.MODELS, "granite-20b", small)
+    monkeypatch.setattr(mlp, "CHECKED_COLUMNS", 16)  # a sample of the columns, as for large models
+    rows, _ = run_threads(3, measure_smoke, "--model", "granite-20b")[0]
+    assert [r["scheme"] for r in rows] == list(cq.SCHEMES)
+    assert {r["check"] for r in rows} == {"ok"}
+
+
+def test_projection_says_by_how_much_it_differs_from_the_paper() -> None:
+    rows = projection.rows(["llama-70b"], ["a100-nvlink", "h100-nvlink"], [1, 16])
+    best = max(r["speedup"] for r in rows if r["paper_speedup"] and r["scheme"] == "tp-aware")
+    assert {r["paper_speedup"] for r in rows} == {1.81, None}
+    assert any(f"at most {best:.2f}x here" in line and "1.81x" in line for line in projection.lines(rows))
+
+
+def test_plot_of_measured_and_of_projected_times(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows, _ = run_threads(2, measure_smoke, "--schemes", "naive,tp-aware")[0]
+    for name, shown in (("measured", rows), ("projected", projection.rows(["llama-70b"], ["l4-pcie"], [1, 16]))):
+        mlp.plot(tmp_path / f"{name}.png", shown)
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("before")
+    with pytest.raises(TypeError):
+        write_json(path, [{"good": 1}, {"bad": object()}])
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_table_keeps_its_columns() -> None:
+    table = Table((Column("a", "a_us", 8, ".1f"), Column("b", "b", 5)))
+    assert table.heading() == "#   a_us     b"
+    assert table.line({"a": 3.14159}) == "     3.1     -"

@@ -1,0 +1,148 @@
+"""Ranks as processes: the collectives under mpirun, how a job starts, and how it ends."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import mpi_worker
+import pytest
+
+from cutpq import launch
+
+TESTS = Path(__file__).resolve().parent
+MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", ""))
+
+needs_mpi = pytest.mark.skipif(
+    MPIRUN is None or importlib.util.find_spec("mpi4py") is None, reason="mpi4py or mpirun is not installed"
+)
+
+
+def run(command, timeout_s=60.0, **environment):
+    """Run to the end, or kill all that it started: a hang is a failed test, not a hung one."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "CUTPQ_COMM"} | environment,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate()
+        pytest.fail(f"still running after {timeout_s} s: {command}\n{out}\n{err}")
+    return SimpleNamespace(status=process.returncode, out=out, err=err, seconds=time.monotonic() - start)
+
+
+def mpirun(ranks, *names, backend="mpi", timeout_s=60.0):
+    worker = [sys.executable, str(TESTS / "mpi_worker.py"), backend, *names]
+    return run([MPIRUN, "-n", str(ranks), *worker], timeout_s)
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_collectives(ranks):
+    names = [*mpi_worker.CASES, *mpi_worker.TWO_SHOT_CASES]
+    job = mpirun(ranks, *names)
+    assert job.status == 0, job.err
+    assert job.out.splitlines() == [
+        f"# cutpq: {ranks} ranks, backend mpi: asked for",
+        *[f"passed {name} on {ranks} ranks" for name in names],
+    ]
+
+
+@needs_mpi
+def test_auto_chooses_and_says_so_once():
+    job = mpirun(3, "broadcasts_objects", backend="auto")
+    assert job.status == 0, job.err
+    assert re.fullmatch(r"# cutpq: 3 ranks, backend (mpi|nccl|host): \w.*\npassed .* on 3 ranks\n", job.out)
+
+
+@needs_mpi
+@pytest.mark.parametrize("ending", ["one_rank_raises", "one_thread_raises"])
+def test_error_on_one_rank_ends_the_job_with_its_traceback(ending):
+    job = mpirun(3, ending, timeout_s=15)
+    assert job.status != 0
+    assert "[rank 1] Traceback (most recent call last):" in job.err
+    assert "[rank 1] ValueError: planted" in job.err
+    assert "passed" not in job.out
+
+
+@needs_mpi
+def test_interrupt_on_one_rank_ends_the_job():
+    job = mpirun(3, "one_rank_is_interrupted", timeout_s=15)
+    assert job.status != 0
+    assert "[rank 1] KeyboardInterrupt" in job.err
+
+
+@needs_mpi
+def test_exit_of_one_rank_ends_the_job():
+    job = mpirun(3, "one_rank_exits", timeout_s=15)
+    assert job.status != 0
+    assert "planted" in job.err
+    assert "[rank 1] left with exit status 1 while other ranks still run" in job.err
+
+
+@needs_mpi
+def test_exit_of_all_ranks_is_an_ordinary_end():
+    job = mpirun(3, "all_ranks_exit", timeout_s=15)
+    assert job.status == 3
+    assert "ending the job" not in job.err
+    assert sorted(job.out.splitlines()[1:]) == [f"rank {r} is done" for r in range(3)]
+
+
+@needs_mpi
+def test_ranks_may_end_at_different_times():
+    job = mpirun(3, "one_rank_works_longer", timeout_s=15)
+    assert job.status == 0, job.err
+    assert "rank 0 is done" in job.out
+    assert job.seconds > 3, "rank 0 worked longer than a failed rank would have waited for it"
+
+
+@needs_mpi
+@pytest.mark.skipif(launch.find_gpu(0).device is not None, reason="this machine has a GPU")
+@pytest.mark.parametrize("backend", ["nccl", "host"])
+def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
+    job = mpirun(2, "broadcasts_objects", backend=backend, timeout_s=15)
+    assert job.status != 0
+    assert re.search(rf"RuntimeError: backend {backend} cannot run: on rank 0 \(.+\), CuPy", job.err)
+    assert "cutpq:" not in job.out
+
+
+@needs_mpi
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_another_launchers_ranks_are_explained(variable):
+    job = run([sys.executable, "-c", "import cutpq.comm; cutpq.comm.init()"], **{variable: "8"})
+    assert job.status != 0
+    assert "RuntimeError: launched with 8 ranks by" in job.err
+    assert f"{variable}=8" in job.err
+    assert "mpi4py is linked with another MPI" in job.err
+    assert "mpirun" in job.err
+    assert "CUTPQ_COMM=self" in job.err
+
+
+WITHOUT_MPI4PY = "import sys; sys.modules['mpi4py'] = None; import cutpq.comm; cutpq.comm.init({!r})"
+
+
+def test_launched_ranks_without_mpi4py_are_told_to_install_it():
+    job = run([sys.executable, "-c", WITHOUT_MPI4PY.format("auto")], PMI_SIZE="8")
+    assert job.status != 0
+    assert "started 8 ranks, but they cannot find each other" in job.err
+    assert "pip install 'cutpq[mpi]'" in job.err
+
+
+def test_one_process_needs_no_mpi4py():
+    job = run([sys.executable, "-c", WITHOUT_MPI4PY.format("auto")])
+    assert job.status == 0, job.err
+    assert job.out == "# cutpq: 1 rank, backend self: one process, and no MPI installed\n"
+
+
+def test_asking_for_mpi_without_mpi4py_is_an_error():
+    job = run([sys.executable, "-c", WITHOUT_MPI4PY.format("mpi")])
+    assert "RuntimeError: this backend needs MPI" in job.err
