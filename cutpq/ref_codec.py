@@ -7,6 +7,8 @@ bytes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .array import Array, array_module, bfloat16
@@ -71,13 +73,20 @@ def encode_elements(y: Array, element: Element) -> Array:
     xp = array_module(y)
     M = element.mantissa_bits
     first_binade = (element.min_exponent + 127) << _MANTISSA
-    magnitude = xp.minimum(xp.abs(y), xp.float32(element.largest))
-    binade = xp.maximum(magnitude.view(xp.int32) & 0x7F800000, first_binade)
+    magnitude = xp.abs(y)  # from here on in place: a fresh array for each step would cost more than the step
+    xp.minimum(magnitude, xp.float32(element.largest), out=magnitude)
+    binade = magnitude.view(xp.int32) & 0x7F800000
+    xp.maximum(binade, first_binade, out=binade)
     magic = binade + ((_MANTISSA - M) << _MANTISSA)
     magnitude += magic.view(xp.float32)
-    code = magnitude.view(xp.int32) - magic
-    code += (binade - first_binade) >> (_MANTISSA - M)
-    code |= (y.view(xp.uint32) >> 31).view(xp.int32) << (element.bits - 1)
+    code = magnitude.view(xp.int32)
+    code -= magic
+    binade -= first_binade
+    binade >>= _MANTISSA - M
+    code += binade
+    sign = y.view(xp.int32) >> (32 - element.bits)
+    sign &= 1 << (element.bits - 1)
+    code |= sign
     return code.astype(xp.uint8)
 
 
@@ -120,7 +129,9 @@ def pack_bits(codes: Array, bits: int) -> Array:
         lane = 8 * width
         low = xp.uint64(_repeated((1 << bits * width) - 1, 2 * lane))
         words = (words & low) | ((words >> xp.uint64(lane - bits * width)) & (low << xp.uint64(bits * width)))
-    return xp.ascontiguousarray(words.view(xp.uint8).reshape(-1, 8)[:, :bits]).reshape(-1)
+    unit = math.gcd(bits, 8)  # bytes that move at once
+    packed = words.view(f"u{unit}").reshape(-1, 8 // unit)[:, : bits // unit]
+    return xp.ascontiguousarray(packed).reshape(-1).view(xp.uint8)
 
 
 def unpack_bits(packed: Array, bits: int) -> Array:
