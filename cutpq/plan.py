@@ -47,7 +47,7 @@ class LayerPlan:
 
     role     "column" (output features are cut), "row" (input features) or "other" (whole on every rank)
     order    "plain" (groups are contiguous) or "act-order"
-    options  what is possible, in the order of cost.SCHEMES
+    options  what is possible, in the order of cutpq.SCHEMES
     refused  what is not: scheme -> why
     chosen   a scheme, or "none"
     reason   for the choice, a sentence
