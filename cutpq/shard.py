@@ -51,6 +51,12 @@ def group_bounds(g_idx: Array, tp: int) -> np.ndarray:
     return ends[_even_cut(len(sizes), tp)]
 
 
+def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
+    """group_bounds, or an even cut in multiples of 8 where there are more ranks than groups."""
+    groups = len(np.unique(to_numpy(g_idx)))
+    return group_bounds(g_idx, tp) if tp <= groups else even_bounds(len(g_idx), tp, multiple=8)
+
+
 def shard_rows(w: QuantWeight, rows: slice | Array) -> QuantWeight:
     """The rows of `w` that a rank holds, with the scales and zeros of just the groups these rows belong to.
 
