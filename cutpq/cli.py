@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConversionError) as e:
         return _fail(str(e))
     except OSError as e:
-        return _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+        path = e.filename2 or e.filename  # of a copy, the file that was written
+        return _fail(f"{path}: {e.strerror}" if path else str(e))
     except KeyboardInterrupt:
         print("cutpq: interrupted", file=sys.stderr)
         return 130

@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .proof import ConversionError, prove
 from .reorder import sorting_permutation
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks
-from .tensors import read_json
+from .tensors import CheckpointWarning, read_json
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
 Progress = Callable[[str, int, int], None]
@@ -102,9 +103,8 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
     every = {tensor.name: tensor for file in files for tensor in file.tensors}
     perms = _permutations(ckpt)
     moves = _all_moves(ckpt, perms, every)
-    downs = tuple(mlp.down for mlp in perms)
-    others = [name for name in ckpt.weights() if name not in set(downs)]
-    act_order = tuple(name for name in others if not _ascends(ckpt.order(name)))
+    downs = dict.fromkeys(mlp.down for mlp in perms)
+    act_order = tuple(name for name in ckpt.weights() if name not in downs and not _ascends(ckpt.order(name)))
     if not perms:
         return Conversion((), act_order)
 
@@ -123,12 +123,14 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
             shutil.copyfile(src / name, unfinished / name)
         _rewrite_configs(ckpt, downs, unfinished)
         written = time.perf_counter()
-        prove(src, unfinished, files, moves, perms, _counter(progress, "prove", nbytes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # the loader has said it before
+            prove(src, unfinished, files, moves, perms, _counter(progress, "prove", nbytes))
         unfinished.rename(dst)
     except BaseException:  # an interrupt too must leave nothing behind
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return Conversion(downs, act_order, left_out, nbytes, written - began, time.perf_counter() - written)
+    return Conversion(tuple(downs), act_order, left_out, nbytes, written - began, time.perf_counter() - written)
 
 
 def _permutations(ckpt: Checkpoint) -> dict[MlpModules, np.ndarray]:
@@ -244,33 +246,34 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 
 def _write_file(file: StoredFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
-    with target.open("xb", buffering=BLOCK) as out:
-
-        def write(blocks: Iterable[np.ndarray]) -> None:
-            for block in blocks:
-                try:
-                    out.write(block.data)
-                except OSError as e:
-                    raise OSError(e.errno, e.strerror, str(target)) from e
+    try:
+        with target.open("xb", buffering=BLOCK) as out:
+            for block in _blocks(file, moves):
+                out.write(block.data)
                 count(block.nbytes)
-
-        write(byte_blocks(file.path, 0, file.header_bytes))
-        for tensor in file.tensors:
-            move = moves.get(tensor.name)
-            write(tensor.permuted(move) if move else byte_blocks(tensor.path, tensor.start, tensor.stop))
+                del block  # it may be as large as a tensor, and the next one is made now
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
-def _rewrite_configs(ckpt: Checkpoint, downs: tuple[str, ...], target: Path) -> None:
+def _blocks(file: StoredFile, moves: dict[str, Move]) -> Iterator[np.ndarray]:
+    """The bytes of the result: those of `file`, with the tensors permuted that move."""
+    yield from byte_blocks(file.path, 0, file.header_bytes)
+    for tensor in file.tensors:
+        move = moves.get(tensor.name)
+        yield from tensor.permuted(move) if move else byte_blocks(tensor.path, tensor.start, tensor.stop)
+
+
+def _rewrite_configs(ckpt: Checkpoint, downs: dict[str, None], target: Path) -> None:
     """Make the configs that claim desc_act claim what became of it. compressed-tensors' say nothing that ceased to be.
 
     An engine that is told desc_act false takes row k for one of group k // group_size. So it is claimed only where
     this is so, which it is unless the writer made groups of unequal sizes.
     """
-    if ckpt.spec(downs[0]).format != "gptq":
+    if ckpt.spec(next(iter(downs))).format != "gptq":
         return
     modules = {name.rpartition(".")[0] for name in ckpt.tensors()}
-    rows_sorted = set(downs)
-    scattered = {name for name in ckpt.weights() if not _is_trivial(ckpt, name, sort=name in rows_sorted)}
+    scattered = {name for name in ckpt.weights() if not _is_trivial(ckpt, name, sort=name in downs)}
     sorted_downs = [name for name in downs if name not in scattered]
     for file, key in (("config.json", "quantization_config"), ("quantize_config.json", None)):
         path = target / file

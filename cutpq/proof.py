@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from .architectures import MlpModules
 from .array import Array
 from .checkpoint import Checkpoint, open_checkpoint
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks, spans
-from .tensors import CheckpointWarning
+from .tensors import CheckpointError
 
 
 class ConversionError(ValueError):
@@ -45,19 +44,20 @@ def prove(
     for name in moves:
         parts[name.rpartition(".")[0]].append(stored[name])
     largest = max(tensor.nbytes for tensor in stored.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # the loader has said it before
-        readers = _Reader(src, largest), _Reader(dst, largest)
-        for mlp, perm in perms.items():
-            columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
-            for name, rows, cols in [(mlp.down, perm, None)] + [(name, None, columns) for name in mlp.first]:
-                nbytes = sum(part.nbytes for part in parts[name])
+    readers = _Reader(src, largest), _Reader(dst, largest)
+    for mlp, perm in perms.items():
+        columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
+        for name, rows, cols in [(mlp.down, perm, None)] + [(name, None, columns) for name in mlp.first]:
+            nbytes = sum(part.nbytes for part in parts[name])
+            try:
                 old, new = (reader.before(nbytes) for reader in readers)
                 if f"{name}.weight" in stored:
                     _same_plain(old, new, parts[name], columns)
                 else:
                     _same_weight(old, new, name, rows, cols, largest // 4)
-                count(nbytes)
+            except CheckpointError as e:
+                raise ConversionError(f"proof failed: {e}") from e
+            count(nbytes)
 
 
 class _Reader:

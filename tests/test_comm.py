@@ -88,6 +88,14 @@ def test_error_of_a_rank_is_raised_and_nobody_waits():
     assert "planted" in assert_ends_at_once(ValueError, 2, 4, fail)
 
 
+def test_first_error_is_the_one_raised():
+    def fail(comm):
+        time.sleep(0.3 * comm.rank)
+        raise ValueError(f"planted on {comm.rank}")
+
+    assert "planted on 0" in assert_ends_at_once(ValueError, 0, 3, fail)
+
+
 def test_error_reaches_ranks_that_wait_in_a_part():
     def fail(comm):
         part = comm.split(comm.rank // 2)
