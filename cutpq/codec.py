@@ -52,7 +52,7 @@ dB of normal data, of Laplace-distributed data, and of each with one column in a
       both          4.625    20.50     20.41             26.63              26.51
 
 Where large columns are known, keeping them apart is worth more than anything else; a rotation helps uniform
-grids and wide blocks, and harms nvfp4, whose own scale for each 16 elements already follows the data.
+grids, and harms nvfp4, whose own scale for each 16 elements already follows the data.
 """
 
 from __future__ import annotations

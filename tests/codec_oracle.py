@@ -173,5 +173,7 @@ def decode(f: Format, wire: bytes, n: int) -> list[float]:
         code = (elements >> (i * f.element_bits)) % 2**f.element_bits
         value = element_value(f.element, code)
         sign = -1.0 if code >> (f.element_bits - 1) else 1.0  # of zero, too
-        out.append(math.nan if value is None else math.copysign(float(np.float32(float(value) * X)), sign))
+        with np.errstate(over="ignore"):
+            number = math.nan if value is None else float(np.float32(float(value) * X))
+        out.append(math.copysign(number, sign))
     return out

@@ -249,9 +249,19 @@ def test_out_arguments_are_filled():
 @pytest.mark.parametrize("element", ["e1m2", "e2m1", "e2m3", "e3m2", "e4m3", "e5m2", "int8", "e3m0"])
 def test_both_ends_of_e8m0(element, rule):
     """Blocks from the smallest subnormal float32 to the largest number, scales of 2^-127 among them."""
-    tops = [2.0**-149, 2.0**-140, 1.5 * 2.0**-127, 2.0**-126, 2.0**-125, 1.7 * 2.0**-120, 1.9 * 2.0**126]
+    tops = [2.0**-149, 2.0**-140, 1.5 * 2.0**-127, 2.0**-126, 2.0**-125, 1.7 * 2.0**-120, 1.5 * 2.0**127]
     steps = np.array([1, -0.75, 0.5, 0.3125, -0.1, 2.0**-4, 0, 0.99])
     assert_matches_oracle(codec(f"{element}-b8-{rule}"), np.outer(tops, steps).astype(np.float32))
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_scale_carries_just_where_its_rule_says(element):
+    """amax at the rule's threshold, and the float32 on either side."""
+    M, top = ELEMENTS[element].mantissa_bits, ELEMENTS[element].largest
+    at = np.float32([2 - 2.0 ** -(M + 1), top, top / 4, 1])
+    amax = np.concatenate([at, np.nextafter(at, np.float32(0)), np.nextafter(at, np.float32(9e9))])
+    for rule in RULES:
+        assert_matches_oracle(codec(f"{element}-b8-{rule}"), np.outer(amax, np.float32([1] + [0] * 7)))
 
 
 def test_scale_of_2_to_the_minus_127_is_no_zero():
@@ -295,6 +305,7 @@ def test_a_block_with_nan_or_inf_is_nan_and_its_neighbours_are_not(bad, dtype):
         for c in codec(f"e2m1-b16-{scale}"), codec(f"int3-b16-{scale}", rotate=True):
             y = c.decode(c.encode(x))
             assert np.isnan(y[16:32]).all()
+            assert not c.encode(x)[2 * c.element.bits : 4 * c.element.bits].any()  # 16 elements of n bits: 2 n bytes
             want = c.decode(c.encode(clean))
             assert_same_bits(y[:16], want[:16])
             assert_same_bits(y[32:], want[32:])
@@ -390,6 +401,7 @@ def test_error_bound_holds_and_is_sharp(element):
 def test_bound_says_inf_where_the_scales_end():
     x = np.repeat(np.float32([1.0, 1e6, np.nan, np.inf]), 16)
     assert np.isinf(codec("nvfp4").bound(x)).reshape(4, 16).all(axis=1).tolist() == [False, True, True, True]
+    assert np.isinf(codec("e2m1-even").bound(np.full(32, np.float32(3.4e38)))).all()  # which decodes to 2^128
 
 
 # options
@@ -475,10 +487,10 @@ def test_wrong_input_is_named():
         c.decode(np.zeros(16, np.uint8))
 
 
-@pytest.mark.parametrize("last", [0, 32, 255])
-def test_impossible_padding_is_refused(last):
+@pytest.mark.parametrize(("blocks", "last"), [(1, 0), (1, 32), (1, 255), (0, 5)])
+def test_impossible_padding_is_refused(blocks, last):
     with pytest.raises(ValueError, match="was cut, or encoded by another codec"):
-        codec("mxfp4").decode(np.r_[np.zeros(17, np.uint8), np.uint8(last)])
+        codec("mxfp4").decode(np.r_[np.zeros(17 * blocks, np.uint8), np.uint8(last)])
 
 
 def test_outliers_want_a_mask_and_whole_rows():
