@@ -155,6 +155,23 @@ class Codec:
         """Bytes of the wire of n elements: n bits / 8 for whole blocks whose scales fill whole bytes."""
         return sum(self._section_bytes(n)) + (not self.outliers and n % self.block != 0)
 
+    def padded(self, n: int) -> int:
+        """n, or with zeros up to whole blocks: a wire of so many elements ends without a count of padding.
+
+        Raises ValueError where outliers have another width.
+        """
+        self._check_rows(n)
+        return n if self.outliers else math.ceil(n / self.block) * self.block
+
+    def shares(self, n: int, ranks: int) -> list[int]:
+        """How many of padded(n) elements each rank takes: whole granules, the first ranks one more.
+
+        A last granule that outliers leave incomplete, a whole number of rows, is taken as it is.
+        """
+        each, more = divmod(math.ceil(self.padded(n) / self.granule), ranks)
+        ends = [min((r * each + min(r, more)) * self.granule, self.padded(n)) for r in range(ranks + 1)]
+        return [end - start for start, end in itertools.pairwise(ends)]
+
     def encode(self, x: Array, out: Array | None = None) -> Array:
         """The bytes of x: each block divided by its scale, rounded to nearest even, saturated, packed.
 
@@ -205,9 +222,9 @@ class Codec:
                 v[piece] = ref.hadamard(v[piece]) * xp.float32(_rotation(self.block)[1])
         v = v.reshape(-1)[:n]
         if self.outliers:
-            rows = v.reshape(-1, self.outliers.width)
+            columns = xp.asarray(self.outliers.columns)
             exact = outliers.copy().view(xp.float16)  # a copy is aligned
-            rows[:, xp.asarray(self.outliers.columns)] = exact.reshape(len(rows), -1)
+            v.reshape(-1, self.outliers.width)[:, columns] = exact.reshape(-1, columns.size)
         if out is None:
             return v
         check_array("out", out, (n,), xp.float32)[:] = v
@@ -234,6 +251,7 @@ class Codec:
     def _blocks(self, x: Array) -> tuple[Array, Array | None]:
         """x in rows of a block, zeros at the end and in place of outliers; and those, (rows, k) float16."""
         xp = array_module(x)
+        self._check_rows(x.size)
         flat = xp.ascontiguousarray(x).reshape(-1)
         if flat.size % self.block or self.outliers:
             padded = xp.zeros(math.ceil(flat.size / self.block) * self.block, flat.dtype)
@@ -241,11 +259,6 @@ class Codec:
             flat = padded
         exact = None
         if self.outliers:
-            if x.size % self.outliers.width:
-                raise ValueError(
-                    f"x has {x.size} elements, no whole number of rows of {self.outliers.width}, "
-                    "the width that the outlier columns were chosen for"
-                )
             columns = xp.asarray(self.outliers.columns)
             rows = flat[: x.size].reshape(-1, self.outliers.width)
             v = ref.to_float32(xp.ascontiguousarray(rows[:, columns]))
@@ -253,6 +266,13 @@ class Codec:
             exact = xp.where(xp.isfinite(v), saturated, v).astype(xp.float16)
             rows[:, columns] = 0
         return flat.reshape(-1, self.block), exact
+
+    def _check_rows(self, n: int) -> None:
+        if self.outliers and n % self.outliers.width:
+            raise ValueError(
+                f"x has {n} elements, no whole number of rows of {self.outliers.width}, "
+                "the width that the outlier columns were chosen for"
+            )
 
     def _pieces(self, blocks: int) -> Iterator[slice]:
         step = max(1, _PIECE // self.block)

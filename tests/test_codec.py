@@ -208,6 +208,15 @@ def test_every_size_comes_back_whole(name):
     assert c.wire_bytes(8 * c.block) * 8 == c.bits * 8 * c.block  # whole blocks: the bits, exactly
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7])
+def test_every_number_of_rows_with_outliers_comes_back_whole(rows):
+    c = codec("mxint8", outliers=np.arange(20) % 7 == 3)
+    x = np.full((rows, 20), c.element.largest, np.float32)
+    wire = c.encode(x)
+    assert wire.shape == (c.wire_bytes(x.size),)
+    assert np.array_equal(c.decode(wire), x.ravel())
+
+
 def test_long_arrays_are_coded_in_pieces():
     """More elements than one piece holds, and not a whole number of pieces."""
     x = np.random.default_rng(5).standard_normal(200_003).astype(np.float16)
