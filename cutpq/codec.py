@@ -237,7 +237,7 @@ class Codec:
         """
         xp = array_module(x)
         blocks, exact = self._blocks(x)
-        amax = xp.abs(ref.to_float32(blocks)).max(axis=1, initial=0).astype(xp.float64)
+        amax = xp.abs(ref.to_float32(blocks)).max(axis=1).astype(xp.float64)
         limit = self.error_bound
         share = xp.where(amax <= limit.largest, limit.relative * xp.maximum(amax, limit.smallest), xp.inf)
         share = xp.repeat(share, self.block)[: x.size]
