@@ -89,10 +89,12 @@ def remove_file(files: Files, file: str, at: float, value: int) -> None:
 
 
 def set_number(files: Files, file: str, at: float, value: int) -> None:
-    """Four bytes of the data become a small number of either sign: values of g_idx, shapes, scales."""
+    """Four bytes of one tensor become a small number of either sign: of g_idx, zero points, shapes, scales."""
     if file.endswith(".safetensors"):
         begin = 8 + _header_size(files[file])
-        where = begin + int(at * (len(files[file]) - begin) / 4) * 4
+        entries = sorted(json.loads(files[file][8:begin]).items())
+        first, last = entries[int(at * len(entries))][1]["data_offsets"]
+        where = begin + first + int(at * 1000 % 1 * (last - first) / 4) * 4
         files[file] = files[file][:where] + struct.pack("<i", value - 128) + files[file][where + 4 :]
 
 
@@ -272,6 +274,8 @@ def outcome(files: Files, folder: Path) -> str:
         assert_exact(array, stored[name])
     for name, (w, part) in weights.items():
         oracle.assert_same_weight(w, _oracle_weight(folder, stored, name))
+        assert np.isfinite(w.scales).all()
+        assert -(-w.K // w.group_size) == w.G, "the groups are not of the size that is said"
         assert_exact(part.codes, w.codes[3:9][:, [5, 0]])
         assert_exact(part.zeros, w.zeros[:, [5, 0]])
     return "accepted"
