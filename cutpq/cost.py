@@ -270,7 +270,8 @@ def choose_all_reduce(count: int, itemsize: int, n: int, codec: Codec | None, li
     best = min(times, key=lambda algo: times[algo])
     if times[best] > (1 - WORTHWHILE) * times["plain"]:
         best = "plain"
-    return best, ", ".join(f"{algo} {us:.0f} us" for algo, us in times.items()) + f" on {link.name}"
+    predicted = ", ".join(f"{algo} {us:.0f} us" for algo, us in times.items())
+    return best, f"predicted on {link.name}: {predicted}"
 
 
 def _ring_us(nbytes: float, steps: int, n: int, link: Link) -> float:
