@@ -3,12 +3,12 @@
 algo      what travels, and how often it is rounded
 plain     x itself; once (see Communicator.all_reduce)
 oneshot   every rank's wire to every rank, all of which decode and add: each term once, the sum once
-twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank: each
-          term once, the sum twice
+twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank:
+          each term once, the sum twice
 
-The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in float32:
-the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's block has NaN
-or Inf, the block of the result is NaN.
+The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in
+float32: the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's
+block has NaN or Inf, the block of the result is NaN.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ def all_reduce(
 ) -> Array:
     """out = sum over ranks of x, added in rank order in float32, in x's dtype; equal on all ranks bit for bit.
 
-    x      any shape and size, the same on all ranks; NumPy or CuPy, as comm takes it. With a codec or "oneshot",
-           float16, bfloat16 or float32, and for a codec with outliers whole rows of their width
+    x      any shape and size, the same on all ranks; NumPy or CuPy, as comm takes it. For "oneshot" and
+           "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
     codec  of the payload: a Codec or a name (see codec.py), the same on all ranks; None sends x as it is
-    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": the quickest by cost.choose_all_reduce,
-           which rank 0 prints once. It decides for the link that CUTPQ_LINK names on rank 0, else for the one that
-           such a GPU has mostly, else (NumPy) for l4-pcie. Without a codec, "auto" and "twoshot" are "plain"
+    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": the quickest by
+           cost.choose_all_reduce, which rank 0 prints once. It decides for the link that CUTPQ_LINK names on
+           rank 0, else for the one that such a GPU mostly has, else (NumPy) for l4-pcie. Without a codec, "auto"
+           and "twoshot" are "plain"
     out    x's shape and dtype; may be x
 
-    Sends comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" cost.oneshot_sent, "twoshot"
-    cost.twoshot_sent. An element of a oneshot sum is within the sum of the ranks' codec.bound(x), a twoshot one
-    within that and codec.bound of the sum, besides the roundings of float32 and of x's dtype.
+    Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" cost.oneshot_sent,
+    "twoshot" cost.twoshot_sent. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
+    of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype.
 
     Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
     rank 0's; TypeError for another dtype.
@@ -79,7 +80,7 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
     if algo not in ("oneshot", "twoshot") or (codec is None and algo == "twoshot"):
         return comm.all_reduce(x)
     if x.dtype not in (np.float16, bfloat16, np.float32):
-        raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use algo='plain' or .astype")
+        raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
     if codec is None:
         total = _add(map(to_float32, comm.all_gather(x.reshape(-1))))
     elif algo == "oneshot":
@@ -154,7 +155,8 @@ def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
     if comm.rank == 0 and (codec.name, algo) not in said:
         said.add((codec.name, algo))
         ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-        print(f"# cutpq: all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}: {algo} ({why})", flush=True)
+        call = f"all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}"
+        print(f"# cutpq: {call}: {algo} ({why})", flush=True)
     return algo
 
 

@@ -104,11 +104,13 @@ def test_float32_input_is_left_alone_when_nothing_needs_padding():
 
 
 def test_sums_beyond_float16_are_inf_and_do_not_warn():
-    x = np.full(32, 60000, np.float16)
-    with np.errstate(all="raise"):
-        for algo in ALGOS:
-            for y in run_threads(2, lambda comm, a=algo: all_reduce(x, comm, "e2m1-rceil", a)):
+    def overflow(comm):
+        with np.errstate(all="raise"):  # of this thread
+            for algo in ALGOS:
+                y = all_reduce(np.full(32, 60000, np.float16), comm, "e2m1-rceil", algo)
                 assert np.isposinf(y).all()
+
+    run_threads(2, overflow)
 
 
 # bytes and choice
