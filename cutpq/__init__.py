@@ -14,13 +14,11 @@ from .all_reduce import all_reduce
 from .architectures import MlpModules, mlp_modules, mlps
 from .checkpoint import Checkpoint, open_checkpoint
 from .comm import Communicator, init, run_threads
-from .convert import Conversion, convert
 from .dequant import dequantize
 from .gemm import matmul
 from .linear import ColumnParallelLinear, RowParallelLinear
 from .mlp import Mlp
 from .plan import LayerPlan, plan
-from .proof import ConversionError
 from .reorder import invert, permute_columns, sort_groups
 from .shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
 from .tensors import CheckpointError, CheckpointWarning
@@ -35,15 +33,12 @@ __all__ = [
     "CheckpointWarning",
     "ColumnParallelLinear",
     "Communicator",
-    "Conversion",
-    "ConversionError",
     "LayerPlan",
     "Mlp",
     "MlpModules",
     "QuantWeight",
     "RowParallelLinear",
     "all_reduce",
-    "convert",
     "dequantize",
     "even_bounds",
     "group_bounds",
