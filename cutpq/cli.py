@@ -132,8 +132,10 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"folder": str(ckpt.folder), "files": ckpt.files(), "modules": modules}, indent=2))
         return
-    print(f"{ckpt.folder}: {_count(len(ckpt.files()), 'file')}, {_count(len(ckpt.tensors()), 'tensor')}, "
-          f"{_count(len(modules), 'quantized module')}")
+    print(
+        f"{ckpt.folder}: {_count(len(ckpt.files()), 'file')}, {_count(len(ckpt.tensors()), 'tensor')}, "
+        f"{_count(len(modules), 'quantized module')}"
+    )
     for claims in dict.fromkeys(_show_claims(m["claims"]) for m in modules):
         print(f"claimed: {claims}")
     if not modules:

@@ -1,6 +1,6 @@
 """What every backend must do, as cases that each rank runs: under threads by test_comm, under mpirun by test_mpi.
 
-    mpirun -n 3 python tests/mpi_worker.py gathers_equal_shapes ...
+mpirun -n 3 python tests/mpi_worker.py gathers_equal_shapes ...
 """
 
 import sys

@@ -196,5 +196,3 @@ def _rows(out: str) -> dict[str, str]:
     """The table's rows by module: what stands behind each name."""
     lines = [line.split() for line in out.split("\n\n")[1].splitlines()[1:]]
     return {line[0]: " ".join(line[1:]) for line in lines}
-
-

@@ -188,15 +188,15 @@ def test_nothing_is_written_where_nothing_is_to_do(why: str, tmp_path: Path) -> 
 def test_other_files_are_copied_and_foreign_weights_left_out(tmp_path: Path) -> None:
     src, dst = tmp_path / "src", tmp_path / "dst"
     write_checkpoint(src)
-    for name in ("tokenizer.json", "original/params.json", "pytorch_model.bin", "adapter_model.safetensors",
-                 "original/consolidated.00.pth", ".git/HEAD"):
+    left = {"pytorch_model.bin", "adapter_model.safetensors", "original/consolidated.00.pth"}
+    for name in (*left, "tokenizer.json", "original/params.json", ".git/HEAD"):
         (src / name).parent.mkdir(exist_ok=True)
         (src / name).write_text(name)
     done = convert(src, dst)
     copied = {"config.json", "model.safetensors", "tokenizer.json", "original/params.json"}
     assert {str(p.relative_to(dst)) for p in dst.rglob("*") if p.is_file()} == copied
     assert (dst / "original/params.json").read_text() == "original/params.json"
-    assert set(done.left_out) == {"pytorch_model.bin", "adapter_model.safetensors", "original/consolidated.00.pth"}
+    assert set(done.left_out) == left
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,7 @@ def test_other_files_are_copied_and_foreign_weights_left_out(tmp_path: Path) -> 
         ("model.layers.0.mlp.up_proj.weight_scale_inv", (1, 2)),
     ],
 )
-def test_a_tensor_that_may_know_the_order_is_refused_by_name(
-    name: str, shape: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_a_tensor_that_may_know_the_order_is_refused_by_name(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "src")
     edit_tensors(tmp_path / "src", lambda t: t.update({name: np.ones(shape, np.float16)}))
     with pytest.raises(ConversionError, match=re.escape(name)):
@@ -299,6 +297,14 @@ def test_desc_act_is_false_globally_where_no_order_is_left(tmp_path: Path) -> No
     claims = json.loads((dst / "config.json").read_text())["quantization_config"]
     assert claims["desc_act"] is False
     assert claims["dynamic"] == {".*gate.*": {"desc_act": False}}
+
+
+def test_the_config_of_compressed_tensors_stays(tmp_path: Path) -> None:
+    """It speaks of the layout, and weight_g_idx is there still, in order."""
+    write_checkpoint(tmp_path / "src", format="compressed-tensors")
+    assert convert(tmp_path / "src", tmp_path / "dst").sorted
+    was, now = ((tmp_path / folder / "config.json").read_bytes() for folder in ("src", "dst"))
+    assert now == was
 
 
 def test_groups_of_unequal_sizes_keep_desc_act(tmp_path: Path) -> None:
@@ -427,9 +433,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("where", [*PLANTED, "header", "cut"])
-def test_one_wrong_bit_on_the_disk_fails_the_proof(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_wrong_bit_on_the_disk_fails_the_proof(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path / "src", sym=False)
     before = _contents(tmp_path)
     prove = converting.prove

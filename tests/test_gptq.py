@@ -101,9 +101,7 @@ def test_variant(tmp_path: Path, options: dict[str, Any]) -> None:
     ckpt, module = written(tmp_path, **options)
     assert_as_written(ckpt, module)
     asked = {"bits": 4, "group_size": 32, "sym": True, "format": "gptq", **options}
-    want = oracle.gptq(
-        oracle.load(tmp_path), DOWN, asked["bits"], asked["group_size"], asked["sym"], asked["format"]
-    )
+    want = oracle.gptq(oracle.load(tmp_path), DOWN, asked["bits"], asked["group_size"], asked["sym"], asked["format"])
     oracle.assert_same_weight(ckpt.weight(DOWN), want)
 
 
