@@ -1,4 +1,4 @@
-"""Weight-only quantized matrix product."""
+"""Matrix products with quantized or plain weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import numpy as np
 
 from . import ref
 from .array import Array, array_module, bfloat16, check_array
-from .weight import QuantWeight
+from .weight import PlainWeight, Weight
 
 
-def matmul(x: Array, w: QuantWeight, *, out: Array | None = None) -> Array:
-    """y = x @ dequantize(w) + bias, rounded once.
+def matmul(x: Array, w: Weight, *, out: Array | None = None) -> Array:
+    """y = x @ dequantize(w) + bias, rounded once; a plain weight is multiplied as it is.
 
-    x    (M, K) float16 or bfloat16, columns in the order of the weight's rows
-    w    any order of rows: the scale of row k is looked up at g_idx[k]
+    x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
+    w    quantized, in any order of rows (the scale of row k is looked up at g_idx[k]), or plain
     out  (M, N) of x's dtype, or None to allocate it
 
-    The same input gives the same bits on every run. Raises TypeError for another dtype or for mixed NumPy and CuPy
-    arrays, ValueError for shapes that do not fit.
+    Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. The same input gives the
+    same bits on every run. Raises TypeError for another dtype or for mixed NumPy and CuPy arrays, ValueError for
+    shapes that do not fit.
     """
-    check_array("x", x, ("M", w.K), np.float16, bfloat16)
-    array_module(x, w.codes, out)
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    array_module(x, w.weight if isinstance(w, PlainWeight) else w.codes, out)
     if out is not None:
         check_array("out", out, (x.shape[0], w.N), x.dtype)
-    y = ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx, w.bias)
+    if isinstance(w, PlainWeight):
+        y = ref.gemm_plain(x, w.weight, w.bias)
+    else:
+        y = ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx, w.bias)
     if out is None:
         return y
     out[...] = y
