@@ -106,6 +106,11 @@ class Checkpoint:
         self._check_known(name, self._tensors.names(), "tensor")
         return self._tensors.read(name, rows)
 
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor as it is stored, from the header."""
+        self._check_known(name, self._tensors.names(), "tensor")
+        return self._tensors.shape(name)
+
     def files(self) -> list[str]:
         """Names of the safetensors files within the folder."""
         return self._tensors.files()
@@ -116,7 +121,8 @@ class Checkpoint:
 
     def _ask(self, what: str, name: str, *args: Any) -> Any:
         """Call the function `what` of the module that knows this checkpoint's format."""
-        return getattr(self._format, what)(self._tensors, name, self.spec(name), *args)
+        spec = self.spec(name)  # first: it tells a name that is no module
+        return getattr(self._format, what)(self._tensors, name, spec, *args)
 
     def _check_module(self, name: str) -> None:
         self._check_known(name, self._modules, "quantized module")

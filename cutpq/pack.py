@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from .array import Array, array_module
 from .weight import QuantWeight
 
@@ -76,10 +78,10 @@ def pack(w: QuantWeight) -> PackedWeight:
     Raises ValueError where a scale is no float16 number: kernels would have to round it.
     """
     xp = array_module(w.codes)
-    scales, zeros, g_idx = w.scales.astype(xp.float16), w.zeros, w.g_idx
-    if not bool((scales.astype(xp.float32) == w.scales.astype(xp.float32)).all()):
+    if not scales_are_exact(w):
         raise ValueError("kernels take scales in float16, and some of this weight are no float16 numbers: "
-                         "use matmul with NumPy arrays, or round them with .scales.astype")
+                         "round them with .astype, or let matmul take the weight as it is")
+    scales, zeros, g_idx = w.scales.astype(xp.float16), w.zeros, w.g_idx
     if w.is_ordered:
         used, renumbered = xp.unique(g_idx, return_inverse=True)
         scales, zeros, g_idx = scales[used], zeros[used], renumbered.ravel().astype(xp.int32)
@@ -99,6 +101,13 @@ def pack(w: QuantWeight) -> PackedWeight:
         order=order, group_size=group_size, zero=common, bits=w.bits, K=w.K, N=w.N,
         bias=None if w.bias is None else w.bias.astype(xp.float32),
     )
+
+
+def scales_are_exact(w: QuantWeight) -> bool:
+    """Whether every scale is a float16 number: float16 itself, or bfloat16 of the usual sizes."""
+    xp = array_module(w.scales)
+    with np.errstate(over="ignore"):
+        return bool((w.scales.astype(xp.float16).astype(w.scales.dtype) == w.scales).all())
 
 
 def unpack(p: PackedWeight) -> QuantWeight:
