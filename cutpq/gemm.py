@@ -34,7 +34,7 @@ def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> A
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
         if y.size:
-            _by_kernel(x, prepared, y, xp)
+            _by_kernel(xp.ascontiguousarray(x), prepared, y, xp)
         return y
     y = _by_reference(x, w)
     if out is None:
@@ -131,19 +131,17 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, gated: bool) ->
     )
 
 
-# Per device and stream, since launches on one stream follow each other and those on two do not.
-_workspaces: dict[tuple[int, int], tuple[Array, Array]] = {}
+# By device, stream and size. Launches on one stream follow each other, those on two do not; and what a CUDA graph has
+# captured must stay, so that nothing is ever replaced.
+_workspaces: dict[tuple[int, int, int, int], tuple[Array, Array]] = {}
 
 
 def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array]:
-    """Room for partial sums, and counters that are zero between launches. Kept, so that CUDA graphs may replay."""
+    """Room for partial sums, and counters that are zero between launches."""
     if xp is np:
         return np.full(floats, np.nan, np.float32), np.zeros(counters, np.uint32)
-    key = (xp.cuda.runtime.getDevice(), int(xp.cuda.get_current_stream().ptr))
-    sums, arrivals = _workspaces.get(key, (None, None))
-    if sums is None or sums.size < floats:
-        sums = xp.empty(floats, xp.float32)
-    if arrivals is None or arrivals.size < counters:
-        arrivals = xp.zeros(counters, xp.uint32)
-    _workspaces[key] = sums, arrivals
-    return sums, arrivals
+    floats, counters = 1 << (floats - 1).bit_length(), 1 << (counters - 1).bit_length()
+    key = (xp.cuda.runtime.getDevice(), int(xp.cuda.get_current_stream().ptr), floats, counters)
+    if key not in _workspaces:
+        _workspaces[key] = xp.empty(floats, xp.float32), xp.zeros(counters, xp.uint32)
+    return _workspaces[key]
