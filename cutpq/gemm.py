@@ -62,12 +62,12 @@ def gated_matmul(x: Array, p: PackedWeight, *, out: Array | None = None) -> Arra
 def prepare(w: Weight | PackedWeight, xp: ModuleType) -> Weight | PackedWeight:
     """The weight among the arrays of xp, as `matmul` wants it there: in kernel order where there are kernels.
 
-    A weight that has scales no float16 number can hold stays as it is, for the reference to multiply.
+    A weight without rows, or with a scale that is no float16 number, stays as it is, for the reference to multiply.
     """
     if isinstance(w, PackedWeight):
         return w
     w = w.to(xp)
-    if isinstance(w, PlainWeight) or not kernels.usable(xp) or not scales_are_exact(w):
+    if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp) or not scales_are_exact(w):
         return w
     return pack(w)
 

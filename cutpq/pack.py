@@ -53,6 +53,11 @@ class PackedWeight:
         return self.bits == 4
 
     @property
+    def is_ordered(self) -> bool:
+        """Whether the rows of every group are contiguous."""
+        return self.order != UNORDERED
+
+    @property
     def padded_K(self) -> int:
         """Rows that `words` holds."""
         return int(self.words.shape[1]) * 16 if self.is_fragments else int(self.words.shape[0]) // self.bits * 32

@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -95,11 +96,12 @@ def _compile(output: Path, command: list[str]) -> Path:
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
+def _runtime() -> ctypes.PyDLL:
     sources = sorted(RUNTIME.glob("*.cpp"))
     command = [*COMMON, "-O3", "-shared", "-fno-gnu-unique", *map(str, sources), "-ldl"]
     path = CACHE / f"runtime-{_digest(*sources, *sorted(RUNTIME.glob('*.h')), COMMON)}.so"
-    lib = ctypes.CDLL(str(_compile(path, command)), mode=ctypes.RTLD_GLOBAL)  # kernels find its symbols
+    # Global, so that kernels find its symbols; PyDLL, so that threads (ranks in one process) launch one by one.
+    lib = ctypes.PyDLL(str(_compile(path, command)), mode=ctypes.RTLD_GLOBAL)
     lib.simt_error.restype = ctypes.c_char_p
     lib.simt_malloc.restype, lib.simt_malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     lib.simt_free.restype, lib.simt_free.argtypes = None, [ctypes.c_void_p]
@@ -207,7 +209,14 @@ def _with_source_lines(message: str) -> str:
 
 def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
     """Compile the kernel `name` out of `source`, whose #include lines are looked up in `include`."""
-    mode = mode or default_mode
+    with _building:
+        return _build(name, source, include, mode or default_mode)
+
+
+_building = threading.Lock()
+
+
+def _build(name: str, source: str, include: Path, mode: str) -> Kernel:
     headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
     tag = _digest(name, source, mode, COMMON, MODES, RUNTIME / "cuda.h", *headers) + ":"
     library = CACHE / f"{name}-{mode}-{tag[:-1]}.so"

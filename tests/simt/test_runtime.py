@@ -1,5 +1,6 @@
 """The CPU runtime keeps its promises: right programs run right in every order, wrong ones are named."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -266,3 +267,29 @@ def test_inputs_are_const():
     v, out = np.arange(32, dtype=np.uint32), np.zeros((3, 32), np.uint32)
     with pytest.raises(SimtError, match="read-only"):
         kernel("warp_ops", "fast", ("out[t] = sum;", "in[t] = sum;"))((1,), (32,), (v, out))
+
+
+# ---- threads: ranks of one process launch at the same time
+
+
+def test_threads_launch_one_by_one(settings):
+    settings.seed = 2
+    data = np.random.default_rng(0).integers(0, 2**32, (6, 7, 32, 4), dtype=np.uint32)
+
+    def rank(own):
+        out = np.zeros_like(own)
+        for _ in range(20):
+            kernel("ring")((1,), (32,), (own, out, np.int32(7)), shared_mem=1536)
+        return (out == own[:, ::-1]).all()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(rank, data))
+
+
+def test_watchdog_ends_a_loop_in_any_thread(settings):
+    settings.timeout_s = 1
+    endless = kernel("warp_ops", "fast", ("  out[t] = sum;", '  while (true) asm volatile("");\n  out[t] = sum;'))
+    with ThreadPoolExecutor(1) as pool:
+        launch = pool.submit(endless, (1,), (32,), (np.zeros(32, np.uint32), np.zeros((3, 32), np.uint32)))
+        with pytest.raises(SimtError, match="watchdog"):
+            launch.result()
