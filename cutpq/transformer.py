@@ -22,11 +22,12 @@ import numpy as np
 
 from . import bigcode, llama, phi3
 from . import ref_transformer as ref
-from .all_reduce import all_reduce
+from .all_reduce import ALGOS, all_reduce
 from .architectures import mlp_modules
 from .array import Array, array_module, bfloat16, to_numpy
 from .checkpoint import Checkpoint, open_checkpoint
 from .codec import Codec
+from .codec import codec as find_codec
 from .comm import Communicator
 from .decoder import Config, Decoder
 from .linear import ColumnParallelLinear, RowParallelLinear
@@ -77,6 +78,9 @@ def load_model(
     decoder = read_decoder(ckpt)
     if scheme not in (*SCHEMES, "auto"):
         raise ValueError(f"scheme {scheme!r} is not one of auto, {', '.join(SCHEMES)}")
+    if algo not in ALGOS:
+        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    codec = None if codec is None else find_codec(codec)
     planned = {layer.name: layer.chosen for layer in plan(ckpt, comm.size, link)}
     parts = _Parts(ckpt, decoder, comm, scheme, planned, codec, algo)
     return Transformer(parts, _activation_dtype(ckpt, dtype))
@@ -131,6 +135,12 @@ class Transformer:
         if last_only:
             x = x[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
         return self.head(self.norm(x))
+
+    def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:
+        """From now on the two all_reduces of each block carry this codec; to be called on every rank alike."""
+        for block in self.blocks:
+            for layer in (block.attention.output, block.mlp.down):
+                layer.codec, layer.algo = codec, algo
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` sequences of at most `length` tokens each."""
@@ -409,7 +419,7 @@ class _Parts:
     comm: Communicator
     scheme: str
     planned: dict[str, str]
-    codec: str | Codec | None
+    codec: Codec | None
     algo: str
 
     @property
