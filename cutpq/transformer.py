@@ -74,7 +74,7 @@ def load_model(
     Quantized and plain modules may be mixed. Raises CheckpointError for an unknown architecture, a config or a
     tensor that is missing or wrong, ValueError for more ranks than heads.
     """
-    ckpt = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
+    ckpt = open_checkpoint(folder) if isinstance(folder, (str, Path)) else folder
     decoder = read_decoder(ckpt)
     if scheme not in (*SCHEMES, "auto"):
         raise ValueError(f"scheme {scheme!r} is not one of auto, {', '.join(SCHEMES)}")
