@@ -96,8 +96,8 @@ def lines(projected: list[Row]) -> list[str]:
     return [
         "# PROJECTED by cutpq/cost_transformer.py from NCCL 2.30.7's constants and the GPUs' data sheets; nothing of",
         "# it was measured. prompt: batch x length. ttft_ms, tpot_ms: without a codec, to the first token and for each",
-        "# one after it. x_ttft@codec, x_tpot@codec: how many times quicker with it in every all_reduce of a block, also",
-        "# where that is a loss.",
+        "# one after it. x_ttft@codec, x_tpot@codec: how many times quicker with it in every all_reduce of a block,",
+        "# also where that is a loss.",
         table.heading(),
         *(table.line(_wide(list(group))) for _, group in groupby(projected, key=_machine)),
     ]

@@ -1,6 +1,7 @@
 """The formulas of a transformer between its products, for NumPy and CuPy alike: norms, rotation, attention.
 
-All are computed in float32 and rounded once to the dtype of x. On a GPU they have not run yet.
+All are computed in float32 and rounded once to the dtype of x. With CuPy the products of attention are cuBLAS's, and
+its scores go through memory; a fused kernel would save that. On a GPU none of this has run yet.
 """
 
 from __future__ import annotations
