@@ -63,14 +63,30 @@ def sum_and_bound(
     exact, magnitude = sum(wide), sum(np.abs(x) for x in wide)
     coded = np.zeros(exact.shape)
     if codec is not None and algo != "plain":
-        coded = sum(codec.bound(x) for x in terms)
+        coded = coding_bound([np.abs(x) for x in wide], np.abs(exact), codec, algo)
     adding = len(terms) * EPS32 * (magnitude + coded)
     if each_step and algo in ("plain", "auto"):
         adding = adding + (len(terms) - 1) * unit * magnitude
-    if codec is not None and algo in ("twoshot", "auto"):
-        largest = (np.abs(exact) + coded + adding) * (1 + 2 * EPS32)  # a cast to float32 may round down
-        coded = coded + codec.bound(largest.astype(np.float32))
     return exact, coded + adding + unit * (np.abs(exact) + coded + adding) + tiny
+
+
+def coding_bound(terms: Iterable[np.ndarray], total: np.ndarray, codec: Codec, algo: str) -> np.ndarray:
+    """What a codec may add to the error of a sum, (n,) float64: its bound of each term, for twoshot of the sum, too.
+
+    terms, total  (n,) float64, from the start of a block: how large each term and the exact sum may be at most
+    """
+    terms = list(terms)
+    coded = sum(codec.bound(_as_float32(x)) for x in terms)
+    if algo == "oneshot":
+        return coded
+    adding = len(terms) * EPS32 * (sum(terms) + coded)
+    return coded + codec.bound(_as_float32(total + coded + adding))
+
+
+def _as_float32(magnitude: np.ndarray) -> np.ndarray:
+    """At least as large, though a cast may round down."""
+    with np.errstate(over="ignore"):
+        return (magnitude * (1 + 2 * EPS32)).astype(np.float32)
 
 
 @dataclass(frozen=True)
