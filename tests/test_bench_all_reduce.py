@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import all_reduce as bench
 import codec_kernels
 import numpy as np
 import pytest
+import slow_link
 import verifiable
 from test_mpi import MPIRUN, needs_mpi, run
 
@@ -35,9 +37,9 @@ FLAGS = ["-b", "250", "-e", "70K", "-f", "64", "--codecs", "mxfp4,int4-b8"]
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_run(ranks: int, tmp_path: Path) -> None:
     """Sizes that no block divides: every row is right, with the bytes of the formulas."""
-    path, plot = tmp_path / "rows.json", tmp_path / "plot.png"
+    path = tmp_path / "rows.json"
     script = [sys.executable, str(ROOT / "bench" / "all_reduce.py"), "--smoke", *FLAGS]
-    command = [MPIRUN, "-n", str(ranks), *script, "--json", str(path), "--plot", str(plot)]
+    command = [MPIRUN, "-n", str(ranks), *script, "--json", str(path)]
     job = run(command, PYTHONPATH=str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     assert job.status == 0, job.out + job.err
 
@@ -62,7 +64,6 @@ def test_a_run(ranks: int, tmp_path: Path) -> None:
     assert sum(line.split()[-1] == "ok" for line in lines) == len(rows)
     assert "# Out of bounds values : 0 OK" in lines
     assert any(line.startswith(f"# PROJECTED for {ranks} GPUs") for line in lines)
-    assert plot.stat().st_size > 5000
 
 
 def expected_bytes(row: dict) -> int:
@@ -188,6 +189,50 @@ def test_a_wrong_sum_prints_fail_and_exits_with_1(monkeypatch: pytest.MonkeyPatc
     assert "FAIL" not in capsys.readouterr().out
 
 
+# --- a slow link ---------------------------------------------------------------------------------------------------
+
+
+def slow(*flags: str, **environment: str) -> SimpleNamespace:
+    path = str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    return run([sys.executable, str(ROOT / "bench" / "slow_link.py"), *flags], PYTHONPATH=path, **environment)
+
+
+@needs_mpi
+def test_a_slow_link_carries_what_the_ranks_say(tmp_path: Path) -> None:
+    """At 20 Mbit/s two messages of 32 KiB take 26 ms, or 13 if the buckets were full: no copy in memory is as slow."""
+    if slow_link.obstacle():
+        pytest.skip(slow_link.obstacle())
+    path = tmp_path / "rows.json"
+    flags = "--ranks 2 --rates 20mbit -b 64K -e 64K -n 1 --codecs mxfp4 --algos plain,oneshot --json"
+    job = slow(*flags.split(), str(path))
+    assert job.status == 0, job.out + job.err
+    plain, coded = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {plain["check"], coded["check"]} == {"ok"}
+    for row, wire in ((plain, 65536), (coded, 17408)):
+        assert row["wire_bytes"] == wire <= row["cable_bytes"] < 1.1 * wire + 2000
+    assert min(plain["predicted_us"], plain["time_us"]) > 12_000
+    assert coded["speedup"] == pytest.approx(plain["time_us"] / coded["time_us"], abs=1e-3)
+    assert not [line for line in job.out.splitlines() if not line.startswith("#") and not line.endswith(" ok")]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="says something else")
+def test_a_slow_link_says_what_is_missing(tmp_path: Path) -> None:
+    job = slow(PATH=str(tmp_path))
+    assert job.status == 2
+    assert "slow_link.py: needs ip (iproute2), tc (iproute2), unshare (util-linux)" in job.err
+    assert "Traceback" not in job.err
+
+
+def test_a_cable_that_carried_less_than_was_sent_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As when MPI uses shared memory: the counter stands still."""
+    counter = tmp_path / "tx_bytes"
+    counter.write_text("1000")
+    monkeypatch.setattr(slow_link, "COUNTER", counter)
+    args = parse("-b 64 -e 64 --algos plain")
+    moved = run_threads(2, lambda comm: slow_link.carried(32, bench.Case("plain", None), args, comm))
+    assert moved == [(False, 0)] * 2
+
+
 # --- flags and tables ----------------------------------------------------------------------------------------------
 
 
@@ -236,6 +281,17 @@ def test_auto_is_measured_and_not_projected(capsys) -> None:
     (row,) = run_threads(2, lambda comm: bench.measure(args, comm))[0]
     assert (row["algo"], row["check"], row["wire_bytes"]) == ("auto", "ok", 256)
     assert list(bench.project(args, 2)) == []
+
+
+def test_plot_has_two_panels(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    args = parse("-b 256 -e 1K -f 4 -n 1 --codecs mxfp4")
+    bench.plot(tmp_path / "plot.png", bench.measure(args, SelfCommunicator()))
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    times, errors = pyplot.gcf().axes
+    assert [len(line.get_xdata()) for line in times.get_lines()] == [2, 2, 2]
+    assert sorted(float(line.get_xdata()[0]) for line in errors.get_lines()) == [4.25, 4.25], "plain: no error"
+    pyplot.close()
 
 
 def test_projected_times_are_of_eight_ranks_where_there_is_one() -> None:
