@@ -245,12 +245,21 @@ def _gemm_config(
 
 
 def _blocks(config: GemmConfig, problem: GemmProblem, device: Device) -> int:
-    """As many as run at once, so that all stream to the end; fewer if columns alone nearly fill the device."""
+    """As many for every column of units, so that K is cut at the same rows in each.
+
+    Then a column is summed in the same order wherever it stands, and its bits do not change when columns are permuted:
+    `tp-aware` equals `naive`. The kernel takes any number. As many blocks as run at once would fill the device with
+    any shape, which is worth most from 32 tokens on, but cut each column elsewhere.
+
+    Time goes like the waves of blocks times the units that each has; starting and adding up cost about two more.
+    """
     columns, units_k = ceil_div(problem.N, config.block_n), ceil_div(problem.K, config.block_k)
     at_once = max(1, device.sms * config.BLOCKS_PER_SM // ceil_div(problem.M, config.BLOCK_M))
-    if 0.9 * at_once <= columns <= at_once:
-        return columns
-    return min(at_once, columns * units_k)
+
+    def cost(cuts: int) -> int:
+        return ceil_div(columns * cuts, at_once) * (ceil_div(units_k, cuts) + 2)
+
+    return columns * min(range(1, units_k + 1), key=cost)
 
 
 def shipped(arch: int) -> list[tuple[str, Config]]:

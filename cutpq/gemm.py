@@ -80,9 +80,15 @@ def _codes(w: Weight | PackedWeight) -> Array:
 
 def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:
     if isinstance(w, PlainWeight):
-        return ref.gemm_plain(x, w.weight, w.bias)
+        return ref.gemm_plain(x, w.weight, w.bias) if array_module(x) is np else _by_library(x, w)
     q: QuantWeight = unpack(w) if isinstance(w, PackedWeight) else w
     return ref.gemm(x, q.codes, q.scales, q.zeros, q.g_idx, q.bias)
+
+
+def _by_library(x: Array, w: PlainWeight) -> Array:
+    """By CuPy's product, which adds in float32; a bias costs a second rounding. Has not run on a GPU yet."""
+    y = x @ w.weight.astype(x.dtype, copy=False)
+    return y if w.bias is None else y + w.bias.astype(x.dtype, copy=False)
 
 
 def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
