@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from . import ref
-from .array import Array, bfloat16
+from . import configs, kernels, ref
+from .array import Array, array_module, bfloat16, check_array
+from .pack import PackedWeight, unpack
 from .weight import QuantWeight
 
+# A group size beyond the rows of any weight, a multiple of 32.
+ONE_GROUP = 1 << 30
 
-def dequantize(w: QuantWeight, dtype: Any = np.float16) -> Array:
-    """weight[k, n] = (codes[k, n] - zeros[g_idx[k], n]) * scales[g_idx[k], n], (K, N) in disk order.
+
+def dequantize(w: QuantWeight | PackedWeight, dtype: Any = np.float16) -> Array:
+    """weight[k, n] = (codes[k, n] - zeros[g_idx[k], n]) * scales[g_idx[k], n], (K, N) in the weight's order of rows.
 
     dtype  float16 (default), bfloat16 or float32
 
@@ -22,4 +26,35 @@ def dequantize(w: QuantWeight, dtype: Any = np.float16) -> Array:
     allowed = (np.dtype(np.float16), bfloat16, np.dtype(np.float32))
     if np.dtype(dtype) not in allowed:
         raise TypeError(f"dtype must be one of {', '.join(d.name for d in allowed)}, got {np.dtype(dtype).name}")
+    if isinstance(w, PackedWeight):
+        if kernels.usable(array_module(w.words)) and np.dtype(dtype) != np.float32 and w.N % 2 == 0:
+            return dequantize_columns(w, slice(0, w.N), dtype)
+        w = unpack(w)
     return ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
+
+
+def dequantize_columns(
+    p: PackedWeight, columns: slice, dtype: Any = np.float16, *, rows: Array | None = None, out: Array | None = None
+) -> Array:
+    """dequantize(p)[:, columns] by the kernel `dequant`; with `rows`, row k goes to rows[k].
+
+    columns  start and stop, of which there is an even number
+    dtype    float16 or bfloat16
+    rows     (K,) int32, a permutation: perm of sort_groups puts sorted rows back into disk order
+    out      (K, columns) of dtype, or None to allocate it
+    """
+    xp = array_module(p.words, rows, out)
+    shape = (p.K, columns.stop - columns.start)
+    weight = xp.empty(shape, dtype) if out is None else check_array("out", out, shape, dtype)
+    config = configs.DequantConfig(
+        BITS=p.bits,
+        FRAGMENTS=p.is_fragments,
+        DTYPE=configs.dtype_code(dtype),
+        LOOKUP=p.g_idx is not None,
+    )
+    kernel = kernels.load("dequant", config, xp)
+    kernel(
+        config.grid(p.K, shape[1]), config.THREADS, p.words, p.scales, p.zeros, p.g_idx, rows, weight,
+        p.K, p.padded_K, p.padded_N, p.group_size or ONE_GROUP, columns.start, shape[1],
+    )
+    return weight

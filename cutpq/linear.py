@@ -29,7 +29,9 @@ from .all_reduce import all_reduce
 from .array import Array, array_module, check_array, to_numpy
 from .codec import Codec
 from .comm import Communicator
-from .gemm import matmul
+from .gather import gather_columns
+from .gemm import matmul, prepare
+from .pack import PackedWeight
 from .reorder import invert, sort_groups, sorting_permutation
 from .shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds
 from .source import Index, Source, move, take
@@ -61,13 +63,13 @@ class ColumnParallelLinear:
             columns = [_even_share(source.N, comm) for source in sources]
         elif not isinstance(columns, list):
             columns = [columns] * len(sources)
-        self.parts: list[tuple[Weight, Array | None]] = []
+        self.parts: list[tuple[Weight | PackedWeight, Array | None]] = []
         for weight in _merge([take(source, columns=own) for source, own in zip(sources, columns, strict=True)]):
             perm = None
             if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
                 weight, perm = sort_groups(weight)
                 perm = move(perm, comm.xp)
-            self.parts.append((weight.to(comm.xp), perm))
+            self.parts.append((prepare(weight, comm.xp), perm))
 
     def __call__(self, x: Array) -> Array:
         """x (M, K), in disk order -> (M, columns of all sources)."""
@@ -78,7 +80,7 @@ class ColumnParallelLinear:
                 x_sorted = x
             else:
                 with span("permute"):
-                    x_sorted = x[:, perm]
+                    x_sorted = gather_columns(x, perm)
             with span("gemm 1"):
                 ys.append(matmul(x_sorted, weight))
         return ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
@@ -134,7 +136,7 @@ class RowParallelLinear:
             self.prepare = _Permute(move(perm, comm.xp))
         if comm.rank != 0:
             weight = replace(weight, bias=None)
-        self.weight = weight.to(comm.xp)
+        self.weight = prepare(weight, comm.xp)
 
     def __call__(self, x: Array) -> Array:
         """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks."""
@@ -156,7 +158,7 @@ class _Permute:
 
     def __call__(self, x: Array) -> Array:
         with span("permute"):
-            return x[:, self.perm]
+            return gather_columns(x, self.perm)
 
 
 # The two exchanges send features as rows (x transposed), so that what one rank sends another is contiguous and

@@ -67,6 +67,14 @@ def _product(x: Array, shape: tuple[int, int], columns: Callable[[slice], Array]
     return y
 
 
+def rmsnorm(x: Array, weight: Array, epsilon: float) -> Array:
+    """x * weight / sqrt(mean(x^2) + epsilon) along the last axis, rounded once to the dtype of x."""
+    xp = array_module(x, weight)
+    x64 = x.astype(xp.float64)
+    mean = (x64 * x64).mean(axis=-1, keepdims=True)
+    return (x64 / xp.sqrt(mean + epsilon) * weight.astype(xp.float64)).astype(x.dtype)
+
+
 def activate(kind: str, gate: Array, up: Array | None = None) -> Array:
     """act(gate) * up, or act(gate) without `up`; in float32, rounded once to the dtype of gate.
 

@@ -1,0 +1,25 @@
+// gather_columns: y[m, j] = x[m, perm[j]].                                  caller: cutpq/gather.py
+// A thread owns eight neighbouring columns: it reads their indices once, and for every row it gathers eight numbers
+// and writes 16 bytes. Blocks split the columns first, so that a single row, too, is the work of many.
+#include "target.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+gather_columns(const u16* __restrict__ x,   // (M, K), any 16-bit numbers
+               const int* __restrict__ perm,  // (columns,), each 0 <= perm[j] < K
+               u16* __restrict__ y,         // (M, columns)
+               int M,
+               int K,
+               int columns) {               // a multiple of 8
+  const int j = 8 * (blockIdx.x * THREADS + threadIdx.x);
+  if (j >= columns) return;
+  int source[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) source[i] = perm[j + i];
+  for (int m = blockIdx.y; m < M; m += gridDim.y) {
+    const u16* row = x + (size_t)m * K;
+    u32 pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) pair[i] = row[source[2 * i]] | u32(row[source[2 * i + 1]]) << 16;
+    *reinterpret_cast<uint4*>(y + (size_t)m * columns + j) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+  }
+}

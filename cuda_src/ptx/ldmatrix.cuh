@@ -1,0 +1,31 @@
+// Matrices of 8 x 8 16-bit numbers from shared memory, into the fragments that mma wants. A warp executes it
+// together. Lane i gives the address of row i % 8 of matrix i / 8 and receives, of each matrix, row i / 4,
+// columns 2 (i % 4), +1.
+#pragma once
+#include "shared_address.cuh"
+
+// ldmatrix.x4: four matrices.
+DEVICE void ldmatrix_x4(u32 (&result)[4], u32 row_address CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::LdmatrixOperands operands{result, row_address, false, line};
+  simt::collective(FULL_WARP, "ldmatrix.x4", &operands, simt::ldmatrix_x4, line);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(row_address)
+               : "memory");
+#endif
+}
+
+// ldmatrix.x2: two matrices; the addresses of lanes 16 to 31 are not used.
+DEVICE void ldmatrix_x2(u32 (&result)[2], u32 row_address CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::LdmatrixOperands operands{result, row_address, false, line};
+  simt::collective(FULL_WARP, "ldmatrix.x2", &operands, simt::ldmatrix_x2, line);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(result[0]), "=r"(result[1])
+               : "r"(row_address)
+               : "memory");
+#endif
+}

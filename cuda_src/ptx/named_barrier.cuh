@@ -1,0 +1,21 @@
+// The sixteen barriers of a block; number 0 is that of __syncthreads.
+#pragma once
+#include "../target.cuh"
+
+// bar.sync: wait until `threads` of the block are at barrier `id`.
+DEVICE void bar_sync(int id, int threads CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::barrier(id, threads, true, line);
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
+// bar.arrive: be counted at barrier `id` and go on.
+DEVICE void bar_arrive(int id, int threads CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::barrier(id, threads, false, line);
+#else
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}

@@ -1,0 +1,12 @@
+// Shared memory has 32-bit addresses of its own, which cp.async and ldmatrix take.
+#pragma once
+#include "../target.cuh"
+
+// cvta.to.shared: the shared address of a pointer into shared memory.
+DEVICE u32 shared_address(const void* p) {
+#ifdef CUTPQ_HOST
+  return simt::shared_address(p);
+#else
+  return static_cast<u32>(__cvta_generic_to_shared(p));
+#endif
+}

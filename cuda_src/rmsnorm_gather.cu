@@ -1,0 +1,53 @@
+// rmsnorm_gather: RMSNorm in another order of columns.                                caller: cutpq/gather.py
+//   y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon),   k = perm[j]
+// Written in the order that the next weight wants, so that the order costs no pass of its own. In float32, rounded
+// once. A block owns a row and keeps it in shared memory, since it is read twice and the second time in any order.
+// The sum of squares is taken in a fixed order: the same input gives the same bits.
+#include "target.cuh"
+#include "tile/number.cuh"
+
+using act_t = Number<DTYPE>::One;
+
+// The row into shared memory, 16 bytes at a time; returns this thread's share of the sum of squares.
+DEVICE float stage_row(act_t* smem_x, const act_t* row, int K) {
+  float squares = 0;
+  for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS) {
+    *reinterpret_cast<uint4*>(smem_x + k) = *reinterpret_cast<const uint4*>(row + k);
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares = fmaf(to_float(smem_x[k + i]), to_float(smem_x[k + i]), squares);
+  }
+  return squares;
+}
+
+// The sum of `value` over the block, for every thread the same.
+DEVICE float block_sum(float* smem_sums, float value) {
+#pragma unroll
+  for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(FULL_WARP, value, distance);
+  if (threadIdx.x % 32 == 0) smem_sums[threadIdx.x / 32] = value;
+  __syncthreads();  // sums of all warps, and the whole row
+  float sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < THREADS / 32; warp++) sum += smem_sums[warp];
+  return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+rmsnorm_gather(const act_t* __restrict__ x,       // (M, K)
+               const act_t* __restrict__ weight,  // (K,), in the order of x
+               const int* __restrict__ perm,      // (K,)
+               act_t* __restrict__ y,             // (M, K)
+               int K,                             // a multiple of 8
+               float epsilon) {
+  DYNAMIC_SHARED(smem);
+  Carver carver(smem);
+  float* smem_sums = carver.take<float>(THREADS / 32);
+  act_t* smem_x = carver.take<act_t>(K);
+
+  const size_t row = (size_t)blockIdx.x * K;
+  const float squares = block_sum(smem_sums, stage_row(smem_x, x + row, K));
+  const float factor = rsqrtf(squares / float(K) + epsilon);
+  for (int j = threadIdx.x; j < K; j += THREADS) {
+    const int k = perm[j];
+    y[row + j] = Number<DTYPE>::one(to_float(smem_x[k]) * factor * to_float(weight[k]));
+  }
+}

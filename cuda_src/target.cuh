@@ -1,0 +1,63 @@
+// What every kernel includes first: the device's headers, or, where CUTPQ_HOST is defined, nothing, because
+// the CPU runtime in tests/simt has put its own slice of CUDA C++ in front.
+#pragma once
+#ifndef CUTPQ_HOST
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+constexpr u32 FULL_WARP = 0xffffffffu;
+
+#ifdef CUTPQ_HOST
+#define DEVICE static inline
+// A wrapper's last parameter: the line that an error names, at no cost to the caller.
+#define CALL_SITE , SIMT_LINE
+#define UNCHECKED SIMT_UNCHECKED  // a portable body that reports its accesses itself
+#else
+#define DEVICE static __device__ __forceinline__
+#define CALL_SITE
+#define UNCHECKED
+#endif
+
+// All shared memory is dynamic and taken through Carver, so that the host can put red zones between them.
+#ifdef CUTPQ_HOST
+#define DYNAMIC_SHARED(name) unsigned char* name = simt::shared_memory()
+#else
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#endif
+
+// Takes typed arrays out of shared memory, one behind the other.
+struct Carver {
+  unsigned char* base;
+  u32 offset;
+  __device__ explicit Carver(unsigned char* smem) : base(smem), offset(0) {}
+
+  template <class T>
+  __device__ __forceinline__ T* take(u32 count, u32 align = 16 CALL_SITE) {
+    offset = (offset + align - 1) / align * align;
+#ifdef CUTPQ_HOST
+    T* array = reinterpret_cast<T*>(base + simt::carve(offset, count * sizeof(T), align, line));
+#else
+    T* array = reinterpret_cast<T*>(base + offset);
+#endif
+    offset += count * sizeof(T);
+    return array;
+  }
+};
+
+// The 32 bits of a pair of 16-bit numbers, and back.
+template <class Pair>
+DEVICE u32 as_u32(Pair pair) {
+  static_assert(sizeof(Pair) == 4, "a pair has 32 bits");
+  return *reinterpret_cast<u32*>(&pair);
+}
+template <class Pair>
+DEVICE Pair as_pair(u32 bits) {
+  static_assert(sizeof(Pair) == 4, "a pair has 32 bits");
+  return *reinterpret_cast<Pair*>(&bits);
+}

@@ -1,0 +1,308 @@
+"""Compile the kernels of cuda_src, keep the results, launch them with checked arguments.
+
+    kernel = kernels.load("gather_columns", config, xp)
+    kernel((blocks,), threads, x, perm, y, M, K)          # on CuPy's current stream
+
+Environment:
+    CUTPQ_CACHE_DIR       where compiled kernels are kept; default ~/.cache/cutpq
+    CUTPQ_VERBOSE=1       a line for every kernel that is compiled: architecture, registers, time
+    CUTPQ_PRINT_CONFIGS=1 every configuration that is used, once
+    CUTPQ_HOST_KERNELS=1  run the kernels on NumPy arrays, by the CPU runtime of a source checkout; "check" for its
+                          slower mode that finds races. For tests
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import nvrtc
+from .array import Array, bfloat16
+from .configs import BFLOAT16, Config, Device
+
+# Variants that a kernel is compiled for; "a" opens the instructions of that architecture alone.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
+
+SCALARS: dict[str, Any] = {"int": np.int32, "u32": np.uint32, "float": np.float32}
+ELEMENTS = {
+    "half": np.dtype(np.float16), "__nv_bfloat16": bfloat16, "float": np.dtype(np.float32),
+    "int": np.dtype(np.int32), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16),
+}
+
+
+class KernelError(RuntimeError):
+    """A kernel cannot be compiled or launched here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: `const half* scales` has type "half" and is a pointer to const."""
+
+    name: str
+    type: str
+    pointer: bool
+    const: bool
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of a compiled kernel."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel on disk."""
+
+    path: Path
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled entry point; calling it checks and converts the arguments, and launches."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    types: dict[str, np.dtype]  # the types that the configuration chooses, as act_t
+    function: Any  # cupy.RawKernel, or its twin on the CPU
+
+    def __call__(self, grid: tuple[int, ...], block: int, *args: Any, smem_bytes: int = 0) -> None:
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
+        converted = tuple(self._convert(p, a) for p, a in zip(self.parameters, args, strict=True))
+        if smem_bytes > 48 << 10 and hasattr(self.function, "max_dynamic_shared_size_bytes"):
+            self.function.max_dynamic_shared_size_bytes = smem_bytes
+        self.function(grid, (block,), converted, shared_mem=smem_bytes)
+
+    def _convert(self, parameter: Parameter, arg: Any) -> Any:
+        if not parameter.pointer:
+            return SCALARS[parameter.type](arg)
+        if arg is None:
+            return np.uint64(0)
+        what = f"{self.name}: {parameter.name}"
+        flags = getattr(arg, "flags", None)
+        if flags is None:
+            raise TypeError(f"{what} must be an array, got {type(arg).__name__}")
+        if not flags.c_contiguous:
+            raise ValueError(f"{what} must be contiguous, got strides {arg.strides} for shape {arg.shape}")
+        dtype = self.types.get(parameter.type) or ELEMENTS.get(parameter.type)
+        if dtype is not None and arg.dtype != dtype:  # what is in neither table is read in 16-byte words
+            raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
+        align = 16 if dtype is None else dtype.itemsize
+        if _address(arg) % align:
+            raise ValueError(f"{what} must be aligned to {align} bytes, its address is {_address(arg):#x}")
+        return arg
+
+
+def usable(xp: ModuleType) -> bool:
+    """Whether arrays of `xp` can be given to kernels: CuPy's always, NumPy's under CUTPQ_HOST_KERNELS."""
+    return xp is not np or os.environ.get("CUTPQ_HOST_KERNELS", "0") != "0"
+
+
+def device(xp: ModuleType) -> Device:
+    """The processor that kernels on arrays of `xp` run on: the current CUDA device, or a small Hopper for the CPU."""
+    if xp is np:
+        return Device(arch=90, sms=4)
+    try:
+        current = xp.cuda.Device()
+        return Device(int(current.compute_capability), current.attributes["MultiProcessorCount"])
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        raise KernelError(f"there is no usable GPU: {error}; NumPy arrays work without one") from None
+
+
+def load(name: str, config: Config, xp: ModuleType) -> Kernel:
+    """The kernel cuda_src/NAME.cu, compiled for `config` and the device that `xp` computes on.
+
+    xp  cupy: for the current device; numpy: for the CPU runtime, which only a source checkout has
+
+    Raises KernelError, with the compiler's words.
+    """
+    if xp is np:
+        return _load_on_host(name, config, _host_mode())
+    return _load_on_gpu(name, config, xp, xp.cuda.runtime.getDevice())
+
+
+@cache
+def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> Kernel:
+    arch = architecture(device(xp).arch)
+    cubin = compile_kernel(name, config, arch, major=xp.cuda.runtime.runtimeGetVersion() // 1000)
+    _announce(name, config)
+    return Kernel(name, signature(name), _types(config), xp.RawModule(path=str(cubin.path)).get_function(name))
+
+
+def _announce(name: str, config: Config) -> None:
+    if os.environ.get("CUTPQ_PRINT_CONFIGS", "0") != "0":
+        print(f"cutpq: {name} {config}", file=sys.stderr)
+
+
+def _types(config: Config) -> dict[str, np.dtype]:
+    return {name: bfloat16 if code == BFLOAT16 else np.dtype(np.float16) for name, code in config.types().items()}
+
+
+def architecture(capability: int) -> str:
+    """The variant to compile for a device: 90 -> "sm_90a"."""
+    return f"sm_{capability}a" if capability in (90, 100) else f"sm_{capability}"
+
+
+# ---- sources
+
+
+@cache
+def source_dir() -> Path:
+    """The folder of CUDA sources: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "cuda_src", package.parent / "cuda_src"):
+        if (candidate / "target.cuh").is_file():
+            return candidate
+    raise FileNotFoundError(f"cuda_src is neither inside nor beside {package}: reinstall cutpq")
+
+
+def source_digest() -> str:
+    """A digest of all CUDA sources, so that a change of any header makes a new key."""
+    h = hashlib.sha256()
+    root = source_dir()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".cu", ".cuh")):
+        h.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()[:16]
+
+
+def translation_unit(name: str, config: Config) -> str:
+    """The text that is compiled: the digest, the constants of `config`, and the kernel's file."""
+    constants = "".join(f"constexpr int {f.name} = {int(getattr(config, f.name))};\n" for f in fields(config))
+    return f'// cuda_src {source_digest()}\n{constants}#include "{name}.cu"\n'
+
+
+@cache
+def signature(name: str) -> tuple[Parameter, ...]:
+    """The parameters of the kernel, read from its source."""
+    text = re.sub(r"//[^\n]*", "", (source_dir() / f"{name}.cu").read_text(encoding="utf-8"))
+    found = re.search(rf'extern\s+"C"\s+__global__\s+void\b[^{{;]*?\b{name}\s*\(([^)]*)\)\s*\{{', text)
+    if not found:
+        raise KernelError(f'{name}.cu has no kernel: extern "C" __global__ void {name}(...) {{')
+    return tuple(_parameter(text) for text in found[1].split(","))
+
+
+def _parameter(text: str) -> Parameter:
+    words = text.replace("*", " * ").replace("__restrict__", " ").split()
+    if words[0] == "const":
+        return Parameter(words[-1], words[1], pointer="*" in words, const="*" in words)
+    return Parameter(words[-1], words[0], pointer="*" in words, const=False)
+
+
+# ---- compiling
+
+
+def compile_kernel(name: str, config: Config, arch: str, major: int | None = None) -> Cubin:
+    """The cubin of a kernel for an architecture such as "sm_90a"; from the cache if it was compiled before.
+
+    major  the CUDA version, as 12 or 13, or None for any that is found
+
+    Raises KernelError if there is no compiler, or if it refuses the kernel.
+    """
+    try:
+        compiler = nvrtc.find(major)
+    except nvrtc.NvrtcMissing as missing:
+        raise KernelError(str(missing)) from None
+    unit = translation_unit(name, config)
+    # no -ftz=true: an E8M0 scale of 2^-127 is a subnormal number, and it counts
+    options = [f"-arch={arch}", "-std=c++17", "-lineinfo", "--ptxas-options=-v"]
+    key = hashlib.sha256(repr((unit, options, compiler.version)).encode()).hexdigest()[:24]
+    folder = _cache_dir() / "kernels" / f"{name}-{arch}-{key}"
+    if not (folder / "resources.json").is_file():
+        _compile_into(folder, compiler, name, config, arch, unit, options)
+    resources = Resources(**json.loads((folder / "resources.json").read_text()))
+    return Cubin(folder / f"{name}.cubin", resources)
+
+
+def _compile_into(
+    folder: Path, compiler: nvrtc.Nvrtc, name: str, config: Config, arch: str, unit: str, options: list[str]
+) -> None:
+    """Fill a temporary folder and rename it: many ranks may compile the same kernel at once."""
+    start = time.perf_counter()
+    includes = [f"-I{source_dir()}", f"-I{compiler.include}"]
+    try:
+        # the name differs from NAME.cu, which the text includes
+        cubin, log = compiler.compile(unit, f"{name}.unit.cu", [*options, *includes])
+    except nvrtc.CompileError as error:
+        raise KernelError(f"{name} with {config} does not compile for {arch}:\n{error}") from None
+    resources = resources_from(log)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
+        unfinished = Path(temporary) / "done"
+        unfinished.mkdir()
+        (unfinished / f"{name}.cubin").write_bytes(cubin)
+        (unfinished / f"{name}.unit.cu").write_text(unit)
+        (unfinished / "log.txt").write_text(log + "\n")
+        (unfinished / "options.txt").write_text("\n".join(options) + "\n")
+        (unfinished / "resources.json").write_text(json.dumps(vars(resources)))
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another rank was faster, and its result is as good
+            if not (folder / "resources.json").is_file():
+                raise
+    if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
+        seconds = time.perf_counter() - start
+        print(f"cutpq: compiled {name} {config} for {arch}: {resources}, {seconds:.2f} s", file=sys.stderr)
+
+
+def resources_from(log: str) -> Resources:
+    """What `ptxas -v` wrote."""
+    used = re.search(r"Used (\d+) registers", log)
+    stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if not used or not stack:
+        raise KernelError(f"ptxas did not report registers and spills; it said:\n{log}")
+    return Resources(int(used[1]), int(stack[1]), int(stack[2]) + int(stack[3]))
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("CUTPQ_CACHE_DIR") or Path.home() / ".cache" / "cutpq")
+
+
+# ---- the CPU runtime
+
+
+@cache
+def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
+    function = cpu_runtime().build(name, translation_unit(name, config), source_dir(), mode)
+    _announce(name, config)
+    return Kernel(name, signature(name), _types(config), function)
+
+
+def _host_mode() -> str:
+    return "check" if os.environ.get("CUTPQ_HOST_KERNELS") == "check" else cpu_runtime().default_mode
+
+
+@cache
+def cpu_runtime() -> Any:
+    """tests/simt/cpu_cuda.py of a source checkout."""
+    if "cpu_cuda" in sys.modules:
+        return sys.modules["cpu_cuda"]
+    path = source_dir().parent / "tests" / "simt" / "cpu_cuda.py"
+    spec = importlib.util.spec_from_file_location("cpu_cuda", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise KernelError(f"CUTPQ_HOST_KERNELS needs a source checkout of cutpq: there is no {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cpu_cuda"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _address(array: Array) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

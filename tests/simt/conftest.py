@@ -1,0 +1,38 @@
+import os
+import shutil
+from pathlib import Path
+
+import cpu_cuda
+import pytest
+
+from cutpq import kernels
+
+
+def pytest_collection_modifyitems(items):
+    if shutil.which("g++") is None:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="g++ compiles the kernels for the CPU, and is not here"))
+
+
+@pytest.fixture(params=["fast", "check"])
+def mode(request, monkeypatch):
+    monkeypatch.setattr(cpu_cuda, "default_mode", request.param)
+    return request.param
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """The launch settings, back to their defaults after the test."""
+    fresh = cpu_cuda.Settings()
+    monkeypatch.setattr(cpu_cuda, "settings", fresh)
+    return fresh
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mutated_sources():
+    """Take the kernels from another folder: mutants.py plants its bugs there."""
+    sources = os.environ.get("CUTPQ_MUTATED_SOURCES")
+    with pytest.MonkeyPatch.context() as patch:
+        if sources:
+            patch.setattr(kernels, "source_dir", lambda: Path(sources))
+        yield

@@ -1,0 +1,160 @@
+"""dequant, gather_columns and rmsnorm_gather, on the CPU runtime, through the public functions."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from assertions import assert_bounded, assert_exact
+from random_weight import random_weight
+
+from cutpq import ref
+from cutpq.dequant import dequantize, dequantize_columns
+from cutpq.gather import gather_columns, rmsnorm_gather
+from cutpq.pack import GROUPED, LOCAL, UNORDERED, pack, unpack
+
+DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+contiguous = lambda K, size: np.arange(K) // size  # noqa: E731
+
+
+@pytest.fixture(autouse=True)
+def _host_kernels(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+
+
+# ---- pack
+
+
+WEIGHTS = {
+    "groups_of_32": (dict(K=128, N=64, group_size=32, g_idx=contiguous(128, 32)), GROUPED),
+    "last_group_short": (dict(K=160, N=72, group_size=64, g_idx=contiguous(160, 64)), GROUPED),
+    "one_group": (dict(K=104, N=128, group_size=104, g_idx=contiguous(104, 104)), GROUPED),
+    "symmetric": (dict(K=64, N=8, group_size=32, g_idx=contiguous(64, 32), symmetric=True), GROUPED),
+    "short_groups": (dict(K=96, N=64, group_size=24, g_idx=contiguous(96, 24)), LOCAL),
+    "empty_groups": (dict(K=64, N=64, group_size=32, g_idx=np.repeat([1, 5], [3, 61])), LOCAL),
+    "act_order": (dict(K=96, N=64, group_size=32), UNORDERED),
+}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_pack_keeps_every_weight(name, bits):
+    facts, order = WEIGHTS[name]
+    w = random_weight(**facts, bits=bits, bias=True)
+    p = pack(w)
+    back = unpack(p)
+    assert p.order == order
+    assert_exact(back.codes, w.codes)
+    assert_exact(back.scales[back.g_idx], w.scales[w.g_idx])
+    assert_exact(back.zeros[back.g_idx], w.zeros[w.g_idx])
+    assert_exact(back.bias, w.bias.astype(np.float32))
+    assert (p.zero is not None) == facts.get("symmetric", False)
+
+
+def test_pack_drops_groups_without_rows():
+    assert pack(random_weight(**WEIGHTS["empty_groups"][0])).scales.shape[0] == 2
+
+
+def test_four_bits_take_half_a_byte():
+    assert pack(random_weight(128, 128, 32)).words.nbytes == 128 * 128 // 2
+
+
+def test_pack_refuses_scales_that_float16_would_round():
+    w = random_weight(**WEIGHTS["one_group"][0])
+    with pytest.raises(ValueError, match="no float16 numbers"):
+        pack(w.__class__(**{**vars(w), "scales": w.scales.astype(np.float32) * np.float32(1.0001)}))
+
+
+# ---- dequant
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_dequant_every_width(mode, bits, dtype):
+    w = random_weight(72, 72, 32, bits=bits, g_idx=contiguous(72, 32))
+    assert_exact(dequantize(pack(w), dtype), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_dequant_every_order(mode, name, bits):
+    w = random_weight(**WEIGHTS[name][0], bits=bits, seed=2)
+    assert_exact(dequantize(pack(w)), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_dequant_scatters_rows(mode, bits):
+    w = random_weight(96, 64, 32, bits=bits, seed=3)
+    perm = np.argsort(w.g_idx, kind="stable").astype(np.int32)
+    ordered = w.__class__(**{**vars(w), "codes": w.codes[perm], "g_idx": w.g_idx[perm]})
+    assert_exact(dequantize_columns(pack(ordered), slice(0, 64), rows=perm), dequantize(w))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_dequant_some_columns(mode, bits):
+    w = random_weight(64, 576, 32, bits=bits, seed=4)
+    assert_exact(dequantize_columns(pack(w), slice(262, 526)), dequantize(w)[:, 262:526])
+
+
+def test_zero_point_sixteen(mode):
+    """GPTQ's first format stores zero - 1 in four bits, so that 16 is a zero point."""
+    w = random_weight(64, 64, 32, g_idx=contiguous(64, 32))
+    w = w.__class__(**{**vars(w), "zeros": np.full_like(w.zeros, 16)})
+    assert_exact(dequantize(pack(w)), dequantize(w))
+
+
+# ---- gather_columns
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("M", "K", "columns"), [(1, 16, 8), (3, 40, 1032), (70, 8, 16), (2, 9, 5)])
+def test_gather_columns(mode, M, K, columns, dtype):
+    rng = np.random.default_rng(M)
+    x = rng.standard_normal((M, K)).astype(dtype)
+    perm = rng.integers(0, K, columns).astype(np.int32)
+    out = np.full((M, columns), np.nan, dtype)
+    assert gather_columns(x, perm, out=out) is out
+    assert_exact(out, x[:, perm])
+
+
+def test_gather_of_nothing():
+    assert gather_columns(np.zeros((0, 8), np.float16), np.zeros(8, np.int32)).shape == (0, 8)
+
+
+# ---- rmsnorm_gather
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("M", "K"), [(1, 8), (3, 2048), (2, 2056)])
+def test_rmsnorm_gather(mode, settings, M, K, dtype):
+    settings.seed = 3
+    rng = np.random.default_rng(K)
+    x, weight = rng.standard_normal((M, K)).astype(dtype), rng.uniform(0.5, 1.5, K).astype(dtype)
+    perm = rng.permutation(K).astype(np.int32)
+    y = rmsnorm_gather(x, weight, perm, 1e-5, out=np.full_like(x, np.nan))
+    x64 = x.astype(np.float64)
+    exact = (x64 / np.sqrt((x64**2).mean(1, keepdims=True) + 1e-5) * weight.astype(np.float64))[:, perm]
+    unit = 2.0 ** (-11 if dtype == np.float16 else -8)
+    assert_bounded(y, exact, unit * np.abs(exact) + (K**0.5 + 8) * 2.0**-23 * np.abs(exact) + 2.0**-25)
+
+
+def test_rmsnorm_is_deterministic(settings):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 640)).astype(np.float16), np.ones(640, np.float16)
+    perm = np.arange(640, dtype=np.int32)
+    runs = []
+    for seed in range(4):
+        settings.seed = seed
+        runs.append(rmsnorm_gather(x, weight, perm))
+    for other in runs[1:]:
+        assert_exact(other, runs[0])
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda x: rmsnorm_gather(x.astype(np.float32), x[0], np.zeros(16, np.int32)), TypeError, "x must be float16"),
+    (lambda x: gather_columns(x, np.zeros(8, np.int64)), TypeError, "perm must be int32"),
+    (lambda x: gather_columns(x[0], np.zeros(8, np.int32)), ValueError, "x must have shape"),
+    (lambda x: rmsnorm_gather(x, np.ones(8, np.float16), np.zeros(16, np.int32)), ValueError, "weight must have"),
+    (lambda x: rmsnorm_gather(x, np.ones(16, np.float16), np.zeros(8, np.int32)), ValueError, "perm must have"),
+])
+def test_wrong_operands(call, error, message):
+    with pytest.raises(error, match=message):
+        call(np.ones((2, 16), np.float16))
