@@ -280,7 +280,7 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for zero in (8, None)
     ]
     gated = [GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, gated=True) for M in (8, 16, 32, 64)]
-    gemm = {select_gemm(problem, Device(arch, 108))[0] for problem in problems + gated}
+    gemm = dict.fromkeys(select_gemm(problem, Device(arch, 108))[0] for problem in problems + gated)  # each once
     dequant = [
         ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
         for bits in (2, 3, 4, 8)
