@@ -5,7 +5,7 @@
 // Tensor cores compute y^T = w^T x^T, so that eight tokens, not sixteen, are the least that costs time.
 //
 // A block of WARPS_N by WARPS_K warps works on units of BLOCK_N columns by BLOCK_K rows: each warp on a strip of 64
-// columns and a slab of 32 rows. gridDim.x blocks share all units evenly; gridDim.y is for tokens beyond BLOCK_M.
+// columns and a slab of SLAB rows. gridDim.x blocks share all units evenly; gridDim.y is for tokens beyond BLOCK_M.
 // Sums are taken in float32, over warps and blocks in a fixed order, and rounded once.
 //
 // ORDER  0 groups of one size (scales_grouped.cuh)   1, 2 a group for every row (scales_by_row.cuh)
@@ -33,12 +33,24 @@ struct SharedMemory {
   }
 };
 
-// Start copying a unit into a stage.
-DEVICE void load_unit(const Stage& stage, const Problem& p, const Place& at, const Cursor& unit, u64 policy) {
-  load_w(stage.w, p, at, unit.n(), unit.k(), policy);
-  load_x(stage.x, p, unit.k());
-  if (ORDER == GROUPED) load_scales(stage.s, stage.z, p, unit.n(), unit.k());
-}
+// Copies one unit after the other into stages.
+struct Loader {
+  Cursor unit;  // the next one
+  XLoader x;
+  WLoader w;
+
+  __device__ __forceinline__ Loader(const Problem& p, const Place& at, const Cursor& first)
+      : unit(first), x(p), w(p, at, first) {}
+
+  __device__ __forceinline__ void load(const Stage& stage, const Problem& p, const Place& at) {
+    w.load(stage.w, p);
+    x.load(stage.x, p, unit.k());
+    if constexpr (ORDER == GROUPED) load_scales(stage.s, stage.z, p, unit.n(), unit.k());
+    unit.advance(p);
+    if (unit.row == 0) w.go_to(p, at, unit);
+    else w.go_down();
+  }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
@@ -62,23 +74,22 @@ gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
   const Problem p = {x, words, scales, zeros, g_idx, M, N, K, strips, tiles_k16, units_k, units_k * columns,
                      int(blockIdx.y) * BLOCK_M};
   const int end = p.first_unit(blockIdx.x + 1);
-  const u64 policy = evict_first_policy();
-  Cursor now(p, p.first_unit(blockIdx.x)), next = now;  // the unit that is computed, and that which is loaded
+  Cursor now(p, p.first_unit(blockIdx.x));
+  Loader loader(p, at, now);
 
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) {
-    if (next.unit < end) load_unit(shared.stage(i), p, at, next, policy);
+    if (loader.unit.unit < end) loader.load(shared.stage(i), p, at);
     cp_async_commit();
-    next.advance(p);
   }
   Sums sums;
   clear(sums);
   int full = 0, empty = STAGES - 1;  // stages
 #pragma unroll 1
-  for (; now.unit < end; now.advance(p), next.advance(p)) {
+  for (; now.unit < end; now.advance(p)) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // this unit has landed for all; the stage before it is free, and so are the sums of a column
-    if (next.unit < end) load_unit(shared.stage(empty), p, at, next, policy);
+    if (loader.unit.unit < end) loader.load(shared.stage(empty), p, at);
     cp_async_commit();
 
     mma_slab(sums, shared.stage(full), p, at, now.n(), now.k());

@@ -92,9 +92,9 @@ class RmsnormConfig(Config):
 
 @dataclass(frozen=True)
 class GemmConfig(Config):
-    """gemm_w4a16: BLOCK_M tokens, WARPS_N strips of 64 columns by WARPS_K slabs of 32 rows, a ring of STAGES.
+    """gemm_w4a16: BLOCK_M tokens, WARPS_N strips of 64 columns by WARPS_K slabs of SLAB rows, a ring of STAGES.
 
-    GROUP_SIZE    rows of a group, a multiple of 32; 0 for one group, and where ORDER is not grouped
+    GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where ORDER is not grouped
     ORDER         0 grouped, 1 local, 2 unordered
     ZERO          the zero point of all groups, or -1 to read each group's
     GATED         y = silu(gate) * up, of columns that alternate by eight
@@ -104,6 +104,7 @@ class GemmConfig(Config):
     BLOCK_M: int
     WARPS_N: int
     WARPS_K: int
+    SLAB: int
     STAGES: int
     GROUP_SIZE: int
     DTYPE: int
@@ -120,7 +121,7 @@ class GemmConfig(Config):
     @property
     def block_k(self) -> int:
         """Rows of a unit."""
-        return 32 * self.WARPS_K
+        return self.SLAB * self.WARPS_K
 
     @property
     def threads(self) -> int:
@@ -137,9 +138,7 @@ class GemmConfig(Config):
         """Lines of scales in a unit, as in tile/scales_grouped.cuh; none where they do not pass shared memory."""
         if self.ORDER != 0:
             return 0
-        if self.GROUP_SIZE % self.block_k == 0:  # 0, too
-            return 1
-        return self.block_k // (64 if self.GROUP_SIZE % 64 == 0 else 32)
+        return 1 if self.GROUP_SIZE % self.block_k == 0 else self.WARPS_K
 
     @property
     def smem_bytes(self) -> int:
@@ -154,7 +153,8 @@ class GemmConfig(Config):
         facts = {
             f"{self.smem_bytes} bytes of shared memory exceed the {device.smem_limit} of sm_{device.arch}":
                 self.smem_bytes > device.smem_limit,
-            f"{self.threads} threads": self.threads > 1024,
+            f"{self.BLOCKS_PER_SM} blocks of {self.smem_bytes} bytes exceed the memory of a multiprocessor":
+                self.BLOCKS_PER_SM * (self.smem_bytes + 1024) > device.smem_limit + 1024,
         }
         return [text for text, bad in facts.items() if bad]
 
@@ -203,21 +203,26 @@ def select_gemm(problem: GemmProblem, device: Device) -> tuple[GemmConfig, int]:
 def _candidates(problem: GemmProblem) -> list[GemmConfig]:
     """Best first. Up to 16 tokens the weight's bytes are all that counts: many of them must be in flight, and
     narrow blocks leave little to add up. From 32 tokens on x is worth reading less often, and sums fill registers.
+    Slabs of 64 rows halve what is not multiplying, where groups allow them.
     """
     if problem.M <= 8:
-        shapes = [(8, _MEDIUM, 4, 2), (8, _SMALL, 4, 2)]
+        shapes = [(8, _MEDIUM, 64, 4, 2), (8, _MEDIUM, 32, 4, 2), (8, _SMALL, 32, 4, 2)]
     elif problem.M <= 16:
-        shapes = [(16, _MEDIUM, 4, 2), (16, _SMALL, 4, 2)]
+        shapes = [(16, _MEDIUM, 64, 3, 2), (16, _MEDIUM, 32, 4, 2), (16, _SMALL, 32, 4, 2)]
     elif problem.M <= 32:
-        shapes = [(32, _WIDE, 4, 1), (32, _SMALL, 4, 1)]
+        shapes = [(32, _WIDE, 64, 4, 1), (32, _WIDE, 32, 4, 1), (32, _SMALL, 32, 4, 1)]
     else:
-        shapes = [(64, _WIDE, 4, 1), (64, _SMALL, 3, 1)]
+        shapes = [(64, _WIDE, 64, 3, 1), (64, _WIDE, 32, 4, 1), (64, _SMALL, 32, 3, 1)]
+    if problem.order != "grouped" or problem.group_size % 64:
+        shapes = [shape for shape in shapes if shape[2] == 32]
     return [_gemm_config(problem, *shape) for shape in shapes]
 
 
-def _gemm_config(problem: GemmProblem, block_m: int, warps: tuple[int, int], stages: int, blocks: int) -> GemmConfig:
+def _gemm_config(
+    problem: GemmProblem, block_m: int, warps: tuple[int, int], slab: int, stages: int, blocks: int
+) -> GemmConfig:
     return GemmConfig(
-        BLOCK_M=block_m, WARPS_N=warps[0], WARPS_K=warps[1], STAGES=stages,
+        BLOCK_M=block_m, WARPS_N=warps[0], WARPS_K=warps[1], SLAB=slab, STAGES=stages,
         GROUP_SIZE=problem.group_size,
         DTYPE=problem.dtype,
         ORDER=("grouped", "local", "unordered").index(problem.order),
@@ -228,12 +233,21 @@ def _gemm_config(problem: GemmProblem, block_m: int, warps: tuple[int, int], sta
 
 
 def _blocks(config: GemmConfig, problem: GemmProblem, device: Device) -> int:
-    """As many as run at once, so that all stream to the end; fewer if columns alone nearly fill the device."""
+    """As many for every column of units, so that K is cut at the same rows in each.
+
+    Then a column is summed in the same order wherever it stands, and its bits do not change when columns are permuted:
+    `tp-aware` equals `naive`. The kernel takes any number. As many blocks as run at once would fill the device with
+    any shape, which is worth most from 32 tokens on, but cut each column elsewhere.
+
+    Time goes like the waves of blocks times the units that each has; starting and adding up cost about two more.
+    """
     columns, units_k = ceil_div(problem.N, config.block_n), ceil_div(problem.K, config.block_k)
     at_once = max(1, device.sms * config.BLOCKS_PER_SM // ceil_div(problem.M, config.BLOCK_M))
-    if 0.9 * at_once <= columns <= at_once:
-        return columns
-    return min(at_once, columns * units_k)
+
+    def cost(cuts: int) -> int:
+        return ceil_div(columns * cuts, at_once) * (ceil_div(units_k, cuts) + 2)
+
+    return columns * min(range(1, units_k + 1), key=cost)
 
 
 def shipped(arch: int) -> list[tuple[str, Config]]:

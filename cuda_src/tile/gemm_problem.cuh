@@ -7,8 +7,8 @@
 #pragma once
 #include "number.cuh"
 
-constexpr int SLAB = 32;   // rows that a warp takes of each unit, all with one scale where groups allow
-constexpr int STRIP = 64;  // columns that a warp owns
+constexpr int STRIP = 64;  // columns that a warp owns; SLAB is the rows that it takes of each unit, all with one scale
+constexpr int STEPS = SLAB / 16;  // of mma along k
 constexpr int BLOCK_N = WARPS_N * STRIP;
 constexpr int BLOCK_K = WARPS_K * SLAB;
 constexpr int THREADS = 32 * WARPS_N * WARPS_K;

@@ -1,4 +1,4 @@
-// A warp's part of one unit: 64 columns by 32 rows of the weight times BLOCK_M tokens, all from shared
+// A warp's part of one unit: 64 columns by SLAB rows of the weight times BLOCK_M tokens, all from shared
 // memory.
 #pragma once
 #include "../ptx/mma.cuh"
@@ -37,13 +37,13 @@ DEVICE void mma_slab(Sums& sums, const Stage& stage, const Problem& p, const Pla
   } else if (slab_has_one_group(p, first_row)) {
     group_scales(columns, p, n, first_row, at);
   } else {
-    RowScales rows[2];  // both fetched before the first is used: one wait for two steps
+    RowScales rows[STEPS];  // all fetched before the first is used: one wait
 #pragma unroll
-    for (int step = 0; step < 2; step++) rows[step].fetch(p, n, first_row + 16 * step, at);
+    for (int step = 0; step < STEPS; step++) rows[step].fetch(p, n, first_row + 16 * step, at);
 #pragma unroll
-    for (int step = 0; step < 2; step++) mma_step(sums, stage, rows[step], at, step);
+    for (int step = 0; step < STEPS; step++) mma_step(sums, stage, rows[step], at, step);
     return;
   }
 #pragma unroll
-  for (int step = 0; step < 2; step++) mma_step(sums, stage, columns, at, step);
+  for (int step = 0; step < STEPS; step++) mma_step(sums, stage, columns, at, step);
 }

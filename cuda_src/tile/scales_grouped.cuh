@@ -1,5 +1,4 @@
-// Scales where groups have one size, a multiple of 32 (GROUP_SIZE), or where there is one group (0): global
-// -> shared
+// Scales where groups have one size, a multiple of SLAB (GROUP_SIZE), or where there is one group (0): global -> shared
 // -> registers, once for a warp's slab.
 #pragma once
 #include "../ptx/cp_async.cuh"
@@ -7,30 +6,29 @@
 #include "gemm_problem.cuh"
 
 // rows of a unit that surely share their scales
-constexpr int SCALE_ROWS = GROUP_SIZE % BLOCK_K == 0 ? BLOCK_K : GROUP_SIZE % 64 == 0 ? 64 : SLAB;
+constexpr int SCALE_ROWS = GROUP_SIZE % BLOCK_K == 0 ? BLOCK_K : SLAB;
 constexpr int SCALE_LINES = BLOCK_K / SCALE_ROWS;
 constexpr int S_STAGE = SCALE_LINES * BLOCK_N / 8;  // of 16 bytes: eight scales
-constexpr int Z_STAGE = ZERO < 0 ? SCALE_LINES * BLOCK_N / 16 : 0;
+constexpr int Z_STAGE = ZERO < 0 ? S_STAGE / 2 : 0;
+static_assert(S_STAGE <= THREADS, "a thread copies one chunk of scales");
 
-DEVICE int group_of(const Problem& p, int k) { return GROUP_SIZE ? min(k, p.K - 1) / max(GROUP_SIZE, 1) : 0; }
+// Start copying 16 bytes, chunk `at` of a stage, of an array (G, N) whose elements have `SIZE` bytes.
+template <int SIZE>
+DEVICE void load_line(uint4* smem, const void* source, const Problem& p, int at, int n, int k) {
+  constexpr int EACH = 16 / SIZE, ROW = BLOCK_N / EACH;  // elements in a chunk, chunks in a line
+  const int row = min(k + at / ROW * SCALE_ROWS, p.K - 1), column = n + at % ROW * EACH;
+  const int group = GROUP_SIZE ? row / max(GROUP_SIZE, 1) : 0;
+  const bool valid = column < p.strips * STRIP;
+  const size_t offset = ((size_t)group * p.strips * STRIP + column) * SIZE;
+  cp_async_16(shared_address(smem + at), static_cast<const char*>(source) + (valid ? offset : 0), valid);
+}
 
-// Start copying. The last threads do it, since the first ones copy x.
+// Start copying those of a unit. The last threads do it, since the first ones copy x.
 DEVICE void load_scales(uint4* smem_s, uint4* smem_z, const Problem& p, int n, int k) {
-#pragma unroll 1
-  for (int at = THREADS - 1 - threadIdx.x; at < S_STAGE; at += THREADS) {
-    const int line = at / (BLOCK_N / 8), i = at % (BLOCK_N / 8);
-    const int group = group_of(p, k + line * SCALE_ROWS);
-    const bool valid = n / STRIP + i / 8 < p.strips;
-    cp_async_16(shared_address(smem_s + at),
-                p.scales + (valid ? (size_t)group * p.strips * STRIP + n + 8 * i : 0), valid);
-  }
-#pragma unroll 1
-  for (int at = THREADS - 1 - threadIdx.x; at < Z_STAGE; at += THREADS) {
-    const int line = at / (BLOCK_N / 16), i = at % (BLOCK_N / 16);
-    const int group = group_of(p, k + line * SCALE_ROWS);
-    const bool valid = n / STRIP + i / 4 < p.strips;
-    cp_async_16(shared_address(smem_z + at),
-                p.zeros + (valid ? (size_t)group * p.strips * STRIP + n + 16 * i : 0), valid);
+  const int at = THREADS - 1 - threadIdx.x;
+  if (at < S_STAGE) load_line<2>(smem_s, p.scales, p, at, n, k);
+  if constexpr (Z_STAGE > 0) {
+    if (at < Z_STAGE) load_line<1>(smem_z, p.zeros, p, at, n, k);
   }
 }
 

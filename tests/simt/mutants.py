@@ -93,11 +93,15 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         Mutant("no wait", GEMM, "    cp_async_wait<STAGES - 2>();\n", ""),
         Mutant("wait for one too few", GEMM, "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
         Mutant("load into the full stage", GEMM, "shared.stage(empty)", "shared.stage(full)"),
-        Mutant("no commit", GEMM, "next, policy);\n    cp_async_commit();\n\n", "next, policy);\n\n"),
+        Mutant("no commit", GEMM, "p, at);\n    cp_async_commit();\n\n", "p, at);\n\n"),
         Mutant("stage not advanced", GEMM, "full + 1 == STAGES ? 0 : full + 1", "full"),
-        Mutant("one unit too many", GEMM, "if (next.unit < end) load_unit(shared.stage(empty)",
-               "if (next.unit <= end) load_unit(shared.stage(empty)"),
+        Mutant("one unit too many", GEMM, "loader.unit.unit < end) loader.load(shared.stage(empty)",
+               "loader.unit.unit <= end) loader.load(shared.stage(empty)"),
         Mutant("sums not cleared", GEMM, "    clear(sums);\n    const", "    const"),
+        Mutant("x of the column before", PROBLEM, "if (row == p.units_k) row = 0, column++;",
+               "if (row == p.units_k) row = 1, column++;"),
+        Mutant("w not moved to the next column", GEMM, "if (unit.row == 0) w.go_to(p, at, unit);\n    else ", ""),
+        Mutant("w moved by half a unit", W, "source += BLOCK_K / 16 * 32", "source += BLOCK_K / 32 * 32"),
         Mutant("column not advanced", PROBLEM, "row = 0, column++", "row = 0"),
         Mutant("block of a unit", PROBLEM, "((unit + 1) * gridDim.x - 1)", "(unit * gridDim.x)"),
     ]),
@@ -119,17 +123,16 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     ]),
     "gemm_w4a16: x, w, y": (["test_gemm_kernel.py", "-k", "bank or ragged or gated or (every_tile and 130-float)"], [
         Mutant("no swizzle", X, "(i ^ m % 8)", "i"),
-        Mutant("other swizzle on the way in", X, "shared_address(smem_x + x_chunk(m, i)), source",
-               "shared_address(smem_x + x_chunk(m ^ 1, i)), source"),
+        Mutant("other swizzle on the way in", X, "smem_x + x_chunk(m, i) + row", "smem_x + x_chunk(m ^ 1, i) + row"),
         Mutant("chunks of a step swapped", X, "lane / 8 % 2;", "1 - lane / 8 % 2;"),
         Mutant("token tiles swapped", X, "lane / 16 * 8 + lane % 8", "(1 - lane / 16) * 8 + lane % 8"),
-        Mutant("no token predicate", X, "token < p.M && k", "k"),
+        Mutant("no token predicate", X, "p.first_token + m + row < p.M && k", "k"),
         Mutant("no column predicate on x", X, " && k + 8 * i < p.K", ""),
         Mutant("tokens of the first tile", GEMM, "int(blockIdx.y) * BLOCK_M", "0"),
-        Mutant("no predicate on rows of w", W, " && k16 < p.tiles_k16", ""),
-        Mutant("no predicate on strips", W, "strip < p.strips && ", ""),
-        Mutant("steps of w swapped", W, "return smem_w[step * THREADS", "return smem_w[(1 - step) * THREADS"),
-        Mutant("slab of another warp", W, "k / 16 + 2 * at.warp_k", "k / 16 + 2 * (at.warp_k ^ 1)"),
+        Mutant("no predicate on rows of w", W, " && k16 + step < p.tiles_k16", ""),
+        Mutant("no predicate on strips", W, "strip_exists && ", ""),
+        Mutant("steps of w swapped", W, "return smem_w[step * THREADS", "return smem_w[(step ^ 1) * THREADS"),
+        Mutant("slab of another warp", W, "STEPS * at.warp_k", "STEPS * (at.warp_k ^ 1)"),
         Mutant("y beyond its columns", Y, "min(BLOCK_N, p.N - n)", "BLOCK_N"),
         Mutant("y beyond its tokens", Y, "min(BLOCK_M, p.M - p.first_token)", "BLOCK_M"),
         Mutant("bias of the first columns", Y, "bias[n + g]", "bias[g]"),
@@ -147,11 +150,12 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                "__hmul2(difference, as_pair<Pair>(scale.high))"),
         Mutant("zero of bfloat16", FRAGMENT, "zeros | 0x43004300", "zeros | 0x43014301"),
         Mutant("scale of the first line", GROUPED, "at.warp_k * SLAB / SCALE_ROWS", "0"),
-        Mutant("group of the unit's first row", GROUPED, "group_of(p, k + line * SCALE_ROWS)", "group_of(p, k)"),
-        Mutant("no clamp to the last group", GROUPED, "min(k, p.K - 1)", "k"),
+        Mutant("group of the unit's first row", GROUPED, "k + at / ROW * SCALE_ROWS", "k"),
+        Mutant("no clamp to the last group", GROUPED, "min(k + at / ROW * SCALE_ROWS, p.K - 1)",
+               "k + at / ROW * SCALE_ROWS"),
         Mutant("scales of g and g + 8 swapped", GROUPED, "scale[2 * t + i % 2]);", "scale[2 * t + 1 - i % 2]);"),
         Mutant("zeros of g and g + 8 swapped", GROUPED, "offset_[2 * t + i % 2]", "offset_[2 * t + 1 - i % 2]"),
-        Mutant("zeros of another strip", GROUPED, "p.strips * STRIP + n + 16 * i", "p.strips * STRIP"),
+        Mutant("zeros of another strip", GROUPED, "column) * SIZE;", "column / SIZE) * SIZE;"),
     ]),
     "gemm_w4a16: rows": (["test_gemm_kernel.py", "-k", "sparse or act_order or off_the_grid or one_row or empty"], [
         Mutant("rows of the fragment", ROWS, "r % 2 + r / 2 * 8", "r"),
@@ -182,6 +186,8 @@ def is_caught(mutant: Mutant, tests: list[str], scratch: Path) -> bool:
     done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):  # no tests, or an error outside of them
         raise SystemExit(f"{mutant.name}: pytest did not run the tests\n{done.stdout}{done.stderr}")
+    if "g++ refused" in done.stdout:
+        raise SystemExit(f"{mutant.name}: is no bug, for it does not compile\n{done.stdout}")
     return done.returncode == 1
 
 

@@ -12,6 +12,7 @@ from random_weight import random_weight
 from cutpq import configs, gemm, kernels, ref
 from cutpq.gemm import gated_matmul, matmul
 from cutpq.pack import as_unordered, interleave, pack
+from cutpq.reorder import permute_columns
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
@@ -29,6 +30,17 @@ def multiprocessors(monkeypatch):
         monkeypatch.setattr(kernels, "device", lambda xp: configs.Device(arch, sms))
 
     return pretend
+
+
+@pytest.fixture
+def any_number_of_blocks(monkeypatch):
+    """As many blocks as run at once: runs of units that begin and end in the middle of a column."""
+
+    def blocks(config, problem, device):
+        units = configs.ceil_div(problem.N, config.block_n) * configs.ceil_div(problem.K, config.block_k)
+        return min(units, device.sms * config.BLOCKS_PER_SM)
+
+    monkeypatch.setattr(configs, "_blocks", blocks)
 
 
 def contiguous(K, size):
@@ -130,6 +142,7 @@ def test_ragged_shapes(mode, K, N):
 
 @pytest.mark.parametrize("sms", [1, 2, 4, 40])
 @pytest.mark.parametrize(("M", "N"), [(5, 64), (3, 320), (40, 136)])
+@pytest.mark.usefixtures("any_number_of_blocks")
 def test_runs_of_units(mode, multiprocessors, M, N, sms):
     """Blocks that do several columns, that share both their first and their last, and more blocks than units."""
     multiprocessors(sms)
@@ -157,7 +170,19 @@ def test_same_bits_in_every_schedule(settings, multiprocessors, M):
         assert_exact(check(w, M), first)
 
 
+@pytest.mark.parametrize("M", [2, 20, 40])
+@pytest.mark.parametrize("sms", [3, 5, 16])
+def test_permuted_columns_have_permuted_bits(multiprocessors, M, sms):
+    """What a column adds up to does not depend on where it stands: naive and tp-aware give the same bits."""
+    multiprocessors(sms)
+    w = random_weight(1664, 520, 64, g_idx=contiguous(1664, 64), bias=True, seed=2)
+    perm = np.random.default_rng(3).permutation(520)
+    x = tokens(M, 1664)
+    assert_exact(matmul(x, pack(permute_columns(w, perm))), matmul(x, pack(w))[:, perm])
+
+
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.usefixtures("any_number_of_blocks")
 def test_no_race_in_any_schedule(settings, monkeypatch, multiprocessors, seed):
     monkeypatch.setattr(cpu_cuda, "default_mode", "check")
     settings.seed = seed
@@ -165,6 +190,7 @@ def test_no_race_in_any_schedule(settings, monkeypatch, multiprocessors, seed):
     check(random_weight(1088, 320, 64, g_idx=contiguous(1088, 64)), 9)
 
 
+@pytest.mark.usefixtures("any_number_of_blocks")
 def test_counters_are_zero_again(monkeypatch, multiprocessors):
     multiprocessors(6)
     made = []
