@@ -282,8 +282,9 @@ def plot(path: Path, rows: list[Row]) -> None:
         axis.plot(*_points(front), "o", color=line.get_color())
         axis.plot(*_points([r for r in of_series if r not in front]), "x", color=line.get_color())
         for row in of_series if number == 0 else []:  # the others stand above or below
+            left = {"xytext": (-5, -9), "ha": "right"} if row in front else {"xytext": (5, 3)}
             at = (row["bits"], row["kl"])
-            axis.annotate(row["codec"], at, fontsize="x-small", xytext=(4, 4), textcoords="offset points")
+            axis.annotate(row["codec"], at, fontsize="x-small", textcoords="offset points", **left)
     axis.margins(x=0.1)
     axis.set_yscale("log")
     axis.set_xlabel("bits per value on the wire")

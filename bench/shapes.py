@@ -66,10 +66,6 @@ class RandomCheckpoint:
         """(K, N) of gate, up or down."""
         return (self.mlp.H, self.mlp.N) if name == "down" else (self.mlp.K, self.mlp.H)
 
-    def has(self, name: str) -> bool:
-        """No tensor can be read by itself."""
-        return False
-
     def order(self, name: str) -> np.ndarray:
         """g_idx as act-order leaves it: full groups, scattered."""
         what = "order of down" if name == "down" else "order of gate and up"
