@@ -55,7 +55,7 @@ TABLE = Table(
         Column("redop", "redop", 5),
         Column("root", "root", 4),
         Column("algo", "algo", 7),
-        Column("codec", "codec", 14),
+        Column("codec", "codec", 19),
         Column("time_us", "time(us)", 10, ".1f"),
         Column("algbw", "algbw(GB/s)", 11, ".3f"),
         Column("busbw", "busbw(GB/s)", 11, ".3f"),
@@ -282,7 +282,7 @@ def projection(projected: list[Row]) -> list[str]:
     if not projected:
         return []
     links = list(dict.fromkeys(row["link"] for row in projected))
-    columns = [Column("size", "size(B)", 11), Column("algo", "algo", 7), Column("codec", "codec", 14)]
+    columns = [Column("size", "size(B)", 11), Column("algo", "algo", 7), Column("codec", "codec", 19)]
     for link in links:
         columns += [Column(link, f"{link}(us)", 15, ".1f"), Column(f"{link} x", "x", 5, ".2f")]
     wide: dict[tuple[Any, ...], Row] = {}

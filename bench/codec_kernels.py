@@ -21,7 +21,7 @@ MIB = 32  # of float16: more than an L2 keeps while it also holds the wire and t
 TABLE = Table(
     (
         Column("kernel", "kernel", 8),
-        Column("codec", "codec", 14),
+        Column("codec", "codec", 19),
         Column("moved_bytes", "moved_bytes", 11),
         Column("time_us", "time(us)", 10, ".1f"),
         Column("gb_s", "GB/s", 8, ".1f"),

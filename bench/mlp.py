@@ -56,7 +56,7 @@ TABLE = Table(
     (
         Column("M", "M", 4),
         Column("scheme", "scheme", 10),
-        Column("codec", "codec", 10),
+        Column("codec", "codec", 14),
         Column("time_us", "time_us", 11, ".1f"),
         Column("wire_bytes", "wire_bytes", 11),
         Column("max_err", "max_err", 9, ".1e"),

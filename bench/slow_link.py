@@ -62,7 +62,7 @@ TABLE = Table(
         Column("rate", "rate", 8),
         Column("size", "size(B)", 9),
         Column("algo", "algo", 7),
-        Column("codec", "codec", 14),
+        Column("codec", "codec", 19),
         Column("time_us", "time(us)", 10, ".0f"),
         Column("speedup", "speedup", 7, ".2f"),
         Column("wire_bytes", "wire_bytes", 10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class Device:
 @dataclass(frozen=True)
 class Config:
     """A frozen set of constants."""
+
+    @property
+    def wants_shared_memory(self) -> bool:
+        """Whether a multiprocessor's memory serves this kernel better as shared memory than as L1."""
+        return False
 
     def types(self) -> dict[str, int]:
         """The types that this configuration chooses, by their names in the source."""
@@ -114,6 +120,11 @@ class GemmConfig(Config):
     BLOCKS_PER_SM: int
 
     @property
+    def wants_shared_memory(self) -> bool:
+        """Whether a multiprocessor's memory serves this kernel better as shared memory than as L1."""
+        return True
+
+    @property
     def block_n(self) -> int:
         """Columns of a unit."""
         return 64 * self.WARPS_N
@@ -186,6 +197,7 @@ def dequant_columns(K: int) -> int:
 _WIDE, _MEDIUM, _NARROW, _SMALL = (4, 2), (2, 4), (1, 8), (2, 2)
 
 
+@cache
 def select_gemm(problem: GemmProblem, device: Device) -> tuple[GemmConfig, int]:
     """The configuration for a problem, and the number of blocks that share its columns and rows.
 

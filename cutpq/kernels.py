@@ -87,8 +87,6 @@ class Kernel:
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
         converted = tuple(self._convert(p, a) for p, a in zip(self.parameters, args, strict=True))
-        if smem_bytes > 48 << 10 and hasattr(self.function, "max_dynamic_shared_size_bytes"):
-            self.function.max_dynamic_shared_size_bytes = smem_bytes
         self.function(grid, (block,), converted, shared_mem=smem_bytes)
 
     def _convert(self, parameter: Parameter, arg: Any) -> Any:
@@ -121,10 +119,15 @@ def device(xp: ModuleType) -> Device:
     if xp is np:
         return Device(arch=90, sms=4)
     try:
-        current = xp.cuda.Device()
-        return Device(int(current.compute_capability), current.attributes["MultiProcessorCount"])
+        return _gpu(xp, xp.cuda.runtime.getDevice())
     except xp.cuda.runtime.CUDARuntimeError as error:
         raise KernelError(f"there is no usable GPU: {error}; NumPy arrays work without one") from None
+
+
+@cache
+def _gpu(xp: ModuleType, device_id: int) -> Device:
+    found = xp.cuda.Device(device_id)
+    return Device(int(found.compute_capability), found.attributes["MultiProcessorCount"])
 
 
 def load(name: str, config: Config, xp: ModuleType) -> Kernel:
@@ -141,10 +144,15 @@ def load(name: str, config: Config, xp: ModuleType) -> Kernel:
 
 @cache
 def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> Kernel:
-    arch = architecture(device(xp).arch)
-    cubin = compile_kernel(name, config, arch, major=xp.cuda.runtime.runtimeGetVersion() // 1000)
+    gpu = device(xp)
+    major = xp.cuda.runtime.runtimeGetVersion() // 1000
+    cubin = compile_kernel(name, config, architecture(gpu.arch), major)
+    function = xp.RawModule(path=str(cubin.path)).get_function(name)
+    function.max_dynamic_shared_size_bytes = gpu.smem_limit  # a launch may ask for more than 48 KiB
+    if config.wants_shared_memory:
+        function.preferred_shared_memory_carveout = 100
     _announce(name, config)
-    return Kernel(name, signature(name), _types(config), xp.RawModule(path=str(cubin.path)).get_function(name))
+    return Kernel(name, signature(name), _types(config), function)
 
 
 def _announce(name: str, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Compiling, caching and launching kernels: NVRTC needs no GPU, and the launch is checked before it gets to one."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,31 @@ def test_every_shipped_config_compiles_without_spills(arch):
                 if cubin.resources.spill_bytes or cubin.resources.stack_bytes]
     assert not spilling
     assert len(made) == len(shipped)
+
+
+def disassembler():
+    """nvdisasm, of a CUDA installation or the wheel nvidia-cuda-nvdisasm."""
+    beside = nvrtc.find().library.parent.parent / "bin" / "nvdisasm" if has_nvrtc() else Path()
+    return str(beside) if beside.is_file() else shutil.which("nvdisasm")
+
+
+@needs_nvrtc
+@pytest.mark.skipif(not disassembler(), reason="nvdisasm is not here: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize("M", [1, 16, 64])
+@pytest.mark.parametrize("dtype", [configs.FLOAT16, configs.BFLOAT16])
+def test_machine_code_of_gemm(M, dtype):
+    """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per word of codes no more than the formula."""
+    problem = configs.GemmProblem(M, 4096, 4096, dtype, "grouped", 128, 8)
+    config, _ = configs.select_gemm(problem, configs.Device(90, 132))
+    path = kernels.compile_kernel("gemm_w4a16", config, "sm_90a").path
+    code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    words, steps = 4 * config.SLAB // 16, config.SLAB // 16
+    assert code.count("HMMA.16816.F32") == words * config.BLOCK_M // 8
+    assert code.count("LDSM.16.M88") == steps * max(1, config.BLOCK_M // 16)
+    assert len(re.findall(r"LDS\.128", code)) >= steps
+    assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
+    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == configs.FLOAT16 else 12) + 16
+    assert not re.search(r"\b(LDL|STL)\b", code)
 
 
 @needs_nvrtc

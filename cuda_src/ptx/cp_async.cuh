@@ -45,8 +45,7 @@ DEVICE void cp_async_commit() {
 #endif
 }
 
-// cp.async.wait_group: all but the newest NEWEST groups of this thread have landed, visible to this thread
-// alone.
+// cp.async.wait_group: all but the newest NEWEST groups of this thread have landed, visible to this thread alone.
 template <int NEWEST>
 DEVICE void cp_async_wait() {
 #ifdef CUTPQ_HOST

@@ -1,5 +1,4 @@
-// Eight codes of a word -> operand A of mma, in registers.  weight = (code - zero) * scale, rounded once to
-// act_t.
+// Eight codes of a word -> operand A of mma, in registers.  weight = (code - zero) * scale, rounded once to act_t.
 //
 // A code that is or-ed into the low bits of a power of two is that power plus the code. Subtracting the power
 // plus the zero point leaves code - zero, exactly. The four pairs of a word are (see codes_fragments.cuh)

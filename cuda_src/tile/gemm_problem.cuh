@@ -65,6 +65,5 @@ struct Place {
   }
 };
 
-// Sums of a warp: of 16 columns, 8 tokens each: [column tile][token tile], transposed (columns are the rows
-// of mma).
+// Sums of a warp: of 16 columns, 8 tokens each: [column tile][token tile], transposed (columns are the rows of mma).
 using Sums = float[4][TOKEN_TILES][4];

@@ -1,5 +1,4 @@
-// A warp's part of one unit: 64 columns by SLAB rows of the weight times BLOCK_M tokens, all from shared
-// memory.
+// A warp's part of one unit: 64 columns by SLAB rows of the weight times BLOCK_M tokens, all from shared memory.
 #pragma once
 #include "../ptx/mma.cuh"
 #include "scales_by_row.cuh"

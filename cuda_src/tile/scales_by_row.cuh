@@ -11,8 +11,7 @@ DEVICE size_t first_scale(const Problem& p, int group, int n, const Place& at) {
   return ((size_t)group * p.strips + strip) * STRIP + at.g * 8;
 }
 
-// Scales and zero points of four rows, c, c + 1, c + 8 and c + 9 of an mma operand, and a lane's eight
-// columns.
+// Scales and zero points of four rows, c, c + 1, c + 8 and c + 9 of an mma operand, and a lane's eight columns.
 struct RowScales {
   uint4 scale[4];
   uint2 zero[4];
@@ -32,8 +31,7 @@ struct RowScales {
     return t == 0 ? v.x : t == 1 ? v.y : t == 2 ? v.z : v.w;
   }
 
-  // Operand A for the 16 columns of word t. Pair i has the rows i / 2 * 2 and the next, and one column of
-  // both.
+  // Operand A for the 16 columns of word t. Pair i has the rows i / 2 * 2 and the next, and one column of both.
   __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {

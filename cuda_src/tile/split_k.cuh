@@ -49,8 +49,7 @@ DEVICE void reduce_over_warps(float4* smem_sums, Sums& sums, const Place& at) {
 }
 
 // Columns that several blocks have summed parts of, in workspace (gridDim.y, gridDim.x, 2, TILE): a block's
-// first column in slot 0, another one in slot 1. There is no third: what lies between the first and the last
-// is whole.
+// first column in slot 0, another one in slot 1. There is no third: what lies between the first and the last is whole.
 struct SharedColumn {
   int first_unit, first, last;  // the blocks that share it
 
@@ -70,8 +69,7 @@ DEVICE bool has_tokens(const Problem& p, int word) {
   return p.first_token + word / TILE_THREADS % TOKEN_TILES * 8 + word % 4 * 2 < p.M;
 }
 
-// Store this block's sums. True in the block that comes last: smem_sums then are those of all, added in block
-// order.
+// Store this block's sums. True in the block that comes last: smem_sums then are those of all, added in block order.
 DEVICE bool reduce_over_blocks(float4* smem_sums, u32* smem_arrived, float4* workspace, u32* counter,
                                const Problem& p, const SharedColumn& shared) {
   float4* mine = shared.slot(workspace, p, blockIdx.x);

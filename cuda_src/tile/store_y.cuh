@@ -3,8 +3,7 @@
 #pragma once
 #include "split_k.cuh"
 
-// One token's sums of eight columns, octet by octet: octet 2t + h of a strip is the columns g + 8h of its
-// t-th 16.
+// One token's sums of eight columns, octet by octet: octet 2t + h of a strip is the columns g + 8h of its t-th 16.
 DEVICE void read_octet(float (&sum)[8], const float4* smem_sums, int octet, int m) {
   const int t = octet / 2 % 4, h = octet % 2;
   const int word = (t * TOKEN_TILES + m / 8) * TILE_THREADS + octet / 8 * 32 + m % 8 / 2;
