@@ -36,8 +36,8 @@ from cutpq.communicator import SelfCommunicator
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 CODECS = "mxint8,e2m2-b32,int4-b8,mxfp4,e1m1"
 
-# (dtype, window, windows) -> perplexity of the carried model, weights dequantized to float16 and widened, as
-# transformers 5.23.0 on torch 2.13.0 with GPTQModel 7.6.0 computed it.
+# (dtype, window, windows) -> perplexity that came with the carried model: float32 arithmetic on weights that GPTQModel
+# 7.6.0 had dequantized.
 KNOWN = {("float32", 512, 24): 24.1865, ("float32", 512, 128): 32.6527}
 
 TABLE = Table(
