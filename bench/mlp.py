@@ -28,7 +28,7 @@ from typing import Any
 import blas  # noqa: F401  before NumPy
 import numpy as np
 import projection
-from reference import outside, reference_mlp
+from reference import Features, outside, reference_mlp
 from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
 
@@ -37,6 +37,7 @@ from cutpq.architectures import MlpModules
 from cutpq.array import to_numpy
 from cutpq.comm import Communicator
 from cutpq.cost import LINKS
+from cutpq.shard import GROUP_ALIGNED
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 PROJECTED_MODELS = ("llama-70b", "granite-20b")
@@ -180,45 +181,56 @@ def load(args: argparse.Namespace) -> Job:
         return Job(random, (random.modules,), f"{args.model}, random weights")
     ckpt = cq.open_checkpoint(args.checkpoint or CARRIED)
     every = cq.mlps(ckpt)
+    quantized = set(ckpt.weights())
+    every = [m for m in every if quantized.issuperset((*m.first, m.down))]
     if args.checkpoint is None and args.layer is None and not args.smoke:
         return Job(ckpt, tuple(every), ckpt.folder.name)
     layer = args.layer or 0
-    found = tuple(m for m in every if m.layer == layer)
+    found = [m for m in every if m.layer == layer]
     if not found:
-        raise ValueError(f"{ckpt.folder} has no MLP in layer {layer}; layers: {sorted({m.layer for m in every})}")
-    return Job(ckpt, found[:1], f"{ckpt.folder.name} layer {layer}")
+        there = sorted({m.layer for m in every if m.layer is not None})
+        raise ValueError(f"{ckpt.folder} has no quantized MLP in layer {layer}; layers that have: {there}")
+    return Job(ckpt, tuple(found[:1]), f"{ckpt.folder.name} layer {layer}")
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
 def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], dict[str, str]]:
-    """Rows (checked on rank 0 only), and the schemes that this many ranks refuse with the reason."""
+    """Rows (checked on rank 0 only), and the schemes that this many ranks refuse with the reason.
+
+    The schemes take turns at each M, so that what else the machine does falls on all of them.
+    """
     K, H, N = job.sizes
-    x = np.random.default_rng(0).standard_normal((max(args.m), K)).astype(np.float16)
-    results: dict[tuple[int, str], Result] = {}
-    refused: dict[str, str] = {}
-    with progress((len(args.schemes) + 1) * len(args.m), "mlp", comm) as bar:
-        targets = [target(job, m, x, comm.size) for m in job.mlps] if comm.rank == 0 else []
-        bar.update(len(args.m))
-        for scheme in args.schemes:
-            try:
-                mlps = [cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme=scheme, modules=m) for m in job.mlps]
-            except ValueError as error:
-                refused[scheme] = str(error)
-                continue
-            for M in args.m:
-                results[M, scheme] = run(mlps, comm.xp.asarray(x[:M]), comm, args.smoke)
-                bar.update()
     what = {"K": K, "H": H, "N": N, "group_size": job.group_size, "model": job.title}
+    x = np.random.default_rng(0).standard_normal((max(args.m), K)).astype(np.float16)
+    refused = {scheme: why for scheme, why in refuse(job, comm.size).items() if scheme in args.schemes}
+    schemes = [scheme for scheme in args.schemes if scheme not in refused]
     rows = []
-    for M in args.m:
-        naive = results.get((M, "naive"))
-        for scheme in args.schemes:
-            if (M, scheme) in results:
+    with progress(1 + len(schemes) * (1 + len(args.m)), "mlp", comm) as bar:
+        targets = [target(job, m, x, comm.size) for m in job.mlps] if comm.rank == 0 else []
+        bar.update()
+        mlps = {}
+        for scheme in schemes:
+            mlps[scheme] = [cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme=scheme, modules=m) for m in job.mlps]
+            bar.update()
+        for M in args.m:
+            results = {}
+            for scheme in schemes:
+                results[scheme] = run(mlps[scheme], comm.xp.asarray(x[:M]), comm, args.smoke)
+                bar.update()
+            for scheme, result in results.items():
                 row = {"scheme": scheme, "tp": comm.size, "M": M} | what
-                rows.append(row | outcome(results[M, scheme], naive, targets, twins=scheme == "tp-aware"))
+                rows.append(row | outcome(result, results.get("naive"), targets, twins=scheme == "tp-aware"))
     return rows, refused
+
+
+def refuse(job: Job, tp: int) -> dict[str, str]:
+    """Schemes that are not possible on so many ranks, and why."""
+    groups = min(len(np.unique(job.ckpt.order(m.down))) for m in job.mlps)
+    if tp <= groups:
+        return {}
+    return dict.fromkeys(GROUP_ALIGNED, f"gives every rank whole groups, and tp={tp} is more than {groups} groups")
 
 
 def outcome(result: Result, naive: Result | None, targets: list[Target], twins: bool) -> Row:
@@ -270,17 +282,24 @@ class Target:
 
 def target(job: Job, modules: MlpModules, x: np.ndarray, tp: int) -> Target:
     """What an MLP must give for x on tp ranks."""
-    weights = [job.ckpt.weight(name) for name in modules.first]
-    up_bias = weights[-1].bias
-    dense = [cq.dequantize(w) for w in weights]
-    gate, up = np.split(dense[0], 2, axis=1) if modules.fused else (dense[0] if modules.gate else None, dense[-1])
-    N = job.ckpt.shape(modules.down)[1]
+    H, N = job.ckpt.shape(modules.down)
     columns = np.unique(np.linspace(0, N - 1, min(N, CHECKED_COLUMNS)).astype(np.int64))
-    down = job.ckpt.weight(modules.down, columns=columns)
-    exact, bound = reference_mlp(
-        x, gate, up, cq.dequantize(down), modules.activation, tp, up_bias=up_bias, down_bias=down.bias
-    )
+    blocks = (features(job, modules, slice(h, min(h + 2048, H)), columns) for h in range(0, H, 2048))
+    down_bias = job.ckpt.weight(modules.down, rows=slice(0, 8), columns=columns).bias
+    exact, bound = reference_mlp(x, blocks, modules.activation, tp, down_bias)
     return Target(columns, exact, bound)
+
+
+def features(job: Job, modules: MlpModules, wanted: slice, columns: np.ndarray) -> Features:
+    """Some intermediate features of an MLP, with these columns of its second weight."""
+    ckpt, H = job.ckpt, job.ckpt.shape(modules.down)[0]
+    up_at = slice(H + wanted.start, H + wanted.stop) if modules.fused else wanted
+    up = ckpt.weight(modules.up, columns=up_at)
+    down = ckpt.weight(modules.down, rows=wanted, columns=columns)
+    if modules.gate is None:
+        return Features(None, cq.dequantize(up), cq.dequantize(down), up_bias=up.bias)
+    gate = ckpt.weight(modules.gate, columns=wanted)
+    return Features(cq.dequantize(gate), cq.dequantize(up), cq.dequantize(down), gate.bias, up.bias)
 
 
 def judge(result: Result, targets: list[Target], twin: Result | None) -> tuple[float, list[str]]:
@@ -340,7 +359,7 @@ def plot(path: Path, rows: list[Row]) -> None:
             axis.set_title(f"{of_kind}\nTP={tp}", fontsize="small")
             axis.set_xlabel("M")
         line[0].set_ylabel("time_us")
-        line[0].legend(fontsize="small")
+        line[0].legend(fontsize="small", loc="lower right")
     figure.savefig(path)
 
 

@@ -6,6 +6,8 @@ Independent of the package's layers: nothing here knows of shards, schemes or or
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,14 @@ def unit_roundoff(dtype: Any) -> float:
 
 
 def gemm_bound(x: np.ndarray, w: np.ndarray, exact: np.ndarray, unit: float) -> np.ndarray:
-    """One rounding of the result and the error of a float32 sum of K terms, element by element (float64 arrays)."""
+    """How far x @ w may be off: one rounding, and a float32 sum over K; float64 arrays."""
+    return sum_bound(exact, np.abs(x) @ np.abs(w), x.shape[1], unit)
+
+
+def sum_bound(exact: np.ndarray, magnitude: np.ndarray, terms: int, unit: float) -> np.ndarray:
+    """How far a float32 sum of so many terms may be off after one rounding; `magnitude` is the sum of their sizes."""
     tiny = 2.0**-25 if unit == 2.0**-11 else 2.0**-134  # half the spacing of subnormal results
-    return unit * np.abs(exact) + 2 * math.sqrt(x.shape[1]) * EPS32 * (np.abs(x) @ np.abs(w)) + tiny
+    return unit * np.abs(exact) + 2 * math.sqrt(terms) * EPS32 * magnitude + tiny
 
 
 def activation(kind: str, v: np.ndarray) -> np.ndarray:
@@ -36,20 +43,27 @@ def activation(kind: str, v: np.ndarray) -> np.ndarray:
     raise ValueError(f"activation {kind!r}")
 
 
+@dataclass(frozen=True)
+class Features:
+    """Some of the intermediate features of an MLP: their columns of gate and up, their rows of down, dequantized.
+
+    gate  (H, n) or None, up (H, n), down (n, N); gate_bias and up_bias (n,) or None
+    """
+
+    gate: np.ndarray | None
+    up: np.ndarray
+    down: np.ndarray
+    gate_bias: np.ndarray | None = None
+    up_bias: np.ndarray | None = None
+
+
 def reference_mlp(
-    x: np.ndarray,
-    gate: np.ndarray | None,
-    up: np.ndarray,
-    down: np.ndarray,
-    kind: str,
-    tp: int,
-    up_bias: np.ndarray | None = None,
-    down_bias: np.ndarray | None = None,
+    x: np.ndarray, blocks: Iterable[Features], kind: str, tp: int, down_bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(exact, bound), both (M, N) float64: |y - exact| <= bound for a right y in the dtype of x, on `tp` ranks.
 
-    x     (M, H) float16 or bfloat16
-    gate  (H, I), up (H, I), down (I, N): dequantized weights in the dtype of x
+    x       (M, H) float16 or bfloat16
+    blocks  all features once, in any order; a large layer comes in blocks, since float64 takes its room
 
     The bound follows each rounding through the layers: both first products, the activation, each rank's partial sum
     and the final sum. Roundings of different features are independent, so down's sum over them takes the root of
@@ -57,24 +71,40 @@ def reference_mlp(
     row of `down` with another row's scale, or one feature missing, falls outside.
     """
     unit = unit_roundoff(x.dtype)
-    x64, up64, down64 = (a.astype(np.float64) for a in (x, up, down))
-    u = x64 @ up64 + (0 if up_bias is None else up_bias.astype(np.float64))
-    u_error = gemm_bound(x64, up64, u, unit)
-    if gate is None:
-        h = activation(kind, u)
-        h_error = 1.13 * u_error  # no activation here is steeper than 1.13
+    x64 = x.astype(np.float64)
+    exact = magnitude = squares = error_squares = np.zeros(())
+    features = 0
+    for block in blocks:
+        h, h_error = _intermediate(x64, block, kind, unit)
+        down = block.down.astype(np.float64)
+        exact = exact + h @ down
+        magnitude = magnitude + np.abs(h) @ np.abs(down)
+        squares = squares + h**2 @ down**2
+        error_squares = error_squares + h_error**2 @ down**2
+        features += len(down)
+    if down_bias is not None:
+        exact = exact + down_bias.astype(np.float64)
+    # A partial sum is rounded too. With signs as they fall, sums of these terms come to the root of their squares.
+    partial_sums = unit * (np.abs(exact) + 4 * np.sqrt(tp * squares)) if tp > 1 else 0.0
+    return exact, sum_bound(exact, magnitude, features, unit) + 4 * np.sqrt(error_squares) + partial_sums
+
+
+def _intermediate(x: np.ndarray, block: Features, kind: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """act(x @ gate) * (x @ up), or act(x @ up), and how far it may be off."""
+    u, u_error = _product(x, block.up, block.up_bias, unit)
+    if block.gate is None:
+        h, error = activation(kind, u), 1.13 * u_error  # no activation here is steeper than 1.13
     else:
-        gate64 = gate.astype(np.float64)
-        g = x64 @ gate64
-        g_error = gemm_bound(x64, gate64, g, unit)
+        g, g_error = _product(x, block.gate, block.gate_bias, unit)
         h = activation(kind, g) * u
-        h_error = np.abs(activation(kind, g)) * u_error + 1.13 * g_error * (np.abs(u) + u_error)
-    h_error += (unit + 16 * EPS32) * np.abs(h) + 2.0**-25
-    exact = h @ down64 + (0 if down_bias is None else down_bias.astype(np.float64))
-    typical = np.sqrt(h**2 @ down64**2)  # what a sum of these terms comes to with signs as they fall
-    partial_sums = unit * (np.abs(exact) + 4 * math.sqrt(tp) * typical) if tp > 1 else 0.0
-    propagated = 4 * np.sqrt(h_error**2 @ down64**2)
-    return exact, gemm_bound(h, down64, exact, unit) + propagated + partial_sums
+        error = np.abs(activation(kind, g)) * u_error + 1.13 * g_error * (np.abs(u) + u_error)
+    return h, error + (unit + 16 * EPS32) * np.abs(h) + 2.0**-25
+
+
+def _product(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    w = w.astype(np.float64)
+    y = x @ w + (0 if bias is None else bias.astype(np.float64))
+    return y, gemm_bound(x, w, y, unit)
 
 
 def outside(y: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> np.ndarray:

@@ -67,12 +67,12 @@ class RandomCheckpoint:
         of_row, of_column = (rng.integers(0, 2**32, n, np.uint32) | np.uint32(1) for n in (K, N))
         G = -(-K // self.group_size)
         # A code is spread over -8 .. 7 times its scale: weights of standard deviation about 1/2 / sqrt(K).
-        scales = (rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)
+        scales = np.ascontiguousarray((rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)[:, columns])
         bias = None if self.mlp.gated else (rng.standard_normal(N) / 8).astype(np.float16)
         return QuantWeight(
             codes=(of_row[rows, None] * of_column[None, columns] >> np.uint32(28)).astype(np.uint8),
-            scales=scales[:, columns],
-            zeros=np.full_like(scales[:, columns], 8, dtype=np.uint8),
+            scales=scales,
+            zeros=np.full(scales.shape, 8, np.uint8),
             g_idx=self.order(name)[rows],
             bits=self.bits,
             group_size=self.group_size,

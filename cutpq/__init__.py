@@ -13,6 +13,7 @@ NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neith
 from .all_reduce import all_reduce
 from .architectures import MlpModules, mlp_modules, mlps
 from .checkpoint import Checkpoint, open_checkpoint
+from .codec import Codec, codec
 from .comm import Communicator, init, run_threads
 from .dequant import dequantize
 from .gemm import matmul
@@ -31,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Codec",
     "ColumnParallelLinear",
     "Communicator",
     "LayerPlan",
@@ -39,6 +41,7 @@ __all__ = [
     "QuantWeight",
     "RowParallelLinear",
     "all_reduce",
+    "codec",
     "dequantize",
     "even_bounds",
     "group_bounds",

@@ -1,21 +1,177 @@
-"""The sum of an array over all ranks."""
+"""The sum of an array over all ranks: plain, or with its payload in a block codec.
+
+algo      what travels, and how often it is rounded
+plain     x itself; once (see Communicator.all_reduce)
+oneshot   every rank's wire to every rank, all of which decode and add: each term once, the sum once
+twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank:
+          each term once, the sum twice
+
+The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in
+float32: the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's
+block has NaN or Inf, the block of the result is NaN.
+"""
 
 from __future__ import annotations
 
-from .array import Array, check_array
+import os
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from .array import Array, array_module, bfloat16, check_array
+from .codec import Codec
+from .codec import codec as find_codec
 from .comm import Communicator
+from .cost import LINKS, Link, choose_all_reduce
+from .ref_codec import to_float32
+
+ALGOS = ("auto", "plain", "oneshot", "twoshot")
+
+# Of each communicator: the link that `auto` decides for, and what it has said already.
+_links: WeakKeyDictionary[Communicator, Link] = WeakKeyDictionary()
+_said: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
 
 
-def all_reduce(x: Array, comm: Communicator, out: Array | None = None) -> Array:
-    """out = sum over ranks of x, rounded once to x's dtype; equal on all ranks bit for bit (see comm.all_reduce).
+def all_reduce(
+    x: Array,
+    comm: Communicator,
+    codec: str | Codec | None = None,
+    algo: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    """out = sum over ranks of x, added in rank order in float32, in x's dtype; equal on all ranks bit for bit.
 
-    x    any shape, the same on all ranks; NumPy or CuPy, as comm takes it
-    out  x's shape and dtype; may be x
+    x      any shape and size, the same on all ranks; NumPy or CuPy, as comm takes it. For "oneshot" and
+           "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
+    codec  of the payload: a Codec or a name (see codec.py), the same on all ranks; None sends x as it is
+    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": the quickest by
+           cost.choose_all_reduce, which rank 0 prints once. It decides for the link that CUTPQ_LINK names on
+           rank 0, else for the one that such a GPU mostly has, else (NumPy) for l4-pcie. Without a codec, "auto"
+           and "twoshot" are "plain"
+    out    x's shape and dtype; may be x
+
+    Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" cost.oneshot_sent,
+    "twoshot" cost.twoshot_sent. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
+    of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype.
+
+    Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
+    rank 0's; TypeError for another dtype.
     """
+    if algo not in ALGOS:
+        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    chosen = None if codec is None else find_codec(codec)
+    array_module(x, out)
     if out is not None:
         check_array("out", out, x.shape, x.dtype)
-    total = comm.all_reduce(x)
+    if chosen is not None:
+        _check_agreement(x, comm, chosen, algo)
+        if algo == "auto":
+            algo = _choose(x, comm, chosen)
+    total = _reduce(x, comm, chosen, algo)
     if out is None:
         return total
     out[...] = total
     return out
+
+
+def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
+    if algo not in ("oneshot", "twoshot") or (codec is None and algo == "twoshot"):
+        return comm.all_reduce(x)
+    if x.dtype not in (np.float16, bfloat16, np.float32):
+        raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
+    if codec is None:
+        total = _add(map(to_float32, comm.all_gather(x.reshape(-1))))
+    elif algo == "oneshot":
+        total = _oneshot(_padded(x, codec), comm, codec)
+    else:
+        total = _twoshot(_padded(x, codec), comm, codec)
+    with np.errstate(over="ignore"):  # a sum beyond x's dtype is Inf
+        return total[: x.size].reshape(x.shape).astype(x.dtype)
+
+
+def _oneshot(x: Array, comm: Communicator, codec: Codec) -> Array:
+    """(n,) -> (n,) float32, the sum of what every rank's wire says."""
+    return _add(map(codec.decode, comm.all_gather(codec.encode(x))))
+
+
+def _twoshot(x: Array, comm: Communicator, codec: Codec) -> Array:
+    """(n,) -> (n,) float32, each share what its owner's wire says of the sum."""
+    xp = array_module(x)
+    shares = codec.shares(x.size, comm.size)
+    wires = [codec.encode(share) for share in _split(x, shares)]
+    sizes = [wire.size for wire in wires]
+    mine = sizes[comm.rank]
+    received = comm.all_to_all(xp.concatenate(wires), sizes, [mine] * comm.size)
+    total = _add(map(codec.decode, received.reshape(comm.size, mine)))
+    sums = comm.all_gather(codec.encode(total), sizes)
+    return xp.concatenate([codec.decode(wire) for wire in _split(sums, sizes)])
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    """The sum of float32 arrays from the first to the last, in place of the first."""
+    rest = iter(terms)
+    total = next(rest)
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf, and NaN of Inf - Inf
+        for term in rest:
+            total += term
+    return total
+
+
+def _padded(x: Array, codec: Codec) -> Array:
+    """x flat, with zeros up to whole blocks, so that wires need no count of them."""
+    xp = array_module(x)
+    flat = xp.zeros(codec.padded(x.size), x.dtype)
+    flat[: x.size] = x.reshape(-1)
+    return flat
+
+
+def _split(x: Array, sizes: list[int]) -> list[Array]:
+    return [x[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
+
+
+def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:
+    """Compare with rank 0 what cannot be seen by the number of bytes. Two codecs may make wires of one size.
+
+    Not under nccl, where ranks must not wait for each other on the host.
+    """
+    if comm.size == 1 or comm.backend == "nccl":
+        return
+    mine = (x.shape, x.dtype.name, codec, algo)
+    first = comm.bcast(mine)
+    if mine != first:
+        raise ValueError(f"rank {comm.rank} calls all_reduce of {_call(*mine)}, but rank 0 of {_call(*first)}")
+
+
+def _call(shape: tuple[int, ...], dtype: str, codec: Codec, algo: str) -> str:
+    return f"{dtype} {tuple(shape)} by {codec.name}, {algo}"
+
+
+def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
+    """What `auto` takes. Rank 0 says so once for each codec and choice."""
+    algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, _link(comm))
+    said = _said.setdefault(comm, set())
+    if comm.rank == 0 and (codec.name, algo) not in said:
+        said.add((codec.name, algo))
+        ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
+        call = f"all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}"
+        print(f"# cutpq: {call}: {algo} ({why})", flush=True)
+    return algo
+
+
+def _link(comm: Communicator) -> Link:
+    """The link to decide for: rank 0's choice on all ranks."""
+    if comm not in _links:
+        _links[comm] = LINKS[comm.bcast(_link_name(comm) if comm.rank == 0 else None)]
+    return _links[comm]
+
+
+def _link_name(comm: Communicator) -> str:
+    name = os.environ.get("CUTPQ_LINK")
+    if name is not None and name not in LINKS:
+        raise ValueError(f"CUTPQ_LINK={name!r} is not one of {', '.join(LINKS)}")
+    if name is None and comm.xp is not np:
+        gpu = comm.xp.cuda.runtime.getDeviceProperties(comm.device or 0)["name"].decode().lower()
+        name = next((link.name for link in LINKS.values() if link.gpu in gpu), None)
+    return name or "l4-pcie"

@@ -116,7 +116,8 @@ class Checkpoint:
 
     def _ask(self, what: str, name: str, *args: Any) -> Any:
         """Call the function `what` of the module that knows this checkpoint's format."""
-        return getattr(self._format, what)(self._tensors, name, self.spec(name), *args)
+        spec = self.spec(name)  # first: it tells a name that is no module
+        return getattr(self._format, what)(self._tensors, name, spec, *args)
 
     def _check_module(self, name: str) -> None:
         self._check_known(name, self._modules, "quantized module")

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConversionError) as e:
         return _fail(str(e))
     except OSError as e:
-        return _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+        path = e.filename2 or e.filename  # of a copy, the file that was written
+        return _fail(f"{path}: {e.strerror}" if path else str(e))
     except KeyboardInterrupt:
         print("cutpq: interrupted", file=sys.stderr)
         return 130
@@ -131,8 +132,10 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"folder": str(ckpt.folder), "files": ckpt.files(), "modules": modules}, indent=2))
         return
-    print(f"{ckpt.folder}: {_count(len(ckpt.files()), 'file')}, {_count(len(ckpt.tensors()), 'tensor')}, "
-          f"{_count(len(modules), 'quantized module')}")
+    print(
+        f"{ckpt.folder}: {_count(len(ckpt.files()), 'file')}, {_count(len(ckpt.tensors()), 'tensor')}, "
+        f"{_count(len(modules), 'quantized module')}"
+    )
     for claims in dict.fromkeys(_show_claims(m["claims"]) for m in modules):
         print(f"claimed: {claims}")
     if not modules:
@@ -222,8 +225,13 @@ def _show_layer(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    with _terminable(), _Bars() as bars:
-        done = convert(args.src, args.dst, bars.show)
+    with _deferred_signals() as check, _Bars() as bars:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            check()
+            bars.show(stage, done, total)
+
+        done = convert(args.src, args.dst, progress)
     if done.sorted:
         print(f"sorted: {', '.join(_names(done.sorted))}")
     else:
@@ -292,18 +300,37 @@ class _Bars:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process as an exception does, so that nothing half written is left."""
+def _deferred_signals() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C, SIGTERM and SIGHUP wait until the function that this gives is called, and raise there.
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    What a handler raises may fall into C code or a callback and be lost, and a conversion would go on, or leave its
+    folder. A second signal does what it does without this. Signals that are ignored, as under nohup, stay so.
+    """
+    received: list[int] = []
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield check
+    finally:
+        restore()
 
 
 # --- tables --------------------------------------------------------------------------------------------------------

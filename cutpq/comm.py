@@ -67,6 +67,7 @@ def _connect(asked: str) -> Communicator:
     if world.Get_size() > 1:
         end_job_on_failure(mpi)
 
+    world = world.Dup()  # its messages cannot be taken for those of other users of MPI
     from .comm_mpi import HostCommunicator, MpiCommunicator
 
     if asked == "mpi":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from .array import Array, bfloat16
-from .communicator import Communicator
+from .communicator import Communicator, offsets
 
 # ncclDataType_t and ncclRedOp_t of nccl.h
 UINT8 = 1
@@ -79,20 +78,16 @@ class NcclCommunicator(Communicator):
 
     def _all_gather(self, x: Array, counts: list[int]) -> Array:
         if len(set(counts)) > 1:
-            return self._exchange(x, [0] * self.size, [x.size] * self.size, counts)
+            return super()._all_gather(x, counts)
         out = self.xp.empty(sum(counts), np.uint8)
         if x.size:
             self._link.allGather(self._pointer(x), self._pointer(out), x.size, UINT8, self._stream().ptr)
         return out
 
-    def _all_to_all(self, x: Array, send_counts: list[int], recv_counts: list[int]) -> Array:
-        return self._exchange(x, _offsets(send_counts), send_counts, recv_counts)
-
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
-        """Bytes starts[r] .. + send_counts[r] of x to every rank r; what arrives, in rank order."""
         out = self.xp.empty(sum(recv_counts), np.uint8)
         source, target, stream = self._pointer(x), self._pointer(out), self._stream().ptr
-        places = _offsets(recv_counts)
+        places = offsets(recv_counts)
         me = self.rank
         out[places[me] : places[me] + recv_counts[me]] = x[starts[me] : starts[me] + send_counts[me]]
         self._nccl.groupStart()
@@ -109,7 +104,3 @@ class NcclCommunicator(Communicator):
 
     def _stream(self) -> Any:
         return self.xp.cuda.get_current_stream()
-
-
-def _offsets(counts: list[int]) -> list[int]:
-    return list(accumulate(counts, initial=0))[:-1]

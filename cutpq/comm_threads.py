@@ -7,14 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .array import Array, array_module
-from .communicator import Communicator, check_color, check_root
+from .communicator import Communicator, check_color, check_received, check_root
 
 T = TypeVar("T")
 
@@ -98,38 +97,37 @@ class ThreadsCommunicator(Communicator):
 
     def barrier(self) -> None:
         _wait_for_gpu(self.xp)
-        with self._exchange("barrier", None):
+        with self._meeting("barrier", None):
             pass
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
         check_root(root, self.size)
         # Pickled, so that ranks do not share an object here which they would not share as processes.
-        with self._exchange("bcast", pickle.dumps(obj) if self.rank == root else None) as posted:
+        with self._meeting("bcast", pickle.dumps(obj) if self.rank == root else None) as posted:
             return obj if self.rank == root else pickle.loads(posted[root])
 
     def split(self, color: int, key: int = 0) -> ThreadsCommunicator:
         check_color(color)
-        with self._exchange("split", (color, key)) as posted:
+        with self._meeting("split", (color, key)) as posted:
             group = [r for _, r in sorted((k, r) for r, (c, k) in enumerate(posted) if c == color)]
         table = _Table(self._table.job, [self._table.members[r] for r in group])
-        with self._exchange("split", table) as tables:
+        with self._meeting("split", table) as tables:
             return ThreadsCommunicator(tables[group[0]], group.index(self.rank), self.xp, self.device)
 
-    def _all_gather(self, x: Array, counts: list[int]) -> Array:
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
         xp = array_module(x)
         _wait_for_gpu(xp)
-        with self._exchange("all_gather", x) as posted:
-            return self._join(posted, counts, xp)
-
-    def _all_to_all(self, x: Array, send_counts: list[int], recv_counts: list[int]) -> Array:
-        xp = array_module(x)
-        _wait_for_gpu(xp)
-        pieces = xp.split(x, list(accumulate(send_counts))[:-1])
-        with self._exchange("all_to_all", pieces) as posted:
-            return self._join([row[self.rank] for row in posted], recv_counts, xp)
+        with self._meeting("exchange of arrays", (x, starts, send_counts)) as posted:
+            pieces = [theirs[at[self.rank] :][: sent[self.rank]] for theirs, at, sent in posted]
+            array_module(*pieces)  # NumPy and CuPy do not mix
+            for source, (piece, count) in enumerate(zip(pieces, recv_counts, strict=True)):
+                check_received(self.rank, source, piece.size, count)
+            out = xp.concatenate(pieces)
+            _wait_for_gpu(xp)
+            return out
 
     @contextmanager
-    def _exchange(self, collective: str, thing: Any) -> Iterator[list[Any]]:
+    def _meeting(self, collective: str, thing: Any) -> Iterator[list[Any]]:
         """What every rank brought, by rank; to be used within the block, at whose end the owners go on."""
         table = self._table
         table.slots[self.rank] = (collective, thing)
@@ -139,18 +137,6 @@ class ThreadsCommunicator(Communicator):
             raise RanksDisagreeError(f"ranks called different collectives: {dict(enumerate(called))}")
         yield [thing for _, thing in table.slots]
         table.meet(self.rank)
-
-    def _join(self, pieces: list[Array], counts: list[int], xp: ModuleType) -> Array:
-        array_module(*pieces)
-        for source, (piece, count) in enumerate(zip(pieces, counts, strict=True)):
-            if piece.size != count:
-                raise ValueError(
-                    f"rank {self.rank} counts on {count} bytes from rank {source}, which sends {piece.size}: "
-                    "shapes, dtypes and counts must agree between the ranks"
-                )
-        out = xp.concatenate(pieces)
-        _wait_for_gpu(xp)
-        return out
 
 
 def run_threads(size: int, fn: Callable[..., T], *args: Any, xp: ModuleType = np, timeout_s: float = 600.0) -> list[T]:

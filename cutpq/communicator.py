@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import index
 from types import ModuleType
 from typing import Any
@@ -108,7 +109,8 @@ class Communicator(ABC):
                 )
             shape = (sum(recv),)
         self.sent_bytes += (x.size - send[self.rank]) * x.itemsize
-        out = self._all_to_all(_as_bytes(x), [n * x.itemsize for n in send], [n * x.itemsize for n in recv])
+        send_bytes, recv_bytes = ([n * x.itemsize for n in counts] for counts in (send, recv))
+        out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
         return out.view(x.dtype).reshape(shape)
 
     def all_reduce(self, x: Array) -> Array:
@@ -131,13 +133,16 @@ class Communicator(ABC):
             total += term.astype(dtype, copy=False)
         return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
 
-    # What a backend has to do. Both move 1-D uint8 arrays; the counts are bytes, one for each rank.
-
     @abstractmethod
-    def _all_gather(self, x: Array, counts: list[int]) -> Array: ...
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        """Send x[starts[r] : starts[r] + send_counts[r]] to every rank r; what arrives, in rank order.
 
-    @abstractmethod
-    def _all_to_all(self, x: Array, send_counts: list[int], recv_counts: list[int]) -> Array: ...
+        This is all that a backend has to do with arrays. x and the result are 1-D uint8, contiguous.
+        """
+
+    def _all_gather(self, x: Array, counts: list[int]) -> Array:
+        """The same to every rank, for a backend that can do it better. counts: bytes of each rank."""
+        return self._exchange(x, [0] * self.size, [x.size] * self.size, counts)
 
     def _check_array(self, x: Array) -> None:
         module = array_module(x)
@@ -197,11 +202,8 @@ class SelfCommunicator(Communicator):
         _sum_dtype(x.dtype)
         return x.copy()
 
-    def _all_gather(self, x: Array, counts: list[int]) -> Array:
-        return x.copy()
-
-    def _all_to_all(self, x: Array, send_counts: list[int], recv_counts: list[int]) -> Array:
-        return x.copy()
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        return x[starts[0] : starts[0] + send_counts[0]].copy()
 
 
 def check_color(color: int) -> None:
@@ -214,3 +216,17 @@ def check_root(root: int, size: int) -> None:
     """Raise ValueError for a root that is no rank."""
     if not 0 <= root < size:
         raise ValueError(f"root must be a rank from 0 to {size - 1}, got {root}")
+
+
+def check_received(rank: int, source: int, sent: int, count: int) -> None:
+    """Raise ValueError if `source` sent another number of bytes than `rank` counted on."""
+    if sent != count:
+        raise ValueError(
+            f"rank {rank} counts on {count} bytes from rank {source}, which sends {sent}: "
+            "shapes, dtypes and counts must agree between the ranks"
+        )
+
+
+def offsets(counts: list[int]) -> list[int]:
+    """Where the pieces of these sizes start, one after the other."""
+    return list(accumulate(counts, initial=0))[:-1]

@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ import numpy as np
 
 from .architectures import MlpModules, mlps
 from .checkpoint import Checkpoint, open_checkpoint
-from .proof import ConversionError, prove
+from .facts import ModuleSpec
+from .proof import ConversionError, Reader, prove
 from .reorder import sorting_permutation
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks
-from .tensors import read_json
+from .tensors import CheckpointWarning, read_json
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
 Progress = Callable[[str, int, int], None]
@@ -59,6 +61,9 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
 # Weights in files that the loader does not read: a copy of them would be a second model with the old order.
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 _FOLDERS_LEFT = {".git", ".cache"}
+
+# Linux maps this much around a byte that is read, where it has it at hand.
+_AROUND = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,10 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
     _check_destination(src, dst)
     files = [StoredFile(src / name) for name in ckpt.files()]
     every = {tensor.name: tensor for file in files for tensor in file.tensors}
-    perms = _permutations(ckpt)
-    moves = _all_moves(ckpt, perms, every)
-    downs = tuple(mlp.down for mlp in perms)
-    others = [name for name in ckpt.weights() if name not in set(downs)]
-    act_order = tuple(name for name in others if not _ascends(ckpt.order(name)))
-    if not perms:
-        return Conversion((), act_order)
+    orders = _read_orders(ckpt, Reader(ckpt.folder, max((t.nbytes for t in every.values()), default=0)))
+    if not orders.perms:
+        return Conversion((), orders.act_order)
+    moves = _all_moves(ckpt, orders.perms, every)
 
     companions, left_out = _other_files(src, set(ckpt.files()))
     nbytes = sum(file.path.stat().st_size for file in files)
@@ -121,21 +123,51 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
         for name in companions:
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(src / name, unfinished / name)
-        _rewrite_configs(ckpt, downs, unfinished)
+        _rewrite_configs(ckpt, orders, unfinished)
         written = time.perf_counter()
-        prove(src, unfinished, files, moves, perms, _counter(progress, "prove", nbytes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # the loader has said it before
+            prove(src, unfinished, files, moves, orders.perms, _counter(progress, "prove", nbytes))
         unfinished.rename(dst)
     except BaseException:  # an interrupt too must leave nothing behind
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return Conversion(downs, act_order, left_out, nbytes, written - began, time.perf_counter() - written)
+    downs = tuple(mlp.down for mlp in orders.perms)
+    return Conversion(downs, orders.act_order, left_out, nbytes, written - began, time.perf_counter() - written)
 
 
-def _permutations(ckpt: Checkpoint) -> dict[MlpModules, np.ndarray]:
-    """The MLPs whose down projection is act-ordered, each with the permutation that sorts it."""
-    quantized = set(ckpt.weights())
-    orders = ((mlp, ckpt.order(mlp.down)) for mlp in mlps(ckpt) if mlp.down in quantized)
-    return {mlp: sorting_permutation(g_idx) for mlp, g_idx in orders if not _ascends(g_idx)}
+@dataclass(frozen=True)
+class _Orders:
+    """perms      the MLPs whose down projection is act-ordered, each with the permutation that sorts it
+    act_order  the other act-ordered modules
+    in_place   the down projections that, sorted, have row k in group k // group_size
+    trivial    whether every quantized module has that then
+    """
+
+    perms: dict[MlpModules, np.ndarray]
+    act_order: tuple[str, ...]
+    in_place: tuple[str, ...]
+    trivial: bool
+
+
+def _read_orders(ckpt: Checkpoint, reader: Reader) -> _Orders:
+    downs = {mlp.down: mlp for mlp in mlps(ckpt)}
+    perms: dict[MlpModules, np.ndarray] = {}
+    act_order, in_place, trivial = [], [], True
+    for name in ckpt.weights():
+        g_idx = reader.before(_AROUND + 4 * ckpt.shape(name)[0]).order(name)
+        scattered = bool((g_idx[1:] < g_idx[:-1]).any())
+        if scattered and name in downs:
+            perm = sorting_permutation(g_idx)
+            perms[downs[name]], g_idx = perm, g_idx[perm]
+        elif scattered:
+            act_order.append(name)
+        group_size = ckpt.spec(name).group_size
+        if not np.array_equal(g_idx, np.arange(len(g_idx)) // (len(g_idx) if group_size == -1 else group_size)):
+            trivial = False
+        elif scattered:
+            in_place.append(name)
+    return _Orders(perms, tuple(act_order), tuple(in_place), trivial)
 
 
 def _all_moves(
@@ -146,28 +178,40 @@ def _all_moves(
     Raises ConversionError where a tensor of an MLP might depend on the order of its features in a way that is not
     known here.
     """
-    members: dict[str, list[StoredTensor]] = {mlp.down.rpartition(".")[0]: [] for mlp in perms}
+    members: dict[str, dict[str, StoredTensor]] = {_parent(mlp): {} for mlp in perms}
     for name, tensor in every.items():
-        parent = name
-        while parent := parent.rpartition(".")[0]:
-            if parent in members:
-                members[parent].append(tensor)
+        above = name
+        while above := above.rpartition(".")[0]:
+            if above in members:
+                members[above][name] = tensor
     quantized = set(ckpt.weights())
     moves: dict[str, Move] = {}
     for mlp, perm in perms.items():
-        columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
-        known: set[str] = set()
-        for module, feature, order in [(mlp.down, "K", perm)] + [(name, "N", columns) for name in mlp.first]:
-            spec = ckpt.spec(module) if module in quantized else None
-            axes = _AXES[spec.format] if spec else _PLAIN
-            present = {f"{module}.{tensor}": axes[tensor] for tensor in axes if f"{module}.{tensor}" in every}
-            known |= set(present)
-            for name, runs in present.items():
-                move = _move(every[name], runs, feature, order, spec.bits if spec else None, mlp)
-                if move is not None:
-                    moves[name] = move
-        _refuse_others(mlp, len(perm), [t for t in members[mlp.down.rpartition(".")[0]] if t.name not in known])
+        specs = {name: ckpt.spec(name) for name in (mlp.down, *mlp.first) if name in quantized}
+        moves |= _moves(mlp, perm, members[_parent(mlp)], specs)
     return moves
+
+
+def _moves(
+    mlp: MlpModules, perm: np.ndarray, members: dict[str, StoredTensor], specs: dict[str, ModuleSpec]
+) -> dict[str, Move]:
+    """The moves of one MLP, of whose tensors all are in `members`; a module without a spec is not quantized."""
+    columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
+    unknown = dict(members)
+    moves: dict[str, Move] = {}
+    for module, feature, order in [(mlp.down, "K", perm)] + [(name, "N", columns) for name in mlp.first]:
+        spec = specs.get(module)
+        for suffix, runs in (_AXES[spec.format] if spec else _PLAIN).items():
+            tensor = unknown.pop(f"{module}.{suffix}", None)
+            move = tensor and _move(tensor, runs, feature, order, spec.bits if spec else None, mlp)
+            if tensor and move:
+                moves[tensor.name] = move
+    _refuse_unknown(mlp, len(perm), unknown.values())
+    return moves
+
+
+def _parent(mlp: MlpModules) -> str:
+    return mlp.down.rpartition(".")[0]
 
 
 def _move(
@@ -187,22 +231,16 @@ def _move(
     return None
 
 
-def _refuse_others(mlp: MlpModules, features: int, unknown: Iterable[StoredTensor]) -> None:
+def _refuse_unknown(mlp: MlpModules, features: int, unknown: Iterable[StoredTensor]) -> None:
     """Raise where an unknown tensor belongs to one of the modules, or stands beside them and has such an axis."""
     modules = tuple(f"{name}." for name in (mlp.down, *mlp.first))
-    parent = mlp.down.rpartition(".")[0] + "."
     for tensor in unknown:
-        within = tensor.name.startswith(modules) and np.prod(tensor.shape) > 1
-        if within or (tensor.name.startswith(parent) and features in tensor.shape):
+        if features in tensor.shape or (tensor.name.startswith(modules) and np.prod(tensor.shape) > 1):
             raise ConversionError(
                 f"{tensor.path}: {tensor.name}, shape {tensor.shape}, may depend on the order of the {features} "
                 f"features between {mlp.up} and {mlp.down}, and it is not known how: nothing was converted. Merge it "
                 "into the weights, or remove it, first"
             )
-
-
-def _ascends(g_idx: np.ndarray) -> bool:
-    return bool((g_idx[1:] >= g_idx[:-1]).all())
 
 
 def _check_destination(src: Path, dst: Path) -> None:
@@ -244,51 +282,43 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 
 def _write_file(file: StoredFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
-    with target.open("xb", buffering=BLOCK) as out:
-
-        def write(blocks: Iterable[np.ndarray]) -> None:
-            for block in blocks:
-                try:
-                    out.write(block.data)
-                except OSError as e:
-                    raise OSError(e.errno, e.strerror, str(target)) from e
+    try:
+        with target.open("xb", buffering=BLOCK) as out:
+            for block in _blocks(file, moves):
+                out.write(block.data)
                 count(block.nbytes)
-
-        write(byte_blocks(file.path, 0, file.header_bytes))
-        for tensor in file.tensors:
-            move = moves.get(tensor.name)
-            write(tensor.permuted(move) if move else byte_blocks(tensor.path, tensor.start, tensor.stop))
+                del block  # it may be as large as a tensor, and the next one is made now
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
-def _rewrite_configs(ckpt: Checkpoint, downs: tuple[str, ...], target: Path) -> None:
+def _blocks(file: StoredFile, moves: dict[str, Move]) -> Iterator[np.ndarray]:
+    """The bytes of the result: those of `file`, with the tensors permuted that move."""
+    yield from byte_blocks(file.path, 0, file.header_bytes)
+    for tensor in file.tensors:
+        move = moves.get(tensor.name)
+        yield from tensor.permuted(move) if move else byte_blocks(tensor.path, tensor.start, tensor.stop)
+
+
+def _rewrite_configs(ckpt: Checkpoint, orders: _Orders, target: Path) -> None:
     """Make the configs that claim desc_act claim what became of it. compressed-tensors' say nothing that ceased to be.
 
     An engine that is told desc_act false takes row k for one of group k // group_size. So it is claimed only where
     this is so, which it is unless the writer made groups of unequal sizes.
     """
-    if ckpt.spec(downs[0]).format != "gptq":
+    if ckpt.spec(next(iter(orders.perms)).down).format != "gptq":
         return
     modules = {name.rpartition(".")[0] for name in ckpt.tensors()}
-    rows_sorted = set(downs)
-    scattered = {name for name in ckpt.weights() if not _is_trivial(ckpt, name, sort=name in rows_sorted)}
-    sorted_downs = [name for name in downs if name not in scattered]
     for file, key in (("config.json", "quantization_config"), ("quantize_config.json", None)):
         path = target / file
         whole = read_json(path) if path.is_file() else {}
         claims = whole if key is None else whole.get(key)
         if claims:
-            _release(claims, sorted_downs, modules, everything=not scattered)
+            _release(claims, orders.in_place, modules, everything=orders.trivial)
             path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _is_trivial(ckpt: Checkpoint, name: str, sort: bool) -> bool:
-    g_idx = ckpt.order(name)
-    group_size = ckpt.spec(name).group_size
-    rows = len(g_idx) if group_size == -1 else group_size
-    return np.array_equal(np.sort(g_idx) if sort else g_idx, np.arange(len(g_idx)) // rows)
-
-
-def _release(claims: dict[str, Any], downs: list[str], modules: set[str], everything: bool) -> None:
+def _release(claims: dict[str, Any], downs: Sequence[str], modules: set[str], everything: bool) -> None:
     """Claim desc_act false for the modules `downs`, or for all, in a GPTQ config; what else it claims of them stays.
 
     `dynamic` maps patterns to overrides, and the first pattern that matches a module counts. So the new entries come

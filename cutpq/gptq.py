@@ -59,7 +59,7 @@ def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
     """What a quantization config says of `module`, overrides of its `dynamic` section included."""
     method = claimed(config, where, ("quant_method", "method"), str, "gptq")
     label = claimed(config, where, ("checkpoint_format", "format"), str, "gptq").lower()
-    if method == "marlin" or claimed(config, where, ("is_marlin_format",), bool, False):
+    if method.lower() == "marlin" or claimed(config, where, ("is_marlin_format",), bool, False):
         label = "marlin"
     if label not in _LABELS:
         raise CheckpointError(
@@ -221,7 +221,7 @@ def _read_order(tensors: Tensors, name: str, layout: _Layout) -> tuple[np.ndarra
     K, G, group_size = layout.K, layout.G, layout.group_size
     if tensor not in tensors:
         return groups.trivial_order(K, G, group_size), "absent"
-    stored = groups.read_order(tensors, tensor, K)
+    stored = groups.read_order(tensors, tensor)
     if G > 1 and not stored.any():
         return groups.trivial_order(K, G, group_size), "unset"
     if (stored < 0).any():

@@ -32,7 +32,7 @@ from .checkpoint import Checkpoint
 from .comm import Communicator
 from .gemm import matmul
 from .reorder import invert, sort_groups, sorting_permutation
-from .shard import GROUP_ALIGNED, SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
+from .shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds, shard_columns, shard_rows
 from .trace import span
 from .weight import QuantWeight
 
@@ -183,12 +183,6 @@ class RowParallelLinear:
             y = matmul(x, self.weight)
         with span("all_reduce"):
             return all_reduce(y, self.comm)
-
-
-def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
-    """Bounds of the groups over the ranks; an even cut in multiples of 8 where there are more ranks than groups."""
-    groups = len(np.unique(to_numpy(g_idx)))
-    return group_bounds(g_idx, tp) if tp <= groups else even_bounds(len(g_idx), tp, multiple=8)
 
 
 class _Permute:

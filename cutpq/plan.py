@@ -19,7 +19,7 @@ from .cost import (
     column_parallel,
     row_parallel,
 )
-from .shard import GROUP_ALIGNED, SCHEMES, even_bounds, group_bounds
+from .shard import GROUP_ALIGNED, SCHEMES, default_bounds
 
 # Chosen by cost where tp-aware cannot be. The other two are listed, never chosen: `naive` sends what `all-to-all`
 # sends, tp times over, and `unordered` wants a kernel that looks up a row of scales for every row of weights.
@@ -47,7 +47,7 @@ class LayerPlan:
 
     role     "column" (output features are cut), "row" (input features) or "other" (whole on every rank)
     order    "plain" (groups are contiguous) or "act-order"
-    options  what is possible, in the order of cost.SCHEMES
+    options  what is possible, in the order of cutpq.SCHEMES
     refused  what is not: scheme -> why
     chosen   a scheme, or "none"
     reason   for the choice, a sentence
@@ -189,9 +189,8 @@ def _own_cost(role: str, K: int, N: int, form: WeightFormat, machine: _Machine) 
 
 def _row_cost(scheme: str, g_idx: np.ndarray, N: int, form: WeightFormat, machine: _Machine) -> LayerCost:
     """Cost on a rank with the most rows and the most groups that any rank has."""
-    K, tp = len(g_idx), machine.tp
-    whole_groups = tp <= len(np.unique(g_idx))
-    cut = group_bounds(g_idx, tp) if whole_groups else even_bounds(K, tp, multiple=8)
+    tp = machine.tp
+    cut = default_bounds(g_idx, tp)
     order = np.sort(g_idx) if scheme in GROUP_ALIGNED else g_idx
     groups = max(len(np.unique(part)) for part in np.split(order, cut[1:-1]))
     rows = int(np.diff(cut).max())

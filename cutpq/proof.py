@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,30 @@ from .architectures import MlpModules
 from .array import Array
 from .checkpoint import Checkpoint, open_checkpoint
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks, spans
-from .tensors import CheckpointWarning
+from .tensors import CheckpointError
 
 
 class ConversionError(ValueError):
     """A conversion was refused, or failed its proof: there is no result."""
+
+
+class Reader:
+    """A checkpoint that is opened anew before it has shown more than `limit` bytes.
+
+    What a memory map has shown counts as memory of this process until the map is closed.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit, self._shown = folder, limit, 0
+        self._ckpt: Checkpoint | None = None
+
+    def before(self, nbytes: int) -> Checkpoint:
+        """The checkpoint, of which `nbytes` will be read now."""
+        if self._ckpt is None or self._shown + nbytes > self._limit:
+            self._ckpt = None
+            self._ckpt, self._shown = open_checkpoint(self._folder), 0
+        self._shown += nbytes
+        return self._ckpt
 
 
 def prove(
@@ -45,38 +63,20 @@ def prove(
     for name in moves:
         parts[name.rpartition(".")[0]].append(stored[name])
     largest = max(tensor.nbytes for tensor in stored.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # the loader has said it before
-        readers = _Reader(src, largest), _Reader(dst, largest)
-        for mlp, perm in perms.items():
-            columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
-            for name, rows, cols in [(mlp.down, perm, None)] + [(name, None, columns) for name in mlp.first]:
-                nbytes = sum(part.nbytes for part in parts[name])
+    readers = Reader(src, largest), Reader(dst, largest)
+    for mlp, perm in perms.items():
+        columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
+        for name, rows, cols in [(mlp.down, perm, None)] + [(name, None, columns) for name in mlp.first]:
+            nbytes = sum(part.nbytes for part in parts[name])
+            try:
                 old, new = (reader.before(nbytes) for reader in readers)
                 if f"{name}.weight" in stored:
                     _same_plain(old, new, parts[name], columns)
                 else:
                     _same_weight(old, new, name, rows, cols, largest // 4)
-                count(nbytes)
-
-
-class _Reader:
-    """A checkpoint that is opened anew before it has shown more than `limit` bytes.
-
-    What a memory map has shown counts as memory of this process until the map is closed.
-    """
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit, self._shown = folder, limit, 0
-        self._ckpt: Checkpoint | None = None
-
-    def before(self, nbytes: int) -> Checkpoint:
-        """The checkpoint, of which `nbytes` will be read now."""
-        if self._ckpt is None or self._shown + nbytes > self._limit:
-            self._ckpt = None
-            self._ckpt, self._shown = open_checkpoint(self._folder), 0
-        self._shown += nbytes
-        return self._ckpt
+            except CheckpointError as e:
+                raise ConversionError(f"proof failed: {e}") from e
+            count(nbytes)
 
 
 def _same_bytes(file: StoredFile, copy: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .array import Array, array_module, check_array
+from .shard import shard_columns
 from .weight import QuantWeight
 
 
@@ -34,13 +35,7 @@ def permute_columns(w: QuantWeight, perm: Array) -> QuantWeight:
     Raises ValueError where perm is no permutation of the columns.
     """
     check_permutation("perm", perm, w.N)
-    return replace(
-        w,
-        codes=w.codes[:, perm],
-        scales=w.scales[:, perm],
-        zeros=w.zeros[:, perm],
-        bias=None if w.bias is None else w.bias[perm],
-    )
+    return shard_columns(w, perm)
 
 
 def invert(perm: Array) -> Array:

@@ -51,6 +51,12 @@ def group_bounds(g_idx: Array, tp: int) -> np.ndarray:
     return ends[_even_cut(len(sizes), tp)]
 
 
+def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
+    """group_bounds, or an even cut in multiples of 8 where there are more ranks than groups."""
+    groups = len(np.unique(to_numpy(g_idx)))
+    return group_bounds(g_idx, tp) if tp <= groups else even_bounds(len(g_idx), tp, multiple=8)
+
+
 def shard_rows(w: QuantWeight, rows: slice | Array) -> QuantWeight:
     """The rows of `w` that a rank holds, with the scales and zeros of just the groups these rows belong to.
 
@@ -69,13 +75,10 @@ def shard_columns(w: QuantWeight, columns: slice | Array) -> QuantWeight:
 
     columns  a slice, or integers in the order wanted (so that order and cut cost one gather)
     """
-    return replace(
-        w,
-        codes=w.codes[:, columns],
-        scales=w.scales[:, columns],
-        zeros=w.zeros[:, columns],
-        bias=None if w.bias is None else w.bias[columns],
-    )
+    # Gathered columns would otherwise lie in memory column by column, and every later pass over rows be slow.
+    codes, scales, zeros = (array_module(a).ascontiguousarray(a[:, columns]) for a in (w.codes, w.scales, w.zeros))
+    bias = None if w.bias is None else w.bias[columns]
+    return replace(w, codes=codes, scales=scales, zeros=zeros, bias=bias)
 
 
 def _even_cut(n: int, tp: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from . import bitstream
 from .tensors import CheckpointError
 
 # Tensors are read and written in blocks of about this many bytes: they stay in the cache, and calls cost nothing.
-BLOCK = 1 << 22
+BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)

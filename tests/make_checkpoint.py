@@ -56,12 +56,14 @@ def write_checkpoint(
     scale_dtype: Any = np.float16,
     gate_up_same_order: bool = True,
     shards: int = 1,
+    attention: bool = True,
 ) -> list[Module]:
     """Write a model of random weights and return its quantized modules.
 
     format      "gptq", "gptq_v2", "awq" or "compressed-tensors"
     family      "llama", "bigcode", "phi3" or "mixtral"
     group_size  -1 for one group; it need not divide anything
+    attention   False leaves the attention's modules away
     """
     rng = np.random.default_rng(seed)
     folder = Path(folder)
@@ -71,6 +73,8 @@ def write_checkpoint(
     for layer in range(layers):
         orders: dict[str, np.ndarray] = {}
         for name, K, N, shares_order, has_bias in _modules_of(family, layer, sizes):
+            if not attention and "attn" in name:
+                continue
             scrambled = desc_act and format != "awq"
             g_idx = orders.get(shares_order) if gate_up_same_order else None
             if g_idx is None:
@@ -87,7 +91,7 @@ def write_checkpoint(
     return modules
 
 
-def edit_tensors(folder: str | Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def edit_tensors(folder: str | Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
     """Let `change` alter the tensors of a folder's model.safetensors in place (a dict by name)."""
     path = Path(folder) / "model.safetensors"
     tensors = {name: array.copy() for name, array in load_file(path).items()}
@@ -95,7 +99,7 @@ def edit_tensors(folder: str | Path, change: Callable[[dict[str, np.ndarray]], N
     save_file(tensors, path)
 
 
-def edit_config(folder: str | Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit_config(folder: str | Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Let `change` alter the quantization config of a folder in place."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())

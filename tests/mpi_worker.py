@@ -1,6 +1,6 @@
 """What every backend must do, as cases that each rank runs: under threads by test_comm, under mpirun by test_mpi.
 
-    mpirun -n 3 python tests/mpi_worker.py gathers_equal_shapes ...
+mpirun -n 3 python tests/mpi_worker.py gathers_equal_shapes ...
 """
 
 import sys
@@ -210,6 +210,16 @@ def one_rank_works_longer(comm):
     sys.exit()
 
 
+def one_rank_sends_less(comm):
+    send = [0, 1] if comm.rank == 1 else [1, 1]
+    comm.all_to_all(np.zeros(sum(send)), send, [1, 1])
+
+
+def one_rank_sends_more(comm):
+    send = [2, 1] if comm.rank == 1 else [1, 1]
+    comm.all_to_all(np.zeros(sum(send)), send, [1, 1])
+
+
 ENDINGS = {
     case.__name__: case
     for case in (
@@ -219,6 +229,8 @@ ENDINGS = {
         one_rank_exits,
         all_ranks_exit,
         one_rank_works_longer,
+        one_rank_sends_less,
+        one_rank_sends_more,
     )
 }
 

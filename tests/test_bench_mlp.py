@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import mlp
 import numpy as np
 import projection
 import pytest
-from report import Column, Table, write_json
+from report import Column, Table, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
 
 import cutpq as cq
@@ -95,7 +96,7 @@ def test_projected_rows_are_labelled(smoke) -> None:
 
 def test_a_wrong_argument_is_told_without_a_traceback(tmp_path: Path) -> None:
     for flags, said in (
-        (["--layer", "9"], "no MLP in layer 9"),
+        (["--layer", "9"], "no quantized MLP in layer 9; layers that have: [0, 1, 2, 3]"),
         (["--checkpoint", str(tmp_path)], str(tmp_path)),
         (["--m", "1,x"], "'1,x' is not a list of whole numbers"),
         (["--schemes", "fast"], "'fast' is not one of unordered"),
@@ -118,7 +119,7 @@ def test_more_ranks_than_groups_leaves_schemes_out_and_says_so() -> None:
     assert {r["check"] for r in rows} == {"ok"}
     assert [r["speedup"] for r in rows] == [None, None]
     assert set(refused) == {"naive", "all-to-all", "tp-aware"}
-    assert all("8 quantization groups" in why for why in refused.values())
+    assert all("tp=9 is more than 8 groups" in why for why in refused.values())
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,23 @@ def test_judge_refuses_tp_aware_that_is_not_naive(right) -> None:
     assert why == ["layer 0: tp-aware and naive differ"]
 
 
+def test_only_tp_aware_must_have_the_bits_of_naive(right) -> None:
+    result, targets = right
+    other = replace(result, digests=[[b"other", b"other"]])
+    assert mlp.outcome(result, other, targets, twins=True)["check"] == "FAIL"
+    assert mlp.outcome(result, other, targets, twins=False)["check"] == "ok"
+
+
+def test_several_layers_are_one_row_per_mlp() -> None:
+    """All four layers of the carried checkpoint: all are checked, bytes are those of one."""
+    args = mlp.parse(["--m", "1", "--schemes", "tp-aware"])
+    job = mlp.load(args)
+    assert len(job.mlps) == 4
+    (row,), _ = run_threads(2, lambda comm: mlp.measure(job, args, comm))[0]
+    assert row["wire_bytes"] == 256 * 2
+    assert row["check"] == "ok"
+
+
 def test_a_wrong_result_prints_fail_and_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
     run = mlp.run
     monkeypatch.setattr(mlp, "run", lambda *args: damaged(run(*args), (0, 3), 100.0))
@@ -224,6 +242,7 @@ def test_projection_says_by_how_much_it_differs_from_the_paper() -> None:
     rows = projection.rows(["llama-70b"], ["a100-nvlink", "h100-nvlink"], [1, 16])
     best = max(r["speedup"] for r in rows if r["paper_speedup"] and r["scheme"] == "tp-aware")
     assert {r["paper_speedup"] for r in rows} == {1.81, None}
+    assert {(r["weights"], r["gated"]) for r in rows} == {("fp16", False), ("int4", True)}
     assert any(f"at most {best:.2f}x here" in line and "1.81x" in line for line in projection.lines(rows))
 
 
@@ -235,13 +254,35 @@ def test_plot_of_measured_and_of_projected_times(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_one_object_a_line_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    write_json(path, [{"M": 1}, {"M": 2}])
+    assert path.read_text() == '{"M": 1}\n{"M": 2}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_interrupted_json_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.json"
     path.write_text("before")
-    with pytest.raises(TypeError):
-        write_json(path, [{"good": 1}, {"bad": object()}])
+
+    def write_half(target: Path, text: str) -> None:
+        with target.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, [{"M": 1}])
     assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_time_is_that_of_the_slowest_rank() -> None:
+    def run(comm) -> float:
+        return time_us(lambda: time.sleep(0.03 * comm.rank), comm, iterations=3, budget_s=1)
+
+    times = run_threads(2, run)
+    assert times[0] == times[1]
+    assert times[0] >= 30_000
 
 
 def test_table_keeps_its_columns() -> None:

@@ -88,6 +88,14 @@ def test_error_of_a_rank_is_raised_and_nobody_waits():
     assert "planted" in assert_ends_at_once(ValueError, 2, 4, fail)
 
 
+def test_first_error_is_the_one_raised():
+    def fail(comm):
+        time.sleep(0.3 * comm.rank)
+        raise ValueError(f"planted on {comm.rank}")
+
+    assert "planted on 0" in assert_ends_at_once(ValueError, 0, 3, fail)
+
+
 def test_error_reaches_ranks_that_wait_in_a_part():
     def fail(comm):
         part = comm.split(comm.rank // 2)
@@ -135,9 +143,9 @@ def test_different_collectives_are_named():
         if comm.rank == 0:
             comm.all_gather(np.zeros(2))
         else:
-            comm.all_to_all(np.zeros(2))
+            comm.barrier()
 
-    with pytest.raises(RanksDisagreeError, match=r"\{0: 'all_gather', 1: 'all_to_all'\}"):
+    with pytest.raises(RanksDisagreeError, match=r"\{0: 'exchange of arrays', 1: 'barrier'\}"):
         run_threads(2, differ)
 
 

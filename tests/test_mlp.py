@@ -7,7 +7,7 @@ import pytest
 from assertions import assert_bounded, assert_exact, assert_same_on_ranks
 from make_checkpoint import write_checkpoint
 from random_weight import act_order, random_weight
-from reference import reference_mlp
+from reference import Features, reference_mlp
 
 from cutpq import ref
 from cutpq.architectures import mlps
@@ -36,9 +36,9 @@ def run(weights, x, tp, scheme, activation="silu"):
 
 
 def formula(weights, x, tp, activation="silu"):
-    _, up, down = weights
-    plain = [None if w is None else dequantize(w, x.dtype) for w in weights]
-    return reference_mlp(x, *plain, activation, tp, up.bias, down.bias)
+    plain = (None if w is None else dequantize(w, x.dtype) for w in weights)
+    gate_bias, up_bias, down_bias = (None if w is None else w.bias for w in weights)
+    return reference_mlp(x, [Features(*plain, gate_bias, up_bias)], activation, tp, down_bias)
 
 
 def tokens(M, H, seed=9, dtype=np.float16):
@@ -123,9 +123,10 @@ def test_no_gate_with_biases_added_once(scheme, activation, tp):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_bias_of_one_of_gate_and_up(scheme):
+@pytest.mark.parametrize("of_gate", [0.0, 0.25, None])
+def test_biases_of_gate_and_up(scheme, of_gate):
     gate, up, down = random_mlp(bias=True)
-    assert gate.bias is None
+    gate = replace(gate, bias=None if of_gate is None else np.full(gate.N, of_gate, np.float16))
     x = tokens(2, 64)
     results = run((gate, up, down), x, 2, scheme)
     assert_bounded(results[0], *formula((gate, up, down), x, 2))
@@ -205,7 +206,8 @@ def test_from_checkpoint_of_each_family(tmp_path, family, scheme):
         plain = np.split(plain[0], 2, axis=1)
     gate = plain[0] if modules.gate is not None else None
     x = tokens(3, first[0].K)
-    exact, bound = reference_mlp(x, gate, plain[-1], dequantize(down), modules.activation, 2, first[-1].bias, down.bias)
+    features = Features(gate, plain[-1], dequantize(down), up_bias=first[-1].bias)
+    exact, bound = reference_mlp(x, [features], modules.activation, 2, down.bias)
     results = run_threads(2, lambda comm: Mlp.from_checkpoint(ckpt, comm=comm, scheme=scheme, modules=modules)(x))
     assert_bounded(results[0], exact, bound)
     assert_same_on_ranks(results)
@@ -253,6 +255,15 @@ def test_the_bound_rejects_one_row_with_another_scale():
     y = run((gate, up, replace(down, g_idx=g_idx)), x, 2, "unordered")[0]
     with pytest.raises(AssertionError, match="outside the bound"):
         assert_bounded(y, *formula((gate, up, down), x, 2))
+
+
+def test_reference_in_blocks_is_the_reference():
+    gate, up, down = (dequantize(w) for w in random_mlp(I=128))
+    x = tokens(3, 64)
+    whole = reference_mlp(x, [Features(gate, up, down)], "silu", 4)
+    parts = [Features(gate[:, p], up[:, p], down[p]) for p in (slice(0, 40), slice(40, 128))]
+    for blockwise, at_once in zip(reference_mlp(x, parts, "silu", 4), whole, strict=True):
+        np.testing.assert_allclose(blockwise, at_once, rtol=1e-12)
 
 
 def test_bounds_of_both_kinds_are_used():

@@ -74,6 +74,20 @@ def test_error_on_one_rank_ends_the_job_with_its_traceback(ending):
     assert "passed" not in job.out
 
 
+COUNTS_DIFFER = {
+    "one_rank_sends_less": "[rank 0] ValueError: rank 0 counts on 8 bytes from rank 1, which sends 0: shapes, dtypes",
+    "one_rank_sends_more": "[rank 0] ValueError: rank 0 counts on [8, 8] bytes from the ranks, and MPI says: ",
+}
+
+
+@needs_mpi
+@pytest.mark.parametrize(("ending", "text"), COUNTS_DIFFER.items(), ids=COUNTS_DIFFER)
+def test_counts_that_differ_between_ranks_are_an_error(ending, text):
+    job = mpirun(2, ending, timeout_s=15)
+    assert job.status != 0
+    assert text in job.err
+
+
 @needs_mpi
 def test_interrupt_on_one_rank_ends_the_job():
     job = mpirun(3, "one_rank_is_interrupted", timeout_s=15)

@@ -54,6 +54,8 @@ def test_reads_what_has_no_elements(tmp_path: Path) -> None:
     tensors = Tensors(tmp_path)
     for read in (tensors.read("e"), tensors.read("e", slice(0, 5))):
         assert (read.shape, read.dtype) == ((0, 3), np.float16)
+    write_raw(tmp_path / "model.safetensors", {"e": {"dtype": "F16", "shape": [3, 0], "data_offsets": [0, 0]}})
+    assert Tensors(tmp_path).read("e", slice(1, 3)).shape == (2, 0)
 
 
 def test_shards_of_an_index(tmp_path: Path) -> None:
@@ -74,14 +76,14 @@ def test_preferred_of_several_files(tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "gptq_model-4bit-128g.safetensors")
     save_file({"b": B}, tmp_path / "draft.safetensors")
     assert Tensors(tmp_path, prefer="gptq_model-4bit-128g").names() == ["a"]
-    with pytest.raises(CheckpointError, match="draft.safetensors, gptq_model-4bit-128g.safetensors and no index"):
+    with pytest.raises(CheckpointError, match=r"draft.safetensors, gptq_model-4bit-128g.safetensors and no index"):
         Tensors(tmp_path)
 
 
 def test_no_folder_and_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere: expected a folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere: expected a folder"):
         Tensors(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="expected model.safetensors.*found none"):
+    with pytest.raises(CheckpointError, match=r"expected model.safetensors.*found none"):
         Tensors(tmp_path)
 
 
@@ -108,8 +110,9 @@ def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
     [([4, 3], [0, 44]), ([4, 3], [0, 52]), ([4, 1 << 62], [0, 48]), ([1 << 33, 1 << 33], [0, 48]), ([4, -3], [0, 48])],
 )
 def test_header_that_does_not_fit_its_data(tmp_path: Path, shape: list[int], offsets: list[int]) -> None:
-    write_raw(tmp_path / "model.safetensors", {"a": {"dtype": "I32", "shape": shape, "data_offsets": offsets}}, bytes(48))
-    with pytest.raises(CheckpointError, match="expected a whole safetensors file"):
+    header = {"a": {"dtype": "I32", "shape": shape, "data_offsets": offsets}}
+    write_raw(tmp_path / "model.safetensors", header, bytes(48))
+    with pytest.raises(CheckpointError, match=r"expected a whole safetensors file"):
         Tensors(tmp_path)
 
 
@@ -126,41 +129,41 @@ def test_truncated(tmp_path: Path) -> None:
 def test_missing_shard(tmp_path: Path) -> None:
     write_shards(tmp_path)
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="two.safetensors: expected a safetensors file, found no such file"):
+    with pytest.raises(CheckpointError, match=r"two.safetensors: expected a safetensors file, found no such file"):
         Tensors(tmp_path)
 
 
 def test_index_names_a_tensor_that_is_elsewhere_or_nowhere(tmp_path: Path) -> None:
     write_shards(tmp_path)
     write_index(tmp_path, {"a": "two.safetensors", "b": "one.safetensors"})
-    with pytest.raises(CheckpointError, match="tensor b in one.safetensors.*found it in two.safetensors"):
+    with pytest.raises(CheckpointError, match=r"tensor b in one.safetensors.*found it in two.safetensors"):
         Tensors(tmp_path)
     write_index(tmp_path, {"a": "one.safetensors", "c": "two.safetensors"})
-    with pytest.raises(CheckpointError, match="tensor c in two.safetensors.*found it in no shard"):
+    with pytest.raises(CheckpointError, match=r"tensor c in two.safetensors.*found it in no shard"):
         Tensors(tmp_path)
 
 
 def test_tensor_in_two_shards(tmp_path: Path) -> None:
     write_shards(tmp_path)
     save_file({"a": A, "b": B}, tmp_path / "two.safetensors")
-    with pytest.raises(CheckpointError, match="two.safetensors: expected each tensor once, found a in one.safetensors"):
+    with pytest.raises(CheckpointError, match=r"two.safetensors: expected each tensor once, found a in one.safe"):
         Tensors(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/x.safetensors", "sub/one.safetensors", "one.bin", "", 3])
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/x.safetensors", "sub/one.safetensors", "one.bin", "", 3])
 def test_index_leaves_the_folder(tmp_path: Path, file: object) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"a": A}, tmp_path / "secret.safetensors")
     write_index(folder, {"a": file})
-    with pytest.raises(CheckpointError, match="a: expected the name of a \\*.safetensors file in this folder"):
+    with pytest.raises(CheckpointError, match=r"a: expected the name of a \*.safetensors file in this folder"):
         Tensors(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"weight_map": []}', '{"weight_map": {}}', "{}", "[" * 100_000])
 def test_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match="index.json: expected"):
+    with pytest.raises(CheckpointError, match=r"index.json: expected"):
         Tensors(tmp_path)
 
 
@@ -169,13 +172,13 @@ def test_dtype_is_refused_only_when_read(tmp_path: Path) -> None:
     write_raw(tmp_path / "model.safetensors", header, bytes(4))
     tensors = Tensors(tmp_path)
     assert tensors.names() == ["f8"]
-    with pytest.raises(CheckpointError, match="f8: expected a dtype of F64, .* found F8_E4M3"):
+    with pytest.raises(CheckpointError, match=r"f8: expected a dtype of F64, .* found F8_E4M3"):
         tensors.read("f8")
 
 
 def test_unknown_name(tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="expected tensor b, found no such tensor in model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"expected tensor b, found no such tensor in model.safetensors"):
         Tensors(tmp_path).read("b")
 
 
@@ -190,5 +193,5 @@ def test_check_names_both_sides(tmp_path: Path) -> None:
 
 def test_check_refuses_what_has_no_elements(tmp_path: Path) -> None:
     write_raw(tmp_path / "model.safetensors", {"e": {"dtype": "I32", "shape": [0, 1 << 40], "data_offsets": [0, 0]}})
-    with pytest.raises(CheckpointError, match="e: expected I32 of shape"):
+    with pytest.raises(CheckpointError, match=r"e: expected I32 of shape"):
         Tensors(tmp_path).check("e", ("K", "N"), "I32")
