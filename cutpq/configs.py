@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from .array import bfloat16
+from .formats import ELEMENTS, RULES, SCALES, Element, Scale, carry_threshold
 
 # Shared memory that one block may take, by compute capability, in bytes.
 SMEM_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 # Numbers that the kernels know, as DTYPE.
-FLOAT16, BFLOAT16 = 0, 1
+FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,84 @@ class RmsnormConfig(Config):
         return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 2 * K
 
 
+def payload_code(dtype: Any) -> int:
+    """FLOAT16, BFLOAT16 or FLOAT32."""
+    return FLOAT32 if np.dtype(dtype) == np.float32 else dtype_code(dtype)
+
+
+@dataclass(frozen=True)
+class WireConfig(Config):
+    """The kernels of a block codec: encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm.
+
+    The facts of formats.Element and formats.Scale, as the headers in tile/ name them; RANKS are added up.
+    """
+
+    ELEMENT_BITS: int
+    MANTISSA_BITS: int
+    ELEMENT_BIAS: int
+    LARGEST_CODE: int
+    ELEMENT_LARGEST: int  # the bits of float32
+    MAX_EXPONENT: int
+    BLOCK: int
+    SCALE_BITS: int
+    SCALE_MANTISSA_BITS: int
+    SCALE_BIAS: int
+    SCALE_SMALLEST: int
+    SCALE_LARGEST: int
+    SCALE_NAN: int
+    RULE: int
+    CARRY_AT: int
+    DTYPE: int
+    RANKS: int
+    THREADS: int = 256
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory of what encodes: two bytes for each scale of a tile."""
+        return 2 * self.THREADS * 8 // self.BLOCK
+
+    def tiles(self, n: int) -> int:
+        """Blocks of the grid for n numbers: a thread takes eight."""
+        return max(1, ceil_div(n, 8 * self.THREADS))
+
+    def row_smem_bytes(self, K: int) -> int:
+        """decode_sum_rmsnorm: a float for every warp and the row, both from multiples of 16 on."""
+        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 2 * K
+
+
+def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:
+    """The constants of a codec. A carry threshold T counts from T on; for rceil from the number above it on."""
+    carry_at = int((carry_threshold(element, rule) - 1) * 2**23) + (rule == "rceil")
+    return WireConfig(
+        element.bits, element.mantissa_bits, element.bias, element.largest_code,
+        int(np.float32(element.largest).view(np.uint32)), element.max_exponent, block,
+        scale.bits, scale.mantissa_bits, scale.bias, scale.smallest_code, scale.largest_code, scale.nan_code,
+        RULES.index(rule), carry_at, dtype, ranks,
+    )  # fmt: skip
+
+
+# Codecs that stand for all in the compile test: every width of an element and every format of a scale.
+_SHIPPED_CODECS = (
+    ("e2m1", 32, "e8m0", "floor"), ("e2m1", 16, "e4m3", "even"), ("e2m0", 8, "e4m0", "even"),
+    ("e2m2", 128, "e5m0", "rceil"), ("e3m2", 32, "e8m0", "floor"), ("e4m3", 64, "float16", "rceil"),
+    ("int7", 32, "e8m0", "floor"), ("int2", 8, "e8m0", "floor"),
+)  # fmt: skip
+
+
+def _shipped_wires() -> list[tuple[str, Config]]:
+    def config(codec: tuple[str, int, str, str], dtype: int, ranks: int = 1) -> WireConfig:
+        element, block, scale, rule = codec
+        return wire_config(ELEMENTS[element], block, SCALES[scale], rule, dtype, ranks)
+
+    mxfp4, dtypes = _SHIPPED_CODECS[0], (FLOAT16, BFLOAT16, FLOAT32)
+    made: list[tuple[str, Config]] = [("encode", config(mxfp4, dtype)) for dtype in dtypes[1:]]
+    made += [("encode", config(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
+    made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
+    made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
+    made += [("decode_sum_encode", config(codec, FLOAT16, 8)) for codec in _SHIPPED_CODECS[:4]]
+    return made + [("decode_sum_rmsnorm", config(mxfp4, dtype, ranks)) for dtype in dtypes[:2] for ranks in (1, 8)]
+
+
 def shipped() -> list[tuple[str, Config]]:
     """Every kernel with every configuration that the choices above can make: what tests compile."""
     dtypes = (FLOAT16, BFLOAT16)
@@ -98,4 +177,4 @@ def shipped() -> list[tuple[str, Config]]:
         for bits in (2, 3, 4, 8) for dtype in dtypes for lookup in (False, True)
     ]
     rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
-    return [*dequant, ("gather_columns", GatherConfig()), *rmsnorm]
+    return [*dequant, ("gather_columns", GatherConfig()), *rmsnorm, *_shipped_wires()]

@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -140,11 +141,19 @@ class Kernel:
         launch([(self, grid, block, args, shared_mem)])
 
 
+_one_at_a_time = threading.RLock()  # the runtime has one state; ranks may be threads
+
+
 def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]]) -> None:
     """Run kernels side by side, as on several GPUs that see each other's memory.
 
     Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
     """
+    with _one_at_a_time:
+        _launch_alone(calls)
+
+
+def _launch_alone(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]]) -> None:
     buffers: dict[int, DeviceBuffer] = {}
     results: dict[int, np.ndarray] = {}
 
@@ -207,7 +216,11 @@ def _with_source_lines(message: str) -> str:
 
 def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
     """Compile the kernel `name` out of `source`, whose #include lines are looked up in `include`."""
-    mode = mode or default_mode
+    with _one_at_a_time:
+        return _build_alone(name, source, include, mode or default_mode)
+
+
+def _build_alone(name: str, source: str, include: Path, mode: str) -> Kernel:
     headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
     tag = _digest(name, source, mode, COMMON, MODES, RUNTIME / "cuda.h", *headers) + ":"
     library = CACHE / f"{name}-{mode}-{tag[:-1]}.so"
