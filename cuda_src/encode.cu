@@ -18,10 +18,9 @@ encode(const act_t* __restrict__ x,  // (n,), aligned to 16 bytes
 
   const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
   if (int(blockIdx.x) * BLOCKS_OF_TILE >= share.granules) return;
-  const size_t end = min(n, (share.first + share.granules) * BLOCK);
   const size_t first = size_t(share.first) * BLOCK + (size_t(blockIdx.x) * THREADS + threadIdx.x) * 8;
   float v[8];
-  load_eight(v, x, first, end);
+  load_eight(v, x, first, n);
   BlockWire::put(wire + share.offset, share.granules, blockIdx.x, v, smem_scales);
   if (padding && blockIdx.x == 0 && threadIdx.x == 0) wire[BlockWire::bytes(share.granules)] = u8(padding);
 }

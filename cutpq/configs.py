@@ -147,6 +147,40 @@ def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: in
     )  # fmt: skip
 
 
+# Where a rank's slab keeps what its peers read, as tile/slab.cuh has it.
+MEETINGS = 2
+
+
+@dataclass(frozen=True)
+class PeerConfig(WireConfig):
+    """all_reduce_oneshot and all_reduce_twoshot; a PLAIN payload has no codec, and its constants mean nothing.
+
+    STEP  0: all steps, with flags between them; else that step alone
+    """
+
+    GRID: int = 32
+    STEP: int = 0
+    PLAIN: bool = False
+
+    @property
+    def smem_bytes(self) -> int:
+        """A word for every rank, and the scales of a tile, both from multiples of 16 on."""
+        return ceil_div(4 * self.RANKS, 16) * 16 + (0 if self.PLAIN else self.scratch_bytes)
+
+    @property
+    def data_at(self) -> int:
+        """Bytes of flags and epochs, before a slab's data."""
+        return ceil_div(4 * (MEETINGS * self.GRID * self.RANKS + self.GRID), 256) * 256
+
+
+def peer_config(
+    codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0
+) -> PeerConfig:
+    """For the facts of a codec, or for a plain payload."""
+    wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)
+    return PeerConfig(**vars(wire), STEP=step, PLAIN=codec is None)
+
+
 # Codecs that stand for all in the compile test: every width of an element and every format of a scale.
 _SHIPPED_CODECS = (
     ("e2m1", 32, "e8m0", "floor"), ("e2m1", 16, "e4m3", "even"), ("e2m0", 8, "e4m0", "even"),
@@ -166,6 +200,10 @@ def _shipped_wires() -> list[tuple[str, Config]]:
     made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
     made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
     made += [("decode_sum_encode", config(codec, FLOAT16, 8)) for codec in _SHIPPED_CODECS[:4]]
+    facts = ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor"
+    for kernel, steps in ("all_reduce_oneshot", range(3)), ("all_reduce_twoshot", range(4)):
+        made += [(kernel, peer_config(facts, FLOAT16, 8, step)) for step in steps]
+        made += [(kernel, peer_config(None, dtype, 4)) for dtype in dtypes]
     return made + [("decode_sum_rmsnorm", config(mxfp4, dtype, ranks)) for dtype in dtypes[:2] for ranks in (1, 8)]
 
 

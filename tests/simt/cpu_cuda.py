@@ -70,7 +70,7 @@ class _Parameter(ctypes.Structure):
 class _Launch(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char_p), ("args", ctypes.POINTER(ctypes.c_void_p)),
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint), ("after", ctypes.c_int),
     ]
 
 
@@ -144,8 +144,12 @@ class Kernel:
 _one_at_a_time = threading.RLock()  # the runtime has one state; ranks may be threads
 
 
-def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]]) -> None:
-    """Run kernels side by side, as on several GPUs that see each other's memory.
+# kernel, grid, block, arguments, bytes of shared memory
+Call = tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]
+
+
+def launch(calls: Sequence[Call | list[Call]]) -> None:
+    """Run kernels side by side, as on several GPUs that see each other's memory; those of a list one by one, on one GPU.
 
     Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
     """
@@ -153,7 +157,10 @@ def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any]
         _launch_alone(calls)
 
 
-def _launch_alone(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]]) -> None:
+def _launch_alone(devices: Sequence[Call | list[Call]]) -> None:
+    streams = [device if isinstance(device, list) else [device] for device in devices]
+    calls = [call for stream in streams for call in stream]
+    is_first = [i == 0 for stream in streams for i in range(len(stream))]
     buffers: dict[int, DeviceBuffer] = {}
     results: dict[int, np.ndarray] = {}
 
@@ -184,7 +191,9 @@ def _launch_alone(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequen
     keep: list[Any] = []
     descriptions = (_Launch * len(calls))()
     try:
-        for description, (kernel, grid, block, args, shared_mem) in zip(descriptions, calls, strict=True):
+        for at, (description, call) in enumerate(zip(descriptions, calls, strict=True)):
+            kernel, grid, block, args, shared_mem = call
+            description.after = -1 if is_first[at] else at - 1
             if len(args) != len(kernel.parameters):
                 raise SimtError(f"{kernel.name} takes {len(kernel.parameters)} arguments, {len(args)} given")
             values = [converted(kernel, i, arg) for i, arg in enumerate(args)]

@@ -48,10 +48,12 @@ void syncwarp(uint32_t mask, int line);
 uint64_t shuffle(uint32_t mask, const char* op, uint64_t value, int source, int line);
 void spin();  // let other lanes run
 void fence();
-uint32_t atomic_load(const uint32_t* p, bool acquire, int line);
+enum Scope { DEVICE_SCOPE, SYSTEM_SCOPE };
+uint32_t atomic_load(const uint32_t* p, bool acquire, int line, Scope scope = DEVICE_SCOPE);
 enum AtomicKind { STORE_RELAXED, STORE_RELEASE, MODIFY_RELAXED, MODIFY_ACQ_REL };
 // Checks and orders; the caller then does it.
-void before_atomic(void* p, int bytes, AtomicKind kind, int line);
+void before_atomic(void* p, int bytes, AtomicKind kind, int line, Scope scope = DEVICE_SCOPE);
+uint64_t device_timer();  // in nanoseconds
 
 unsigned char* shared_memory();
 uint32_t carve(uint32_t device_offset, uint32_t bytes, uint32_t align, int line);  // -> offset with red zones
