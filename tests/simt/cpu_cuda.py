@@ -70,7 +70,8 @@ class _Parameter(ctypes.Structure):
 class _Launch(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char_p), ("args", ctypes.POINTER(ctypes.c_void_p)),
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint), ("after", ctypes.c_int),
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("after", ctypes.c_int),
     ]
 
 
@@ -149,8 +150,9 @@ Call = tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]
 
 
 def launch(calls: Sequence[Call | list[Call]]) -> None:
-    """Run kernels side by side, as on several GPUs that see each other's memory; those of a list one by one, on one GPU.
+    """Run kernels side by side, as on several GPUs that see each other's memory.
 
+    Those of a list run one after the other, on one GPU.
     Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
     """
     with _one_at_a_time:
