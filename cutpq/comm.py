@@ -19,8 +19,8 @@ import os
 
 from . import launch
 from .abort import end_job_on_failure
-from .comm_threads import RanksDisagreeError, run_threads
-from .communicator import Communicator, SelfCommunicator
+from .comm_threads import run_threads
+from .communicator import Communicator, RanksDisagreeError, SelfCommunicator
 
 __all__ = ["BACKENDS", "Communicator", "RanksDisagreeError", "SelfCommunicator", "init", "run_threads"]
 

@@ -6,6 +6,7 @@ Every rank must call the same collectives in the same order.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,6 +17,22 @@ from typing import Any
 import numpy as np
 
 from .array import Array, array_module, bfloat16
+
+
+class RanksDisagreeError(RuntimeError):
+    """The ranks do not make the same sequence of collective calls, or one of them is gone."""
+
+
+def patience_s() -> float:
+    """How long a rank waits for another in one collective: CUTPQ_TIMEOUT in seconds, 60 unless set."""
+    text = os.environ.get("CUTPQ_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 4e3:
+        raise ValueError(f"CUTPQ_TIMEOUT={text!r} is no number of seconds between 0 and 4000")
+    return seconds
 
 
 class Communicator(ABC):
@@ -30,6 +47,7 @@ class Communicator(ABC):
 
     backend: str
     takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
+    waits_on_host = True  # False where ranks wait for each other on their GPUs alone
 
     def __init__(self, rank: int, size: int, reason: str, xp: ModuleType = np, device: int | None = None):
         self.rank, self.size, self.reason = rank, size, reason
