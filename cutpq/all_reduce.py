@@ -121,6 +121,9 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
         return comm.all_reduce(x)
     if x.dtype not in (np.float16, bfloat16, np.float32):
         raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
+    by_kernel = comm.sum_by_kernel(x, codec, algo)
+    if by_kernel is not None:
+        return by_kernel
     if codec is None:
         total = _add(map(to_float32, comm.all_gather(_flat(x))))
     else:

@@ -39,7 +39,7 @@ class Communicator(ABC):
     """Some ranks, seen from one of them.
 
     rank, size   this rank's number and the number of ranks
-    backend      "self", "threads", "mpi", "nccl" or "host", and the `reason` why it was chosen
+    backend      "self", "threads", "mpi", "nccl", "ipc" or "host", and the `reason` why it was chosen
     xp, device   numpy or cupy: where this rank computes, and the number of its GPU (None without)
     sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
                  its own part stays at home and is not counted, nor are barrier and bcast
@@ -150,6 +150,13 @@ class Communicator(ABC):
         for term in terms[1:]:
             total += term.astype(dtype, copy=False)
         return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
+
+    def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
+        """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
+
+        codec  a Codec, or None for a plain payload
+        """
+        return None
 
     @abstractmethod
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:

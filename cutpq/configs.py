@@ -13,6 +13,9 @@ from .formats import ELEMENTS, RULES, SCALES, Element, Scale, carry_threshold
 # Shared memory that one block may take, by compute capability, in bytes.
 SMEM_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
+# Kernels that count elements in 32 bits take at most so many.
+MOST_ELEMENTS = 1 << 30
+
 # Numbers that the kernels know, as DTYPE.
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2
 

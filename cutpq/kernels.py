@@ -96,6 +96,8 @@ class Kernel:
             return SCALARS[parameter.type](arg)
         if arg is None:
             return np.uint64(0)
+        if isinstance(arg, list) and parameter.type not in ELEMENTS:  # arrays, whose addresses the CPU runtime lays out
+            return arg
         what = f"{self.name}: {parameter.name}"
         flags = getattr(arg, "flags", None)
         if flags is None:

@@ -18,12 +18,10 @@ from .configs import WireConfig
 if TYPE_CHECKING:
     from .codec import Codec
 
-MOST_ELEMENTS = 1 << 30  # kernels count elements in 32 bits
-
 
 def takes(codec: Codec, xp: ModuleType, n: int) -> bool:
     """Whether kernels make and read wires of n elements: of every codec without its options."""
-    return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= MOST_ELEMENTS
+    return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= configs.MOST_ELEMENTS
 
 
 def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Array | None = None) -> Array:

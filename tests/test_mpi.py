@@ -154,7 +154,7 @@ def test_ranks_may_end_at_different_times():
 
 @needs_mpi
 @pytest.mark.skipif(launch.find_gpu(0).device is not None, reason="this machine has a GPU")
-@pytest.mark.parametrize("backend", ["nccl", "host"])
+@pytest.mark.parametrize("backend", ["nccl", "ipc", "host"])
 def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
     job = mpirun(2, "broadcasts_objects", backend=backend, timeout_s=15)
     assert job.status != 0

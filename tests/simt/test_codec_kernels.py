@@ -16,7 +16,7 @@ from cutpq.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.codec import codec
 from cutpq.comm import run_threads
 from cutpq.cost import oneshot_sent, twoshot_sent
-from cutpq.formats import BLOCKS, ELEMENTS, RULES, SCALES
+from cutpq.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
 from cutpq.gather import rmsnorm_gather
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -77,10 +77,21 @@ def assert_kernels_follow(monkeypatch, name, x):
     assert_same_numbers(c.decode(wire), formulas(monkeypatch, lambda: c.decode(wire)))
 
 
-@pytest.mark.parametrize("name", list(covering()))
+@pytest.mark.parametrize("name", [*covering(), "mxint8"])
 def test_every_family_on_every_kind_of_data(monkeypatch, name):
     for data in DATA.values():
         assert_kernels_follow(monkeypatch, name, data())
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "int4-b8-float16"])
+def test_scale_at_ties_of_its_ratio(monkeypatch, name):
+    """The largest magnitude just in the middle of two scales, times the largest element."""
+    c = codec(name)
+    scales = scale_values(c.scale)[: c.scale.largest_code + 1].astype(np.float64)
+    ties = ((scales[1:] + scales[:-1]) / 2)[:: 1 if scales.size < 1000 else 31]
+    x = np.zeros((ties.size, c.block), np.float32)
+    x[:, 5] = ties * c.element.largest
+    assert_kernels_follow(monkeypatch, name, x)
 
 
 CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-float16"]
@@ -172,6 +183,21 @@ def test_sum_of_special_values(monkeypatch):
             assert_same_numbers(have, expected)
 
 
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+def test_order_of_the_ranks(monkeypatch, algo):
+    """Ranks 0 and 1 cancel and leave what rank 2 brings; in another order it would be lost beside them."""
+    small = real(500)
+
+    def on_rank(comm):
+        x = [small * 2.0**40, small * -(2.0**40), small][comm.rank]
+        return all_reduce(x.astype(np.float32), comm, codec="mxint8", algo=algo)
+
+    want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
+    assert (want != 0).mean() > 0.9
+    for total in run_threads(3, on_rank):
+        assert_same_numbers(total, want)
+
+
 # ---- the sum, and what follows it
 
 
@@ -195,7 +221,7 @@ def normed_on_ranks(size, M, K, dtype, name, algo):
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 @pytest.mark.parametrize(("M", "K", "dtype", "name"), [
-    (3, 2056, np.float16, "mxfp4"), (5, 40, BFLOAT16, "e2m0-b8-e5m0"), (2, 9, np.float16, "mxfp4"),
+    (3, 2056, np.float16, "nvfp4"), (5, 40, BFLOAT16, "e2m0-b8-e5m0"), (2, 9, np.float16, "mxfp4"),
 ])
 def test_fused_end_equals_its_steps(monkeypatch, mode, M, K, dtype, name, algo):
     for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo), strict=True):
