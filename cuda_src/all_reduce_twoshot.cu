@@ -34,8 +34,10 @@ struct Place {
 };
 
 DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch) {
+#pragma unroll 1
   for (int owner = 0; owner < RANKS; owner++) {
     const Place place(n, owner);
+#pragma unroll 1
     for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
       float v[8];
       load_eight(v, x, place.first + (size_t(tile) * THREADS + threadIdx.x) * 8, n);
@@ -51,6 +53,7 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
 #pragma unroll
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, place.offset);
   u8* total = all.data(all.rank, RANKS * Place::bytes(n));
+#pragma unroll 1
   for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
     const int group = tile * THREADS + threadIdx.x;
     float sum[8] = {};
@@ -61,9 +64,11 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
 }
 
 DEVICE void collect(const Slabs& all, act_t* y, int n) {
+#pragma unroll 1
   for (int owner = 0; owner < RANKS; owner++) {
     const Place place(n, owner);
     const u8* total = all.data(owner, RANKS * Place::bytes(n));
+#pragma unroll 1
     for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
       const int group = tile * THREADS + threadIdx.x;
       if (!place.has(group)) continue;
