@@ -3,14 +3,18 @@
     mpirun -n 8 python bench/mlp.py                      the checkpoint that the repository carries, all its layers
     mpirun -n 8 python bench/mlp.py --checkpoint DIR     a layer of another one
     mpirun -n 8 python bench/mlp.py --model llama-70b    random weights of a known shape
+    mpirun -n 8 python bench/mlp.py --codec mxfp4        and tp-aware with its all_reduce compressed
 
 A row is one scheme at M tokens, for one MLP (the mean over the layers, where there are several):
+codec       of the all_reduce's payload
 time_us     median of the slowest rank's times; the exchange and the all_reduce are in it
 wire_bytes  payload that the rank that sends most sends
 max_err     largest deviation from the unsharded formula in float64
+rel_err     the deviations' 2-norm over the formula's
 speedup     time of `naive` over this one's
 check       ok: every element lies within the bound of its roundings (bench/reference.py), all ranks hold the same
-            bits, and tp-aware holds naive's. Else FAIL, the reason below the table, and exit status 1.
+            bits, and tp-aware holds naive's. A codec widens the bound by its own, of each rank's partial sum and
+            (twoshot) of their sum. Else FAIL, the reason below the table, and exit status 1.
 
 Below it: what the cost model projects for other machines, see bench/projection.py.
 """
@@ -19,24 +23,28 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import blas  # noqa: F401  before NumPy
 import numpy as np
 import projection
-from reference import Features, outside, reference_mlp
+from reference import Features, outside, reference_mlp, unit_roundoff
 from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
+from verifiable import coding_bound
 
 import cutpq as cq
 from cutpq.architectures import MlpModules
 from cutpq.array import to_numpy
+from cutpq.codec import Codec, codec
 from cutpq.comm import Communicator
 from cutpq.cost import LINKS
+from cutpq.formats import BLOCKS
 from cutpq.shard import GROUP_ALIGNED
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
@@ -48,9 +56,11 @@ TABLE = Table(
     (
         Column("M", "M", 4),
         Column("scheme", "scheme", 10),
+        Column("codec", "codec", 14),
         Column("time_us", "time_us", 11, ".1f"),
         Column("wire_bytes", "wire_bytes", 11),
         Column("max_err", "max_err", 9, ".1e"),
+        Column("rel_err", "rel_err", 8, ".1e"),
         Column("speedup", "speedup", 8, ".2f"),
         Column("check", "check", 6),
     )
@@ -93,6 +103,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--schemes", type=names(cq.SCHEMES), default=cq.SCHEMES, metavar="S,S,...", help=f"of {', '.join(cq.SCHEMES)}"
     )
+    parser.add_argument(
+        "--codec", type=codecs, default=(), metavar="C,C,...", help="rows of tp-aware with these, as in cutpq/codec.py"
+    )
+    parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="with a codec (twoshot)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="latency against M per TP, naive beside tp-aware")
     parser.add_argument(
@@ -137,6 +151,14 @@ def names(known: Sequence[str]) -> Any:
         return tuple(name for name in known if name in wanted)
 
     return read
+
+
+def codecs(text: str) -> tuple[Codec, ...]:
+    """ "mxfp4,int4-b8" -> their codecs."""
+    try:
+        return tuple(dict.fromkeys(map(codec, text.split(","))))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- what to run ---------------------------------------------------------------------------------------------------
@@ -199,29 +221,38 @@ def load(args: argparse.Namespace) -> Job:
 def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], dict[str, str]]:
     """Rows (checked on rank 0 only), and the schemes that this many ranks refuse with the reason.
 
-    The schemes take turns at each M, so that what else the machine does falls on all of them.
+    The schemes take turns at each M, so that what else the machine does falls on all of them; so do the codecs of
+    tp-aware.
     """
     K, H, N = job.sizes
     what = {"K": K, "H": H, "N": N, "group_size": job.group_size, "model": job.title}
     x = np.random.default_rng(0).standard_normal((max(args.m), K)).astype(np.float16)
-    refused = {scheme: why for scheme, why in refuse(job, comm.size).items() if scheme in args.schemes}
-    schemes = [scheme for scheme in args.schemes if scheme not in refused]
+    wanted = [(scheme, None) for scheme in args.schemes] + [("tp-aware", c) for c in args.codec]
+    impossible = refuse(job, comm.size)
+    refused = {scheme: impossible[scheme] for scheme, _ in wanted if scheme in impossible}
+    ways = [(scheme, c) for scheme, c in wanted if scheme not in refused]
     rows = []
-    with progress(1 + len(schemes) * (1 + len(args.m)), "mlp", comm) as bar:
-        targets = [target(job, m, x, comm.size) for m in job.mlps] if comm.rank == 0 else []
+    with progress(1 + len(ways) * (1 + len(args.m)), "mlp", comm) as bar:
+        codecs = [c for _, c in ways if c]
+        targets: dict[Codec | None, list[Target]] = {c: [] for c in (None, *codecs)}
+        if comm.rank == 0:
+            targets = targets_by_codec(job, x, comm.size, codecs, args.algo)
         bar.update()
         mlps = {}
-        for scheme in schemes:
-            mlps[scheme] = [cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme=scheme, modules=m) for m in job.mlps]
+        for scheme, c in ways:
+            how = {"comm": comm, "scheme": scheme, "codec": c, "algo": args.algo}
+            mlps[scheme, c] = [cq.Mlp.from_checkpoint(job.ckpt, modules=m, **how) for m in job.mlps]
             bar.update()
         for M in args.m:
             results = {}
-            for scheme in schemes:
-                results[scheme] = run(mlps[scheme], comm.xp.asarray(x[:M]), comm, args.smoke)
+            for way in ways:
+                results[way] = run(mlps[way], comm.xp.asarray(x[:M]), comm, args.smoke)
                 bar.update()
-            for scheme, result in results.items():
-                row = {"scheme": scheme, "tp": comm.size, "M": M} | what
-                rows.append(row | outcome(result, results.get("naive"), targets, twins=scheme == "tp-aware"))
+            naive = results.get(("naive", None))
+            for (scheme, c), result in results.items():
+                row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
+                twins = scheme == "tp-aware" and c is None
+                rows.append(row | outcome(result, naive, targets[c], twins))
     return rows, refused
 
 
@@ -240,6 +271,7 @@ def outcome(result: Result, naive: Result | None, targets: list[Target], twins: 
         "time_us": round(result.time_us, 2),
         "wire_bytes": result.wire_bytes,
         "max_err": max_err,
+        "rel_err": relative_error(result, targets),
         "speedup": None if naive is None else round(naive.time_us / result.time_us, 4),
         "check": "FAIL" if why else "ok",
         "why": why,
@@ -280,21 +312,65 @@ class Target:
     bound: np.ndarray
 
 
-def target(job: Job, modules: MlpModules, x: np.ndarray, tp: int) -> Target:
+def targets_by_codec(
+    job: Job, x: np.ndarray, tp: int, codecs: Sequence[Codec], algo: str
+) -> dict[Codec | None, list[Target]]:
+    """What each MLP must give for x on tp ranks, without a codec and with each."""
+    N = job.sizes[2]
+    columns = whole_blocks(N) if codecs else np.unique(np.linspace(0, N - 1, min(N, CHECKED_COLUMNS)).astype(np.int64))
+    found: dict[Codec | None, list[Target]] = {None: [target(job, m, x, tp, columns) for m in job.mlps]}
+    terms = [largest_terms(job, m, x, tp, columns) for m in job.mlps] if codecs else []
+    for c in codecs:
+        found[c] = [widen(plain, of_ranks, c, algo) for plain, of_ranks in zip(found[None], terms, strict=True)]
+    return found
+
+
+def whole_blocks(N: int) -> np.ndarray:
+    """Columns to check where a codec's blocks must stay whole: runs of the largest block, or all columns."""
+    run = max(BLOCKS)
+    if N <= CHECKED_COLUMNS or N % run:
+        return np.arange(N)
+    runs = np.unique(np.linspace(0, N // run - 1, CHECKED_COLUMNS // run).astype(np.int64))
+    return (runs[:, None] * run + np.arange(run)).reshape(-1)
+
+
+def target(job: Job, modules: MlpModules, x: np.ndarray, tp: int, columns: np.ndarray) -> Target:
     """What an MLP must give for x on tp ranks."""
-    H, N = job.ckpt.shape(modules.down)
-    columns = np.unique(np.linspace(0, N - 1, min(N, CHECKED_COLUMNS)).astype(np.int64))
-    blocks = (features(job, modules, slice(h, min(h + 2048, H)), columns) for h in range(0, H, 2048))
-    down_bias = job.ckpt.weight(modules.down, rows=slice(0, 8), columns=columns).bias
-    exact, bound = reference_mlp(x, blocks, modules.activation, tp, down_bias)
+    H = job.ckpt.shape(modules.down)[0]
+    blocks = (features(job, modules, np.arange(h, min(h + 2048, H)), columns) for h in range(0, H, 2048))
+    exact, bound = reference_mlp(x, blocks, modules.activation, tp, bias(job, modules, columns))
     return Target(columns, exact, bound)
 
 
-def features(job: Job, modules: MlpModules, wanted: slice, columns: np.ndarray) -> Features:
+def largest_terms(job: Job, modules: MlpModules, x: np.ndarray, tp: int, columns: np.ndarray) -> list[np.ndarray]:
+    """How large the partial sum of each rank under tp-aware may be, (M, columns) float64 each."""
+    g_idx = job.ckpt.order(modules.down)
+    sorted_rows = np.argsort(g_idx, kind="stable")
+    found = []
+    for rank, rows in enumerate(np.split(sorted_rows, cq.group_bounds(g_idx, tp)[1:-1])):
+        blocks = (features(job, modules, rows[h : h + 2048], columns) for h in range(0, len(rows), 2048))
+        own_bias = bias(job, modules, columns) if rank == 0 else None
+        exact, bound = reference_mlp(x, blocks, modules.activation, 1, own_bias)
+        found.append(np.abs(exact) + bound)
+    return found
+
+
+def widen(plain: Target, terms: list[np.ndarray], codec: Codec, algo: str) -> Target:
+    """The target of a compressed all_reduce: what the codec may add, and its rounding."""
+    largest = (np.abs(plain.exact) + plain.bound).reshape(-1)
+    coded = coding_bound([term.reshape(-1) for term in terms], largest, codec, algo).reshape(plain.exact.shape)
+    return replace(plain, bound=plain.bound + (1 + unit_roundoff(np.float16)) * coded)
+
+
+def bias(job: Job, modules: MlpModules, columns: np.ndarray) -> np.ndarray | None:
+    """The second product's bias."""
+    return job.ckpt.weight(modules.down, rows=slice(0, 8), columns=columns).bias
+
+
+def features(job: Job, modules: MlpModules, wanted: np.ndarray, columns: np.ndarray) -> Features:
     """Some intermediate features of an MLP, with these columns of its second weight."""
     ckpt, H = job.ckpt, job.ckpt.shape(modules.down)[0]
-    up_at = slice(H + wanted.start, H + wanted.stop) if modules.fused else wanted
-    up = ckpt.weight(modules.up, columns=up_at)
+    up = ckpt.weight(modules.up, columns=H + wanted if modules.fused else wanted)
     down = ckpt.weight(modules.down, rows=wanted, columns=columns)
     if modules.gate is None:
         return Features(None, cq.dequantize(up), cq.dequantize(down), up_bias=up.bias)
@@ -325,6 +401,16 @@ def judge(result: Result, targets: list[Target], twin: Result | None) -> tuple[f
     return max_err, why
 
 
+def relative_error(result: Result, targets: list[Target]) -> float:
+    """The 2-norm of all deviations over that of the exact results."""
+    noise = signal = 0.0
+    for y, target in zip(result.ys, targets, strict=False):
+        exact = target.exact[: len(y)]
+        noise += float(((y[:, target.columns].astype(np.float64) - exact) ** 2).sum())
+        signal += float((exact**2).sum())
+    return math.sqrt(noise / signal) if signal else 0.0
+
+
 # --- showing -------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +418,12 @@ def table(rows: list[Row], refused: dict[str, str]) -> list[str]:
     """The measured table, with what was refused and what failed below it."""
     lines = [TABLE.heading(), *(TABLE.line(row) for row in rows)]
     lines += [f"# {scheme}: not run: {why}" for scheme, why in refused.items()]
-    return lines + [f"# FAIL {row['scheme']} M={row['M']}: {why}" for row in rows for why in row["why"]]
+    return lines + [f"# FAIL {label(row)} M={row['M']}: {why}" for row in rows for why in row["why"]]
+
+
+def label(row: Row) -> str:
+    """A row's scheme, and its codec, if any."""
+    return f"{row['scheme']} {row['codec']}" if row["codec"] else row["scheme"]
 
 
 def plot(path: Path, rows: list[Row]) -> None:
@@ -352,7 +443,8 @@ def plot(path: Path, rows: list[Row]) -> None:
             panel = [row for row in rows if kind(row) == of_kind and row["tp"] == tp]
             tokens = sorted({row["M"] for row in panel})
             for offset, scheme in ((-0.2, "naive"), (0.2, "tp-aware")):
-                times = {row["M"]: row["time_us"] for row in panel if row["scheme"] == scheme}
+                of_scheme = [row for row in panel if row["scheme"] == scheme and not row.get("codec")]
+                times = {row["M"]: row["time_us"] for row in of_scheme}
                 at = [tokens.index(M) + offset for M in times]
                 axis.bar(at, list(times.values()), width=0.4, label=scheme)
             axis.set_xticks(range(len(tokens)), [str(M) for M in tokens])

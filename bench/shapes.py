@@ -1,4 +1,4 @@
-"""Models that the benches know by name: the shape of an MLP, and random weights of that shape.
+"""Models that the benches know by name: their shapes, and random weights of an MLP's.
 
 Sizes are those of each model's public config.json.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from cutpq.architectures import MlpModules
 from cutpq.cost import MlpShape
+from cutpq.cost_transformer import ModelShape
 from cutpq.weight import QuantWeight
 
 MODELS = {
@@ -22,6 +23,18 @@ MODELS = {
         MlpShape("llama-70b", 8192, 28672, 8192, gated=True),
         MlpShape("qwen2-72b", 8192, 29568, 8192, gated=True),
         MlpShape("granite-20b", 6144, 24576, 6144, gated=False),
+    )
+}
+
+TRANSFORMERS = {
+    shape.name: shape
+    for shape in (
+        ModelShape("llama-2-7b", 32, 4096, 32, 32, 128, 11008, 32000),
+        ModelShape("llama-2-13b", 40, 5120, 40, 40, 128, 13824, 32000),
+        ModelShape("llama-2-70b", 80, 8192, 64, 8, 128, 28672, 32000),
+        ModelShape("llama-3-8b", 32, 4096, 32, 8, 128, 14336, 128256),
+        ModelShape("llama-3-70b", 80, 8192, 64, 8, 128, 28672, 128256),
+        ModelShape("granite-20b", 52, 6144, 48, 1, 128, 24576, 49152, gated=False),
     )
 }
 
@@ -55,29 +68,57 @@ class RandomCheckpoint:
 
     def order(self, name: str) -> np.ndarray:
         """g_idx as act-order leaves it: full groups, scattered."""
-        rng = _rng("order of down" if name == "down" else "order of gate and up")
-        return (rng.permutation(self.shape(name)[0]) // self.group_size).astype(np.int32)
+        what = "order of down" if name == "down" else "order of gate and up"
+        return random_order(what, self.shape(name)[0], self.group_size)
 
     def weight(self, name: str, rows: Selection = None, columns: Selection = None) -> QuantWeight:
         """gate, up or down, or these rows and columns of it; g_idx and scales as Checkpoint.weight gives them."""
-        K, N = self.shape(name)
-        rows = slice(None) if rows is None else rows
-        columns = slice(None) if columns is None else columns
-        rng = _rng(name)
-        of_row, of_column = (rng.integers(0, 2**32, n, np.uint32) | np.uint32(1) for n in (K, N))
-        G = -(-K // self.group_size)
-        # A code is spread over -8 .. 7 times its scale: weights of standard deviation about 1/2 / sqrt(K).
-        scales = np.ascontiguousarray((rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)[:, columns])
-        bias = None if self.mlp.gated else (rng.standard_normal(N) / 8).astype(np.float16)
-        return QuantWeight(
-            codes=(of_row[rows, None] * of_column[None, columns] >> np.uint32(28)).astype(np.uint8),
-            scales=scales,
-            zeros=np.full(scales.shape, 8, np.uint8),
-            g_idx=self.order(name)[rows],
-            bits=self.bits,
-            group_size=self.group_size,
-            bias=None if bias is None else bias[columns],
+        return random_weight(
+            name, self.shape(name), self.order(name), self.group_size, rows, columns, not self.mlp.gated
         )
+
+
+def random_weight(
+    name: str,
+    shape: tuple[int, int],
+    order: np.ndarray,
+    group_size: int,
+    rows: Selection,
+    columns: Selection,
+    biased: bool,
+) -> QuantWeight:
+    """Rows and columns of the 4-bit weight that `name` stands for, (K, N) = shape; symmetric."""
+    K, N = shape
+    rows = slice(None) if rows is None else rows
+    columns = slice(None) if columns is None else columns
+    codes, rng = hashed(name, shape, rows, columns)
+    G = -(-K // group_size)
+    # A code is spread over -8 .. 7 times its scale: weights of standard deviation about 1/2 / sqrt(K).
+    scales = np.ascontiguousarray((rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)[:, columns])
+    bias = (rng.standard_normal(N) / 8).astype(np.float16) if biased else None
+    return QuantWeight(
+        codes=codes,
+        scales=scales,
+        zeros=np.full(scales.shape, 8, np.uint8),
+        g_idx=order[rows],
+        bits=4,
+        group_size=group_size,
+        bias=None if bias is None else bias[columns],
+    )
+
+
+def hashed(
+    name: str, shape: tuple[int, int], rows: Selection, columns: Selection
+) -> tuple[np.ndarray, np.random.Generator]:
+    """Rows and columns of a matrix of numbers 0 .. 15, uint8, and the generator with which to go on."""
+    rng = _rng(name)
+    of_row, of_column = (rng.integers(0, 2**32, n, np.uint32) | np.uint32(1) for n in shape)
+    return (of_row[rows, None] * of_column[None, columns] >> np.uint32(28)).astype(np.uint8), rng
+
+
+def random_order(what: str, K: int, group_size: int) -> np.ndarray:
+    """g_idx as act-order leaves it: full groups, scattered."""
+    return (_rng(what).permutation(K) // group_size).astype(np.int32)
 
 
 def _rng(what: str) -> np.random.Generator:

@@ -13,7 +13,7 @@
 #include "tile/rank_sum.cuh"
 #include "tile/slab.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is seen from here
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes

@@ -79,7 +79,7 @@ DEVICE void collect(const Slabs& all, act_t* y, int n) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is seen from here
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes

@@ -23,12 +23,14 @@ from .plan import LayerPlan, plan
 from .reorder import invert, permute_columns, sort_groups
 from .shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
 from .tensors import CheckpointError, CheckpointWarning
-from .weight import QuantWeight
+from .transformer import Cache, Transformer, load_model
+from .weight import PlainWeight, QuantWeight
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SCHEMES",
+    "Cache",
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
@@ -38,8 +40,10 @@ __all__ = [
     "LayerPlan",
     "Mlp",
     "MlpModules",
+    "PlainWeight",
     "QuantWeight",
     "RowParallelLinear",
+    "Transformer",
     "all_reduce",
     "all_reduce_rmsnorm",
     "codec",
@@ -48,6 +52,7 @@ __all__ = [
     "group_bounds",
     "init",
     "invert",
+    "load_model",
     "matmul",
     "mlp_modules",
     "mlps",

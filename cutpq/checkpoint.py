@@ -106,6 +106,11 @@ class Checkpoint:
         self._check_known(name, self._tensors.names(), "tensor")
         return self._tensors.read(name, rows)
 
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor as it is stored, from the header."""
+        self._check_known(name, self._tensors.names(), "tensor")
+        return self._tensors.shape(name)
+
     def files(self) -> list[str]:
         """Names of the safetensors files within the folder."""
         return self._tensors.files()

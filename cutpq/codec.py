@@ -353,8 +353,7 @@ def _parse(name: str) -> Codec:
     raise ValueError(
         f"no codec is called {name!r}; a name is ELEM[-bBLOCK][-SCALE][-RULE], where ELEM is "
         f"{_either(ELEMENTS)}, BLOCK {_either(BLOCKS)}, SCALE {_either(SCALES)}, RULE {_either(RULES)}; "
-        f"or it is {_either(_ALIASES)}"
-        + (f". Nearest: {', '.join(near)}" if near else "")
+        f"or it is {_either(_ALIASES)}" + (f". Nearest: {', '.join(near)}" if near else "")
     )
 
 

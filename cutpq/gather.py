@@ -11,26 +11,26 @@ from .array import Array, array_module, bfloat16, check_array
 def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     """y[m, j] = x[m, perm[j]].
 
-    x     (M, K) float16 or bfloat16
+    x     (M, K); numbers of 16 bits have a kernel
     perm  (columns,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
     out   (M, columns) of x's dtype, or None to allocate it
 
-    Raises TypeError for another dtype, ValueError for shapes that do not fit.
+    Raises TypeError for another dtype of perm, ValueError for shapes that do not fit.
     """
-    check_array("x", x, ("M", "K"), np.float16, bfloat16)
+    check_array("x", x, ("M", "K"))
     check_array("perm", perm, ("columns",), np.int32)
     xp = array_module(x, perm, out)
     (M, K), columns = x.shape, len(perm)
     y = xp.empty((M, columns), x.dtype) if out is None else check_array("out", out, (M, columns), x.dtype)
     if y.size == 0:
         return y
-    if columns % 8 or not kernels.usable(xp):
+    if columns % 8 or x.dtype.itemsize != 2 or not kernels.usable(xp):
         y[...] = x[:, perm]
         return y
     config = configs.GatherConfig()
     kernel = kernels.load("gather_columns", config, xp)
     grid = config.grid(M, columns, kernels.device(xp).sms)
-    kernel(grid, config.THREADS, x.view(xp.uint16), perm, y.view(xp.uint16), M, K, columns)
+    kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y.view(xp.uint16), M, K, columns)
     return y
 
 

@@ -1,30 +1,166 @@
-"""Weight-only quantized matrix product."""
+"""Matrix products with quantized or plain weights."""
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
-from . import ref
+from . import configs, kernels, ref
 from .array import Array, array_module, bfloat16, check_array
-from .weight import QuantWeight
+from .dequant import dequantize_columns
+from .pack import PackedWeight, pack, scales_are_exact, unpack
+from .weight import PlainWeight, QuantWeight, Weight
 
 
-def matmul(x: Array, w: QuantWeight, *, out: Array | None = None) -> Array:
-    """y = x @ dequantize(w) + bias, rounded once.
+def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> Array:
+    """y = x @ dequantize(w) + bias, rounded once; a plain weight is multiplied as it is.
 
-    x    (M, K) float16 or bfloat16, columns in the order of the weight's rows
-    w    any order of rows: the scale of row k is looked up at g_idx[k]
+    x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
+    w    quantized, in any order of rows (the scale of row k is looked up at g_idx[k]), or plain, or what `prepare`
+         makes of it: a GPU wants it prepared, once
     out  (M, N) of x's dtype, or None to allocate it
 
-    The same input gives the same bits on every run. Raises TypeError for another dtype or for mixed NumPy and CuPy
-    arrays, ValueError for shapes that do not fit.
+    Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. On a GPU the sums are
+    float32. The same input gives the same bits on every run. Raises TypeError for another dtype or for mixed NumPy
+    and CuPy arrays, ValueError for shapes that do not fit.
     """
-    check_array("x", x, ("M", w.K), np.float16, bfloat16)
-    array_module(x, w.codes, out)
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    xp = array_module(x, _codes(w), out)
+    shape = (x.shape[0], w.N)
     if out is not None:
-        check_array("out", out, (x.shape[0], w.N), x.dtype)
-    y = ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx, w.bias)
+        check_array("out", out, shape, x.dtype)
+    prepared = prepare(w, xp) if x.dtype != np.float32 else w
+    if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
+        y = xp.empty(shape, x.dtype) if out is None else out
+        if y.size:
+            _by_kernel(xp.ascontiguousarray(x), prepared, y, xp)
+        return y
+    y = _by_reference(x, w)
     if out is None:
         return y
     out[...] = y
     return out
+
+
+def gated_matmul(x: Array, p: PackedWeight, *, out: Array | None = None) -> Array:
+    """y = silu(x @ gate) * (x @ up) in one pass over both weights, rounded once.
+
+    x    (M, K) float16 or bfloat16, for kernels (see kernels.usable)
+    p    pack(interleave(gate, up)), 4 bits
+    out  (M, N / 2) of x's dtype, or None to allocate it
+    """
+    check_array("x", x, ("M", p.K), np.float16, bfloat16)
+    xp = array_module(x, p.words, out)
+    shape = (x.shape[0], p.N // 2)
+    y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
+    if y.size:
+        _launch(x, p, y, xp, gated=True)
+    return y
+
+
+def prepare(w: Weight | PackedWeight, xp: ModuleType) -> Weight | PackedWeight:
+    """The weight among the arrays of xp, as `matmul` wants it there: in kernel order where there are kernels.
+
+    A weight without rows, or with a scale that is no float16 number, stays as it is, for the reference to multiply.
+    """
+    if isinstance(w, PackedWeight):
+        return w
+    w = w.to(xp)
+    if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp) or not scales_are_exact(w):
+        return w
+    return pack(w)
+
+
+def _codes(w: Weight | PackedWeight) -> Array:
+    if isinstance(w, PlainWeight):
+        return w.weight
+    return w.words if isinstance(w, PackedWeight) else w.codes
+
+
+def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:
+    if isinstance(w, PlainWeight):
+        return ref.gemm_plain(x, w.weight, w.bias) if array_module(x) is np else _by_library(x, w)
+    q: QuantWeight = unpack(w) if isinstance(w, PackedWeight) else w
+    return ref.gemm(x, q.codes, q.scales, q.zeros, q.g_idx, q.bias)
+
+
+def _by_library(x: Array, w: PlainWeight) -> Array:
+    """By CuPy's product, which adds in float32; a bias costs a second rounding. Has not run on a GPU yet."""
+    y = x @ w.weight.astype(x.dtype, copy=False)
+    return y if w.bias is None else y + w.bias.astype(x.dtype, copy=False)
+
+
+def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
+    if p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0 and x.shape[0] < configs.DEQUANT_FROM:
+        _launch(x, p, y, xp, gated=False)
+    else:
+        _by_plain_products(x, p, y, xp)
+
+
+def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
+    """Dequantize some columns at a time, few enough to stay in L2, and multiply by the library's GEMM."""
+    step = configs.dequant_columns(p.K)
+    for n in range(0, p.N, step):
+        columns = slice(n, min(n + step, p.N))
+        weight = _plain_columns(p, columns, x.dtype)
+        if xp is np:  # which would sum in float16
+            product = x.astype(np.float32) @ weight.astype(np.float32)
+        else:
+            product = x @ weight
+        if p.bias is not None:
+            product = product.astype(xp.float32) + p.bias[columns]
+        y[:, columns] = product.astype(x.dtype)
+
+
+def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
+    if columns.stop % 2 == 0:
+        return dequantize_columns(p, columns, dtype)
+    q = unpack(p)
+    return ref.dequant(q.codes[:, columns], q.scales[:, columns], q.zeros[:, columns], q.g_idx, dtype)
+
+
+def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, gated: bool) -> None:
+    M = x.shape[0]
+    problem = configs.GemmProblem(
+        M, p.padded_N, p.padded_K, configs.dtype_code(x.dtype), p.order, p.group_size, p.zero, gated
+    )
+    config, blocks = configs.select_gemm(problem, kernels.device(xp))
+    kernel = kernels.load("gemm_w4a16", config, xp)
+    columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)
+    partial_sums, arrivals = _workspace(xp, rows * blocks * 2 * config.tile_words * 4, rows * columns)
+    kernel(
+        (blocks, rows),
+        config.threads,
+        x,
+        p.words,
+        p.scales,
+        p.zeros,
+        p.g_idx,
+        p.bias,
+        y,
+        partial_sums,
+        arrivals,
+        M,
+        p.N,
+        p.K,
+        p.padded_N // 64,
+        p.padded_K // 16,
+        smem_bytes=config.smem_bytes,
+    )
+
+
+# By device, stream and size. Launches on one stream follow each other, those on two do not; and what a CUDA graph has
+# captured must stay, so that nothing is ever replaced.
+_workspaces: dict[tuple[int, int, int, int], tuple[Array, Array]] = {}
+
+
+def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array]:
+    """Room for partial sums, and counters that are zero between launches."""
+    if xp is np:
+        return np.full(floats, np.nan, np.float32), np.zeros(counters, np.uint32)
+    floats, counters = 1 << (floats - 1).bit_length(), 1 << (counters - 1).bit_length()
+    key = (xp.cuda.runtime.getDevice(), int(xp.cuda.get_current_stream().ptr), floats, counters)
+    if key not in _workspaces:
+        _workspaces[key] = xp.empty(floats, xp.float32), xp.zeros(counters, xp.uint32)
+    return _workspaces[key]

@@ -38,8 +38,13 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
 
 SCALARS: dict[str, Any] = {"int": np.int32, "u32": np.uint32, "float": np.float32}
 ELEMENTS = {
-    "half": np.dtype(np.float16), "__nv_bfloat16": bfloat16, "float": np.dtype(np.float32),
-    "int": np.dtype(np.int32), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16),
+    "half": np.dtype(np.float16),
+    "__nv_bfloat16": bfloat16,
+    "float": np.dtype(np.float32),
+    "int": np.dtype(np.int32),
+    "u32": np.dtype(np.uint32),
+    "u8": np.dtype(np.uint8),
+    "u16": np.dtype(np.uint16),
 }
 
 
@@ -87,8 +92,6 @@ class Kernel:
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
         converted = tuple(self._convert(p, a) for p, a in zip(self.parameters, args, strict=True))
-        if smem_bytes > 48 << 10 and hasattr(self.function, "max_dynamic_shared_size_bytes"):
-            self.function.max_dynamic_shared_size_bytes = smem_bytes
         self.function(grid, (block,), converted, shared_mem=smem_bytes)
 
     def _convert(self, parameter: Parameter, arg: Any) -> Any:
@@ -123,10 +126,15 @@ def device(xp: ModuleType) -> Device:
     if xp is np:
         return Device(arch=90, sms=4)
     try:
-        current = xp.cuda.Device()
-        return Device(int(current.compute_capability), current.attributes["MultiProcessorCount"])
+        return _gpu(xp, xp.cuda.runtime.getDevice())
     except xp.cuda.runtime.CUDARuntimeError as error:
         raise KernelError(f"there is no usable GPU: {error}; NumPy arrays work without one") from None
+
+
+@cache
+def _gpu(xp: ModuleType, device_id: int) -> Device:
+    found = xp.cuda.Device(device_id)
+    return Device(int(found.compute_capability), found.attributes["MultiProcessorCount"])
 
 
 def load(name: str, config: Config, xp: ModuleType) -> Kernel:
@@ -143,10 +151,15 @@ def load(name: str, config: Config, xp: ModuleType) -> Kernel:
 
 @cache
 def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> Kernel:
-    arch = architecture(device(xp).arch)
-    cubin = compile_kernel(name, config, arch, major=xp.cuda.runtime.runtimeGetVersion() // 1000)
+    gpu = device(xp)
+    major = xp.cuda.runtime.runtimeGetVersion() // 1000
+    cubin = compile_kernel(name, config, architecture(gpu.arch), major)
+    function = xp.RawModule(path=str(cubin.path)).get_function(name)
+    function.max_dynamic_shared_size_bytes = gpu.smem_limit  # a launch may ask for more than 48 KiB
+    if config.wants_shared_memory:
+        function.preferred_shared_memory_carveout = 100
     _announce(name, config)
-    return Kernel(name, signature(name), _types(config), xp.RawModule(path=str(cubin.path)).get_function(name))
+    return Kernel(name, signature(name), _types(config), function)
 
 
 def _announce(name: str, config: Config) -> None:

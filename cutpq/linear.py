@@ -20,99 +20,56 @@ order, and their results are equal bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from types import ModuleType
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from .all_reduce import all_reduce
 from .array import Array, array_module, check_array, to_numpy
-from .checkpoint import Checkpoint
+from .codec import Codec
 from .comm import Communicator
-from .gemm import matmul
+from .gather import gather_columns
+from .gemm import matmul, prepare
+from .pack import PackedWeight
 from .reorder import invert, sort_groups, sorting_permutation
-from .shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds, shard_columns, shard_rows
+from .shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds
+from .source import Index, Source, move, take
 from .trace import span
-from .weight import QuantWeight
-
-Index = slice | Array
-EVERYTHING = slice(None)
-
-
-@dataclass(frozen=True)
-class WeightInFile:
-    """Columns first .. last of a checkpoint's quantized module, of which only what is taken is read."""
-
-    ckpt: Checkpoint
-    name: str
-    first: int
-    last: int
-
-    @classmethod
-    def whole(cls, ckpt: Checkpoint, name: str) -> WeightInFile:
-        """All columns of the module `name`."""
-        return cls(ckpt, name, 0, ckpt.shape(name)[1])
-
-    def halves(self) -> tuple[WeightInFile, WeightInFile]:
-        """Left and right half of the columns, where fused modules hold gate and up."""
-        middle = (self.first + self.last) // 2
-        return replace(self, last=middle), replace(self, first=middle)
-
-    @property
-    def K(self) -> int:
-        return self.ckpt.shape(self.name)[0]
-
-    @property
-    def N(self) -> int:
-        return self.last - self.first
-
-    @cached_property
-    def g_idx(self) -> np.ndarray:
-        return self.ckpt.order(self.name)
-
-
-Source = QuantWeight | WeightInFile
-
-
-def take(source: Source, rows: Index = EVERYTHING, columns: Index = EVERYTHING) -> QuantWeight:
-    """The part of a whole weight at these rows and columns, with the scales of just the groups it touches."""
-    if isinstance(source, QuantWeight):
-        rows, columns = (i if isinstance(i, slice) else _move(i, array_module(source.codes)) for i in (rows, columns))
-        return shard_rows(shard_columns(source, columns), rows)
-    if isinstance(columns, slice):
-        start, stop, _ = columns.indices(source.N)
-        columns = slice(source.first + start, source.first + stop)
-    else:
-        columns = source.first + columns
-    with span("load"):
-        return shard_rows(source.ckpt.weight(source.name, rows=rows, columns=columns), EVERYTHING)
+from .weight import PlainWeight, QuantWeight, Weight
 
 
 class ColumnParallelLinear:
     """y = x @ W[:, columns] + bias[columns]: every rank has all of x and makes its own output features.
 
     sources  a weight, or several that take the same x; their outputs stand side by side ([gate | up])
-    columns  this rank's columns of each source, in the order wanted; default: an even share
+    columns  this rank's columns in the order wanted: the same of each source, or a list with those of each;
+             default: an even share of each
     sort     False leaves the rows in disk order (scheme `unordered`)
 
     Sources in the same order become one product; where their `g_idx` differ, each gets its own gather of x.
     """
 
     def __init__(
-        self, sources: Source | Sequence[Source], comm: Communicator, columns: Index | None = None, *, sort: bool = True
+        self,
+        sources: Source | Sequence[Source],
+        comm: Communicator,
+        columns: Index | list[Index] | None = None,
+        *,
+        sort: bool = True,
     ):
         sources = [sources] if isinstance(sources, Source) else list(sources)
         if columns is None:
-            bounds = even_bounds(sources[0].N, comm.size)
-            columns = slice(bounds[comm.rank], bounds[comm.rank + 1])
-        self.parts: list[tuple[QuantWeight, Array | None]] = []
-        for weight in _merge([take(source, columns=columns) for source in sources]):
+            columns = [_even_share(source.N, comm) for source in sources]
+        elif not isinstance(columns, list):
+            columns = [columns] * len(sources)
+        self.parts: list[tuple[Weight | PackedWeight, Array | None]] = []
+        for weight in _merge([take(source, columns=own) for source, own in zip(sources, columns, strict=True)]):
             perm = None
-            if sort and not weight.is_ordered:
+            if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
                 weight, perm = sort_groups(weight)
-                perm = _move(perm, comm.xp)
-            self.parts.append((weight.to(comm.xp), perm))
+                perm = move(perm, comm.xp)
+            self.parts.append((prepare(weight, comm.xp), perm))
 
     def __call__(self, x: Array) -> Array:
         """x (M, K), in disk order -> (M, columns of all sources)."""
@@ -123,7 +80,7 @@ class ColumnParallelLinear:
                 x_sorted = x
             else:
                 with span("permute"):
-                    x_sorted = x[:, perm]
+                    x_sorted = gather_columns(x, perm)
             with span("gemm 1"):
                 ys.append(matmul(x_sorted, weight))
         return ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
@@ -136,6 +93,7 @@ class RowParallelLinear:
     scheme    one of SCHEMES, see above
     x_bounds  (size + 1,) bounds of the features that each rank brings as x, in disk order; default: the bounds of
               the groups, or an even share where there are more ranks than groups. Not for `tp-aware`.
+    codec     of the all_reduce, and its algo: see all_reduce
 
     The ranks' partial sums are rounded to x's dtype, added in float32 in rank order and rounded again.
     Rank 0 alone adds the bias, before its rounding. Raises ValueError for an unknown scheme, and for a scheme that
@@ -143,13 +101,20 @@ class RowParallelLinear:
     """
 
     def __init__(
-        self, source: Source, comm: Communicator, scheme: str = "local", x_bounds: Sequence[int] | None = None
+        self,
+        source: Source,
+        comm: Communicator,
+        scheme: str = "local",
+        x_bounds: Sequence[int] | None = None,
+        *,
+        codec: str | Codec | None = None,
+        algo: str = "auto",
     ):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
         if scheme == "tp-aware" and x_bounds is not None:
             raise ValueError("scheme 'tp-aware' decides itself which features a rank brings: leave x_bounds out")
-        self.comm, self.scheme = comm, scheme
+        self.comm, self.scheme, self.codec, self.algo = comm, scheme, codec, algo
         g_idx = to_numpy(source.g_idx)
         x_cut = default_bounds(g_idx, comm.size) if x_bounds is None else _check_bounds(x_bounds, source.K, comm.size)
         in_disk_order = slice(int(x_cut[comm.rank]), int(x_cut[comm.rank + 1]))
@@ -166,12 +131,12 @@ class RowParallelLinear:
                 exchange = _AllGather if scheme == "naive" else _AllToAll
                 self.prepare = exchange(comm, x_cut, needs)
         weight = take(source, rows=rows)
-        if scheme == "local" and not weight.is_ordered:
+        if scheme == "local" and isinstance(weight, QuantWeight) and not weight.is_ordered:
             weight, perm = sort_groups(weight)
-            self.prepare = _Permute(_move(perm, comm.xp))
+            self.prepare = _Permute(move(perm, comm.xp))
         if comm.rank != 0:
             weight = replace(weight, bias=None)
-        self.weight = weight.to(comm.xp)
+        self.weight = prepare(weight, comm.xp)
 
     def __call__(self, x: Array) -> Array:
         """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks."""
@@ -182,7 +147,7 @@ class RowParallelLinear:
         with span("gemm 2"):
             y = matmul(x, self.weight)
         with span("all_reduce"):
-            return all_reduce(y, self.comm)
+            return all_reduce(y, self.comm, self.codec, self.algo)
 
 
 class _Permute:
@@ -193,7 +158,7 @@ class _Permute:
 
     def __call__(self, x: Array) -> Array:
         with span("permute"):
-            return x[:, self.perm]
+            return gather_columns(x, self.perm)
 
 
 # The two exchanges send features as rows (x transposed), so that what one rank sends another is contiguous and
@@ -206,7 +171,7 @@ class _AllGather:
     def __init__(self, comm: Communicator, x_cut: np.ndarray, needs: list[np.ndarray]):
         self.comm = comm
         self.widths = np.diff(x_cut)
-        self.mine = _move(needs[comm.rank], comm.xp)
+        self.mine = move(needs[comm.rank], comm.xp)
 
     def __call__(self, x: Array) -> Array:
         M = x.shape[0]
@@ -227,7 +192,7 @@ class _AllToAll:
         self.comm = comm
         self.send_counts = [len(s) for s in sends]
         self.recv_counts = np.bincount(owners[comm.rank], minlength=comm.size).tolist()
-        self.sends, self.place = _move(np.concatenate(sends), comm.xp), _move(place, comm.xp)
+        self.sends, self.place = move(np.concatenate(sends), comm.xp), move(place, comm.xp)
 
     def __call__(self, x: Array) -> Array:
         M = x.shape[0]
@@ -241,24 +206,33 @@ class _AllToAll:
             return arrived.reshape(len(self.place), M)[self.place].T
 
 
-def _merge(weights: list[QuantWeight]) -> list[QuantWeight]:
+def _even_share(N: int, comm: Communicator) -> slice:
+    bounds = even_bounds(N, comm.size)
+    return slice(bounds[comm.rank], bounds[comm.rank + 1])
+
+
+def _merge(weights: Sequence[Weight]) -> Sequence[Weight]:
     """The weights as one, columns side by side, where their rows are ordered alike; else as they are."""
+    plain = [w for w in weights if isinstance(w, PlainWeight)]
+    quantized = [w for w in weights if isinstance(w, QuantWeight)]
+    if len(weights) == 1 or len({w.bias is None for w in weights}) > 1:
+        return weights
+    if len(plain) == len(weights) and len({w.weight.dtype for w in plain}) == 1:
+        return [_side_by_side(plain, "weight")]
     first = weights[0]
     alike = all(
-        w.bits == first.bits and (w.bias is None) == (first.bias is None)
-        and w.G == first.G and bool((w.g_idx == first.g_idx).all())
-        for w in weights
-    )  # fmt: skip
-    if len(weights) == 1 or not alike:
-        return weights
-    xp = array_module(first.codes)
-    join = {name: xp.concatenate([getattr(w, name) for w in weights], axis=-1) for name in ("codes", "scales", "zeros")}
+        w.bits == quantized[0].bits and w.G == quantized[0].G and bool((w.g_idx == first.g_idx).all())
+        for w in quantized
+    )
+    return [_side_by_side(quantized, "codes", "scales", "zeros")] if alike and not plain else weights
+
+
+def _side_by_side(weights: Sequence[Any], *arrays: str) -> Any:
+    first = weights[0]
+    xp = array_module(getattr(first, arrays[0]))
+    joined = {name: xp.concatenate([getattr(w, name) for w in weights], axis=-1) for name in arrays}
     bias = None if first.bias is None else xp.concatenate([w.bias for w in weights])
-    return [replace(first, bias=bias, **join)]
-
-
-def _move(index: Array, xp: ModuleType) -> Array:
-    return index if xp is array_module(index) else xp.asarray(index)
+    return replace(first, bias=bias, **joined)
 
 
 def _check_bounds(bounds: Sequence[int], K: int, tp: int) -> np.ndarray:

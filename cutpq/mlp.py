@@ -8,9 +8,11 @@ from . import ref
 from .architectures import MlpModules, mlp_modules
 from .array import Array, bfloat16, check_array, to_numpy
 from .checkpoint import Checkpoint
+from .codec import Codec
 from .comm import Communicator
-from .linear import ColumnParallelLinear, RowParallelLinear, Source, WeightInFile
-from .weight import QuantWeight
+from .linear import ColumnParallelLinear, RowParallelLinear
+from .source import Source, WeightInFile
+from .weight import Weight
 
 
 class Mlp:
@@ -35,11 +37,14 @@ class Mlp:
         comm: Communicator,
         scheme: str = "auto",
         modules: MlpModules | None = None,
+        codec: str | Codec | None = None,
+        algo: str = "auto",
     ) -> Mlp:
         """The MLP of decoder layer `layer`, or the one that `modules` names (experts: see cutpq.mlps).
 
         Every rank reads its own part from the files. `scheme`: one of cutpq.SCHEMES, or "auto".
-        Raises CheckpointError where the checkpoint has no such MLP or a module of it is not quantized.
+        `codec` and `algo` are those of the all_reduce. Modules that are not quantized run too.
+        Raises CheckpointError where the checkpoint has no such MLP.
         """
         modules = mlp_modules(ckpt, layer) if modules is None else modules
         gate: Source | None = None
@@ -49,27 +54,38 @@ class Mlp:
         elif modules.gate is not None:
             gate = WeightInFile.whole(ckpt, modules.gate)
         down = WeightInFile.whole(ckpt, modules.down)
-        return cls._build(gate, up, down, comm, scheme, modules.activation)
+        return cls._build(gate, up, down, comm, scheme, modules.activation, codec, algo)
 
     @classmethod
     def from_weights(
         cls,
-        gate: QuantWeight | None,
-        up: QuantWeight,
-        down: QuantWeight,
+        gate: Weight | None,
+        up: Weight,
+        down: Weight,
         comm: Communicator,
         scheme: str = "auto",
         activation: str = "silu",
+        codec: str | Codec | None = None,
+        algo: str = "auto",
     ) -> Mlp:
         """From whole weights in memory: gate and up (H, I), down (I, N); gate None for a non-gated MLP."""
-        return cls._build(gate, up, down, comm, scheme, activation)
+        return cls._build(gate, up, down, comm, scheme, activation, codec, algo)
 
     @classmethod
     def _build(
-        cls, gate: Source | None, up: Source, down: Source, comm: Communicator, scheme: str, activation: str
+        cls,
+        gate: Source | None,
+        up: Source,
+        down: Source,
+        comm: Communicator,
+        scheme: str,
+        activation: str,
+        codec: str | Codec | None,
+        algo: str,
     ) -> Mlp:
         _check(gate, up, down, activation)
-        row = RowParallelLinear(down, comm, choose_scheme(down, comm.size) if scheme == "auto" else scheme)
+        scheme = choose_scheme(down, comm.size) if scheme == "auto" else scheme
+        row = RowParallelLinear(down, comm, scheme, codec=codec, algo=algo)
         sources = [up] if gate is None else [gate, up]
         first = ColumnParallelLinear(sources, comm, row.x_columns, sort=row.scheme != "unordered")
         return cls(first, row, gate is not None, activation)
@@ -80,8 +96,8 @@ class Mlp:
         return self.down.scheme
 
     def __call__(self, x: Array) -> Array:
-        """x (M, H) float16 or bfloat16, the same on every rank -> y (M, N), the same on every rank."""
-        check_array("x", x, ("M", "H"), np.float16, bfloat16)
+        """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank."""
+        check_array("x", x, ("M", "H"), np.float16, bfloat16, np.float32)
         y = self.first(x)
         if not self.gated:
             return self.down(ref.activate(self.activation, y))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from .array import Array, array_module
 from .weight import QuantWeight
 
@@ -27,6 +29,7 @@ class PackedWeight:
     g_idx       int32 (K,) with K padded: the group of each row; None where groups are `grouped`
     order       "grouped", "local" or "unordered"
     group_size  rows in a group, 0 where one group holds all rows or where the order is not "grouped"
+    bias        float32 (N,), or None
     zero        the zero point that all groups have in common, else None
 
     Frozen; NumPy or CuPy, all arrays alike.
@@ -48,6 +51,11 @@ class PackedWeight:
     def is_fragments(self) -> bool:
         """Whether the codes are in the order of tensor core fragments."""
         return self.bits == 4
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the rows of every group are contiguous."""
+        return self.order != UNORDERED
 
     @property
     def padded_K(self) -> int:
@@ -75,15 +83,17 @@ def pack(w: QuantWeight) -> PackedWeight:
     Raises ValueError where a scale is no float16 number: kernels would have to round it.
     """
     xp = array_module(w.codes)
+    if not scales_are_exact(w):
+        raise ValueError(
+            "kernels take scales in float16, and some of this weight are no float16 numbers: "
+            "round them with .astype, or let matmul take the weight as it is"
+        )
     scales, zeros, g_idx = w.scales.astype(xp.float16), w.zeros, w.g_idx
-    if not bool((scales.astype(xp.float32) == w.scales.astype(xp.float32)).all()):
-        raise ValueError("kernels take scales in float16, and some of this weight are no float16 numbers: "
-                         "use matmul with NumPy arrays, or round them with .scales.astype")
     if w.is_ordered:
         used, renumbered = xp.unique(g_idx, return_inverse=True)
         scales, zeros, g_idx = scales[used], zeros[used], renumbered.ravel().astype(xp.int32)
     order, group_size = _order(w, g_idx)
-    common = int(zeros.flat[0]) if zeros.size and bool((zeros == zeros.flat[0]).all()) else None
+    common = int(zeros[0, 0]) if zeros.size and bool((zeros == zeros[0, 0]).all()) else None
     fragments = w.bits == 4
     multiple = TILE if fragments else 32
     codes = _pad(w.codes, multiple, TILE if fragments else 1)
@@ -95,8 +105,21 @@ def pack(w: QuantWeight) -> PackedWeight:
         scales=_to_lanes(scales) if fragments else scales,
         zeros=_to_lanes(zeros) if fragments else zeros,
         g_idx=None if order == GROUPED else g_idx,
-        order=order, group_size=group_size, zero=common, bits=w.bits, K=w.K, N=w.N, bias=w.bias,
+        order=order,
+        group_size=group_size,
+        zero=common,
+        bits=w.bits,
+        K=w.K,
+        N=w.N,
+        bias=None if w.bias is None else w.bias.astype(xp.float32),
     )
+
+
+def scales_are_exact(w: QuantWeight) -> bool:
+    """Whether every scale is a float16 number: float16 itself, or bfloat16 of the usual sizes."""
+    xp = array_module(w.scales)
+    with np.errstate(over="ignore"):
+        return bool((w.scales.astype(xp.float16).astype(w.scales.dtype) == w.scales).all())
 
 
 def unpack(p: PackedWeight) -> QuantWeight:
@@ -113,6 +136,32 @@ def unpack(p: PackedWeight) -> QuantWeight:
         bits=p.bits,
         group_size=p.group_size or p.K,
         bias=p.bias,
+    )
+
+
+def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
+    """One weight for gated_matmul: eight columns of gate, the eight of up that they gate, and so on.
+
+    Both (K, N) with N a multiple of 8, of the same rows.  Raises ValueError where they differ.
+    """
+    xp = array_module(gate.codes, up.codes)
+    if (gate.K, gate.N, gate.bits) != (up.K, up.N, up.bits) or gate.N % 8 or not bool((gate.g_idx == up.g_idx).all()):
+        raise ValueError(
+            f"gate ({gate.K}, {gate.N}) and up ({up.K}, {up.N}) must have equal shapes, bits and groups, "
+            "and N must be a multiple of 8"
+        )
+
+    def both(a: Array, b: Array) -> Array:
+        pairs = xp.stack([a.reshape(*a.shape[:-1], -1, 8), b.reshape(*b.shape[:-1], -1, 8)], axis=-2)
+        return pairs.reshape(*a.shape[:-1], -1)
+
+    biases = None if gate.bias is None or up.bias is None else both(gate.bias, up.bias)
+    return replace(
+        gate,
+        codes=both(gate.codes, up.codes),
+        scales=both(gate.scales, up.scales),
+        zeros=both(gate.zeros, up.zeros),
+        bias=biases,
     )
 
 
@@ -191,4 +240,3 @@ def _from_stream(words: Array, bits: int) -> Array:
     stream = (words[:, None] >> xp.arange(32, dtype=xp.uint32)[:, None]) & 1
     planes = stream.reshape(-1, bits, N) << xp.arange(bits, dtype=xp.uint32)[:, None]
     return planes.sum(axis=1).astype(xp.uint8)
-

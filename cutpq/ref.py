@@ -7,6 +7,7 @@ is exact; a kernel that sums in float32 differs from these results by its own ro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,31 @@ def dequant(codes: Array, scales: Array, zeros: Array, g_idx: Array, dtype: Any 
 def gemm(x: Array, codes: Array, scales: Array, zeros: Array, g_idx: Array, bias: Array | None = None) -> Array:
     """y = x @ dequant(codes, scales, zeros, g_idx) + bias, rounded once to the dtype of x.
 
-    x (M, K) float16 or bfloat16; the weights are rounded to the same dtype, as they enter tensor cores -> (M, N)
+    x (M, K) float16, bfloat16 or float32; the weights are rounded to the same dtype, as they enter tensor cores, but
+    to float16 where x is float32: what dequantizers of other libraries give -> (M, N)
     """
-    xp = array_module(x, codes)
-    N = codes.shape[1]
+    dtype = np.float16 if x.dtype == np.float32 else x.dtype
+    return _product(x, codes.shape, lambda n: dequant(codes[:, n], scales[:, n], zeros[:, n], g_idx, dtype), bias)
+
+
+def gemm_plain(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """y = x @ weight + bias, rounded once to the dtype of x, to which the weights are rounded before.
+
+    x (M, K) float16, bfloat16 or float32, weight (K, N) -> (M, N)
+    """
+    return _product(x, weight.shape, lambda n: weight[:, n].astype(x.dtype), bias)
+
+
+def _product(x: Array, shape: tuple[int, int], columns: Callable[[slice], Array], bias: Array | None) -> Array:
+    """x @ w + bias, where columns(n) gives the columns n of w."""
+    xp = array_module(x)
+    K, N = shape
     y = xp.empty((x.shape[0], N), x.dtype)
     x64 = x.astype(xp.float64)
-    step = max(1, _PIECE // max(1, codes.shape[0]))
+    step = max(1, _PIECE // max(1, K))
     for n in range(0, N, step):
         piece = slice(n, min(n + step, N))
-        w = dequant(codes[:, piece], scales[:, piece], zeros[:, piece], g_idx, x.dtype)
-        total = x64 @ w.astype(xp.float64)
+        total = x64 @ columns(piece).astype(xp.float64)
         if bias is not None:
             total += bias[piece].astype(xp.float64)
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""What a quantized linear layer is, whatever file format it came from."""
+"""What the weight of a linear layer is, quantized or plain, whatever file format it came from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .array import Array, array_module, check_array, to_numpy
+from .array import Array, array_module, bfloat16, check_array, to_numpy
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,48 @@ class QuantWeight:
         move = to_numpy if xp is np else xp.asarray
         arrays: dict[str, Any] = {name: move(getattr(self, name)) for name in ("codes", "scales", "zeros", "g_idx")}
         return replace(self, bias=None if self.bias is None else move(self.bias), **arrays)
+
+
+@dataclass(frozen=True)
+class PlainWeight:
+    """A weight that is not quantized. Every row is a group of its own, in order: any cut and any scheme suits it.
+
+    weight  (K, N) float16, bfloat16 or float32
+    bias    (N,) float, or None
+    """
+
+    weight: Array
+    bias: Array | None = None
+
+    is_ordered = True
+
+    def __post_init__(self) -> None:
+        array_module(self.weight, self.bias)
+        check_array("weight", self.weight, ("K", "N"), np.float16, bfloat16, np.float32)
+        if self.bias is not None:
+            check_array("bias", self.bias, (self.N,))
+
+    @property
+    def K(self) -> int:
+        """Input features."""
+        return int(self.weight.shape[0])
+
+    @property
+    def N(self) -> int:
+        """Output features."""
+        return int(self.weight.shape[1])
+
+    @cached_property
+    def g_idx(self) -> np.ndarray:
+        """0, 1, ... K-1."""
+        return np.arange(self.K, dtype=np.int32)
+
+    def to(self, xp: ModuleType) -> PlainWeight:
+        """The same weight as arrays of `xp` (numpy or cupy)."""
+        if xp is array_module(self.weight):
+            return self
+        move = to_numpy if xp is np else xp.asarray
+        return PlainWeight(move(self.weight), None if self.bias is None else move(self.bias))
+
+
+Weight = QuantWeight | PlainWeight

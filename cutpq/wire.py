@@ -106,9 +106,7 @@ def decode_sum_rmsnorm(
 
 
 def _config(codec: Codec, dtype: Any, ranks: int = 1) -> WireConfig:
-    return configs.wire_config(
-        codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks
-    )
+    return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)
 
 
 def _aligned(x: Array) -> Array:

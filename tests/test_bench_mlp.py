@@ -19,10 +19,12 @@ from report import Column, Table, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
 
 import cutpq as cq
+from cutpq.codec import codec
 from cutpq.comm import run_threads
+from cutpq.cost import oneshot_sent, twoshot_sent
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = "scheme tp M K H N group_size time_us wire_bytes max_err check speedup"
+KEYS = "scheme codec tp M K H N group_size time_us wire_bytes max_err rel_err check speedup"
 
 
 def bench(*flags: str, ranks: int = 1, timeout: int = 120) -> subprocess.CompletedProcess:
@@ -100,6 +102,7 @@ def test_a_wrong_argument_is_told_without_a_traceback(tmp_path: Path) -> None:
         (["--checkpoint", str(tmp_path)], str(tmp_path)),
         (["--m", "1,x"], "'1,x' is not a list of whole numbers"),
         (["--schemes", "fast"], "'fast' is not one of unordered"),
+        (["--codec", "mxfp5"], "no codec is called 'mxfp5'"),
         (["--project", "ethernet"], "'ethernet' is not one of a100-nvlink"),
     ):
         done = bench(*flags)
@@ -128,7 +131,7 @@ def right() -> tuple[mlp.Result, list[mlp.Target]]:
     job = mlp.load(mlp.parse(["--smoke"]))
     modules = job.mlps[0]
     x = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float16)
-    target = mlp.target(job, modules, x, 2)
+    target = mlp.target(job, modules, x, 2, np.arange(256))
 
     def call(comm) -> mlp.Result:
         layer = cq.Mlp.from_checkpoint(job.ckpt, comm=comm, scheme="tp-aware", modules=modules)
@@ -190,6 +193,102 @@ def test_only_tp_aware_must_have_the_bits_of_naive(right) -> None:
     other = replace(result, digests=[[b"other", b"other"]])
     assert mlp.outcome(result, other, targets, twins=True)["check"] == "FAIL"
     assert mlp.outcome(result, other, targets, twins=False)["check"] == "ok"
+
+
+CODECS = ("mxint8", "mxfp4", "int4-b8")
+
+
+@pytest.mark.parametrize("size, algo", [(1, "oneshot"), (3, "oneshot"), (3, "twoshot")])
+def test_codecs_are_rows_of_tp_aware(size: int, algo: str) -> None:
+    """Checked against the codec's bound and between ranks, with the bytes of the formulas and the error stated."""
+    flags = ["--m", "1,16", "--schemes", "naive,tp-aware", "--codec", ",".join(CODECS), "--algo", algo]
+    rows, _ = run_threads(size, measure_smoke, *flags)[0]
+    ways = [("naive", None), ("tp-aware", None), *(("tp-aware", name) for name in CODECS)]
+    assert [(r["M"], r["scheme"], r["codec"]) for r in rows] == [(M, *way) for M in (1, 16) for way in ways]
+    assert {r["check"] for r in rows} == {"ok"}
+    for row in rows:
+        if row["codec"] is None:
+            assert row["rel_err"] < 0.001
+            continue
+        c, count = codec(row["codec"]), row["M"] * 256
+        sent = [oneshot_sent(count, size, c)] if algo == "oneshot" else []
+        assert row["wire_bytes"] == max(sent or [twoshot_sent(count, size, rank, c) for rank in range(size)])
+        assert 0.002 < row["rel_err"] < (0.02 if row["codec"] == "mxint8" else 0.25)
+        assert row["speedup"] > 0
+
+
+def test_a_codec_alone_is_of_tp_aware_and_refused_with_it() -> None:
+    rows, refused = run_threads(9, measure_smoke, "--schemes", "local", "--codec", "mxfp4")[0]
+    assert {(r["scheme"], r["codec"]) for r in rows} == {("local", None)}
+    assert set(refused) == {"tp-aware"}
+    rows, _ = run_threads(2, measure_smoke, "--schemes", "local", "--codec", "mxfp4")[0]
+    assert {(r["scheme"], r["codec"]) for r in rows} == {("local", None), ("tp-aware", "mxfp4")}
+
+
+@pytest.fixture(scope="module")
+def coded() -> tuple[mlp.Result, mlp.Target, mlp.Target]:
+    """A right result on 2 ranks with mxint8 by twoshot, its target, and that of a plain all_reduce."""
+    args = mlp.parse(["--smoke", "--codec", "mxint8"])
+    job = mlp.load(args)
+    x = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float16)
+    found = mlp.targets_by_codec(job, x, 2, args.codec, args.algo)
+    ((plain,), (target,)) = found.values()
+
+    def call(comm) -> mlp.Result:
+        how = {"scheme": "tp-aware", "codec": "mxint8", "algo": "twoshot"}
+        layer = cq.Mlp.from_checkpoint(job.ckpt, comm=comm, modules=job.mlps[0], **how)
+        return mlp.run([layer], x[:3], comm, smoke=True)
+
+    return run_threads(2, call)[0], target, plain
+
+
+def test_the_bound_of_a_codec_is_its_own(coded) -> None:
+    """It holds, is used well, and the plain bound would not do."""
+    result, target, plain = coded
+    assert mlp.judge(result, [target], twin=None)[1] == []
+    assert (np.abs(result.ys[0] - target.exact[:3]) / target.bound[:3]).max() > 0.25
+    assert mlp.judge(result, [plain], twin=None)[1] != []
+    assert (target.bound > 2 * plain.bound).all()
+
+
+def test_judge_refuses_what_is_outside_a_codecs_bound_or_differs_between_ranks(coded) -> None:
+    result, target, _ = coded
+    outside = target.exact[2, 255] + 1.5 * target.bound[2, 255]
+    _, why = mlp.judge(damaged(result, (2, 255), outside), [target], twin=None)
+    assert why == ["layer 0: 1 of 768 elements outside the bound"]
+    first, second = result.digests[0]
+    row = mlp.outcome(replace(result, digests=[[first, second[::-1]]]), None, [target], twins=False)
+    assert (row["check"], row["why"]) == ("FAIL", ["layer 0: ranks hold different results"])
+
+
+def test_largest_terms_are_the_partial_sums_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each just above what its rank brings to the all_reduce."""
+    monkeypatch.setattr("cutpq.linear.all_reduce", lambda y, *_: y)
+    job = mlp.load(mlp.parse(["--smoke"]))
+    x = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float16)
+    how = {"scheme": "tp-aware", "modules": job.mlps[0]}
+    partial = run_threads(3, lambda comm: cq.Mlp.from_checkpoint(job.ckpt, comm=comm, **how)(x))
+    for y, largest in zip(partial, mlp.largest_terms(job, job.mlps[0], x, 3, np.arange(256)), strict=True):
+        assert (np.abs(y) <= largest).all()
+        assert (largest - np.abs(y) < 0.01 * np.abs(y).max()).all()
+
+
+def test_relative_error_is_of_all_layers() -> None:
+    y, target = np.float16([[3, 4]]), mlp.Target(np.arange(2), np.array([[3.0, 5.0]]), np.zeros((1, 2)))
+    result = mlp.Result(1.0, 0, [y, y], [[], []])
+    assert mlp.relative_error(result, [target, target]) == pytest.approx(math.sqrt(2 / 68))
+
+
+def test_checked_columns_of_a_wide_layer_are_whole_blocks() -> None:
+    assert mlp.whole_blocks(256).tolist() == list(range(256))
+    assert len(mlp.whole_blocks(1000)) == 1000
+    assert len(mlp.whole_blocks(1100)) == 1100, "blocks straddle rows: all columns"
+    wide = mlp.whole_blocks(8192)
+    assert len(wide) == 1024
+    assert (wide.reshape(8, 128) == wide[::128, None] + np.arange(128)).all()
+    assert (wide[::128] % 128 == 0).all()
+    assert wide[0] == 0
+    assert wide[-1] == 8191
 
 
 def test_several_layers_are_one_row_per_mlp() -> None:

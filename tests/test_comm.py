@@ -316,7 +316,7 @@ def test_environment_overrides_auto_only(capsys, monkeypatch):
     assert "backend self: asked for" in capsys.readouterr().out
     monkeypatch.setenv("CUTPQ_COMM", "nonsense")
     assert init("self").backend == "self"
-    with pytest.raises(ValueError, match="CUTPQ_COMM=.nonsense. is not one of auto, self, .*, nccl, ipc, host"):
+    with pytest.raises(ValueError, match=r"CUTPQ_COMM=.nonsense. is not one of auto, self, .*, nccl, ipc, host"):
         init()
 
 

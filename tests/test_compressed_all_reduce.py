@@ -255,4 +255,3 @@ def test_unknown_link_is_an_error(monkeypatch):
     monkeypatch.setenv("CUTPQ_LINK", "carrier-pigeon")
     with pytest.raises(ValueError, match="CUTPQ_LINK='carrier-pigeon' is not one of a100-nvlink"):
         run_threads(2, lambda comm: all_reduce(np.ones(32, np.float16), comm, "mxfp4"), timeout_s=10)
-

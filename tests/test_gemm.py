@@ -97,7 +97,7 @@ def test_no_rows_and_out():
     ("x", "error", "message"),
     [
         (np.zeros((2, 63), np.float16), ValueError, r"x must have shape \(M, 64\), got \(2, 63\)"),
-        (np.zeros((2, 64), np.float32), TypeError, "x must be float16 or bfloat16, got float32"),
+        (np.zeros((2, 64), np.float64), TypeError, "x must be float16 or bfloat16 or float32, got float64"),
         ([[0.0] * 64], TypeError, "x must be a NumPy or CuPy array, got list"),
     ],
 )

@@ -242,8 +242,8 @@ def test_what_does_not_fit_is_named(change, message):
 def test_wrong_x_is_named():
     with pytest.raises(ValueError, match=r"x must have shape \(M, 64\), got \(2, 63\)"):
         run(random_mlp(), tokens(2, 63), 2, "local")
-    with pytest.raises(TypeError, match="x must be float16 or bfloat16, got float32"):
-        run(random_mlp(), tokens(2, 64, dtype=np.float32), 2, "local")
+    with pytest.raises(TypeError, match="x must be float16 or bfloat16 or float32, got float64"):
+        run(random_mlp(), tokens(2, 64, dtype=np.float64), 2, "local")
 
 
 def test_the_bound_rejects_one_row_with_another_scale():

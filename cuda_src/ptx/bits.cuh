@@ -20,8 +20,7 @@ DEVICE u32 lop3(u32 a, u32 b, u32 c) {
 
 constexpr int AND_OR = (0xf0 & 0xcc) | 0xaa;  // (a & b) | c
 
-// prmt.b32: byte i of the result is byte selector[4i..4i+2] of the eight bytes b:a; bit 4i+3 spreads its sign
-// instead.
+// prmt.b32: byte i of the result is byte selector[4i..4i+2] of the eight bytes b:a; bit 4i+3 spreads its sign instead.
 DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
 #ifdef CUTPQ_HOST
   const u64 bytes = u64(b) << 32 | a;

@@ -24,14 +24,14 @@ DEVICE u64 evict_first_policy() {
 #endif
 }
 
-// cp.async.cg, 16 bytes, under an L2 policy: *dst = *src.
-DEVICE void cp_async_16_hint(u32 dst, const void* src, u64 policy CALL_SITE) {
+// cp.async.cg, 16 bytes, under an L2 policy: *dst = *src, or zeros without reading src where `valid` is false.
+DEVICE void cp_async_16_hint(u32 dst, const void* src, u64 policy, bool valid CALL_SITE) {
 #ifdef CUTPQ_HOST
   (void)policy;
-  simt::cp_async(dst, src, 16, 16, line);
+  simt::cp_async(dst, src, 16, valid ? 16 : 0, line);
 #else
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst),
-               "l"(__cvta_generic_to_global(src)), "l"(policy)
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst),
+               "l"(__cvta_generic_to_global(src)), "r"(valid ? 16 : 0), "l"(policy)
                : "memory");
 #endif
 }
@@ -45,8 +45,7 @@ DEVICE void cp_async_commit() {
 #endif
 }
 
-// cp.async.wait_group: all but the newest NEWEST groups of this thread have landed, visible to this thread
-// alone.
+// cp.async.wait_group: all but the newest NEWEST groups of this thread have landed, visible to this thread alone.
 template <int NEWEST>
 DEVICE void cp_async_wait() {
 #ifdef CUTPQ_HOST

@@ -3,8 +3,7 @@
 // `words` is (N / 64, K / 16, 32 lanes, 4) u32, where N and K are padded to multiples of 64. With g = lane /
 // 4 and c = 2 (lane % 4), word t of a lane holds, of columns g and g + 8 of the t-th 16, rows c, c + 1, c + 8
 // and c + 9:
-//   nibble 0: column g, row c      1: column g + 8, row c      2: column g, row c + 8      3: column g + 8,
-//   row c + 8
+//   nibble 0: column g, row c      1: column g + 8, row c      2: column g, row c + 8      3: column g + 8, row c + 8
 // and nibbles 4 to 7 the same of the next row. Scales and zeros are (G, N / 64, 8, 8): for every g the eight
 // columns g, g + 8, ... g + 56, so that a lane finds all of its own in one load.
 #pragma once

@@ -30,13 +30,29 @@ import numpy as np
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 CACHE = Path(os.environ.get("CUTPQ_CACHE_DIR", Path.home() / ".cache" / "cutpq")) / "simt"
 
-COMMON = ["g++", "-std=c++20", "-g", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-march=native",
-          "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-unused-function"]
+COMMON = [
+    "g++",
+    "-std=c++20",
+    "-g",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-march=native",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-attributes",
+    "-Wno-unused-function",
+]
 MODES = {
     "fast": ["-O2"],
     # -O1, because the vectorizer and store merging of -O2 change the size of accesses
-    "check": ["-O1", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1",
-              "--param=tsan-instrument-func-entry-exit=0"],
+    "check": [
+        "-O1",
+        "-fsanitize=thread",
+        "--param=tsan-distinguish-volatile=1",
+        "--param=tsan-instrument-func-entry-exit=0",
+    ],
 }
 SCALAR, POINTER_TO_CONST, POINTER = range(3)  # kinds of parameters, as in runtime/cuda.h
 
@@ -69,8 +85,11 @@ class _Parameter(ctypes.Structure):
 
 class _Launch(ctypes.Structure):
     _fields_ = [
-        ("name", ctypes.c_char_p), ("args", ctypes.POINTER(ctypes.c_void_p)),
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("name", ctypes.c_char_p),
+        ("args", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
         ("after", ctypes.c_int),
     ]
 
@@ -97,11 +116,12 @@ def _compile(output: Path, command: list[str]) -> Path:
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
+def _runtime() -> ctypes.PyDLL:
     sources = sorted(RUNTIME.glob("*.cpp"))
     command = [*COMMON, "-O3", "-shared", "-fno-gnu-unique", *map(str, sources), "-ldl"]
     path = CACHE / f"runtime-{_digest(*sources, *sorted(RUNTIME.glob('*.h')), COMMON)}.so"
-    lib = ctypes.CDLL(str(_compile(path, command)), mode=ctypes.RTLD_GLOBAL)  # kernels find its symbols
+    # Global, so that kernels find its symbols; PyDLL, so that threads (ranks in one process) launch one by one.
+    lib = ctypes.PyDLL(str(_compile(path, command)), mode=ctypes.RTLD_GLOBAL)
     lib.simt_error.restype = ctypes.c_char_p
     lib.simt_malloc.restype, lib.simt_malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     lib.simt_free.restype, lib.simt_free.argtypes = None, [ctypes.c_void_p]
@@ -136,14 +156,12 @@ class Kernel:
             raise SimtError(f'no kernel extern "C" {name} in this source')
         self.parameters = [(p.bytes, p.kind) for p in parameters[:count]]
 
-    def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
-    ) -> None:
+    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
         launch([(self, grid, block, args, shared_mem)])
 
 
-_one_at_a_time = threading.RLock()  # the runtime has one state; ranks may be threads
-
+# Ranks may be threads that share arrays: no other launch comes between the copies to the device and back.
+_one_at_a_time = threading.Lock()
 
 # kernel, grid, block, arguments, bytes of shared memory
 Call = tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]
@@ -227,11 +245,14 @@ def _with_source_lines(message: str) -> str:
 
 def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
     """Compile the kernel `name` out of `source`, whose #include lines are looked up in `include`."""
-    with _one_at_a_time:
-        return _build_alone(name, source, include, mode or default_mode)
+    with _building:
+        return _build(name, source, include, mode or default_mode)
 
 
-def _build_alone(name: str, source: str, include: Path, mode: str) -> Kernel:
+_building = threading.Lock()
+
+
+def _build(name: str, source: str, include: Path, mode: str) -> Kernel:
     headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
     tag = _digest(name, source, mode, COMMON, MODES, RUNTIME / "cuda.h", *headers) + ":"
     library = CACHE / f"{name}-{mode}-{tag[:-1]}.so"
@@ -239,8 +260,19 @@ def _build_alone(name: str, source: str, include: Path, mode: str) -> Kernel:
         CACHE.mkdir(parents=True, exist_ok=True)
         unit = CACHE / f"{name}-{mode}-{tag[:-1]}-{os.getpid()}.cpp"
         unit.write_text(f'#line 1 "{name}.cu"\n{source}\nSIMT_EXPORT({name})\n')
-        command = [*COMMON, *MODES[mode], "-DCUTPQ_HOST", f'-DSIMT_TAG="{tag}"', f"-I{include}", "-include",
-                   str(RUNTIME / "cuda.h"), "-fvisibility=hidden", "-fno-gnu-unique", "-c", str(unit)]
+        command = [
+            *COMMON,
+            *MODES[mode],
+            "-DCUTPQ_HOST",
+            f'-DSIMT_TAG="{tag}"',
+            f"-I{include}",
+            "-include",
+            str(RUNTIME / "cuda.h"),
+            "-fvisibility=hidden",
+            "-fno-gnu-unique",
+            "-c",
+            str(unit),
+        ]
         try:
             objects = _compile(library.with_suffix(f".{os.getpid()}.o"), command)
             # linked without the sanitizer's library: the runtime answers the calls

@@ -44,8 +44,16 @@ class Devices:
         source = kernels.translation_unit(kernel, config)
         built = cpu_cuda.build(kernel, source, kernels.source_dir(), self.mode)
         for rank in range(self.ranks) if who is None else who:
-            arguments = (self.slabs, terms[rank], outs[rank], self.status[rank], np.int32(rank),
-                         np.int32(terms[rank].size), np.uint32(self.half_bytes), np.uint32(timeout_us))
+            arguments = (
+                self.slabs,
+                terms[rank],
+                outs[rank],
+                self.status[rank],
+                np.int32(rank),
+                np.int32(terms[rank].size),
+                np.uint32(self.half_bytes),
+                np.uint32(timeout_us),
+            )
             call = built, (config.GRID,), (config.THREADS,), arguments, config.smem_bytes
             self.streams[rank].append(call)
         return outs

@@ -220,9 +220,14 @@ def normed_on_ranks(size, M, K, dtype, name, algo):
 
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-@pytest.mark.parametrize(("M", "K", "dtype", "name"), [
-    (3, 2056, np.float16, "nvfp4"), (5, 40, BFLOAT16, "e2m0-b8-e5m0"), (2, 9, np.float16, "mxfp4"),
-])
+@pytest.mark.parametrize(
+    ("M", "K", "dtype", "name"),
+    [
+        (3, 2056, np.float16, "nvfp4"),
+        (5, 40, BFLOAT16, "e2m0-b8-e5m0"),
+        (2, 9, np.float16, "mxfp4"),
+    ],
+)
 def test_fused_end_equals_its_steps(monkeypatch, mode, M, K, dtype, name, algo):
     for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo), strict=True):
         for have, want in zip(together, apart, strict=True):

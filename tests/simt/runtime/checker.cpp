@@ -203,8 +203,7 @@ VectorClock publish(Lane* lane) {
   return known;
 }
 
-// ---- memory order: release publishes at a location, acquire learns from it; relaxed accesses wait for a
-// fence
+// ---- memory order: release publishes at a location, acquire learns from it; relaxed accesses wait for a fence
 
 void fence() {
   if (!state.check) return;

@@ -1,5 +1,4 @@
-// The slice of CUDA C++ that the kernels use, for g++. Included in front of every kernel that is built for
-// the CPU.
+// The slice of CUDA C++ that the kernels use, for g++. Included in front of every kernel that is built for the CPU.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -131,8 +130,7 @@ struct alignas(4) half2 {
   half x, y;
 };
 
-// ---- bfloat16: round to nearest even from float; the float operations in between are exact for +, -, * of 8
-// bits
+// ---- bfloat16: round to nearest even from float; the float operations in between are exact for +, -, * of 8 bits
 struct __nv_bfloat16 {
   uint16_t v;
   __nv_bfloat16() = default;
@@ -164,8 +162,7 @@ inline uint16_t low_bits(double d) {
   return uint16_t(u & 0xffff);
 }
 
-// a * b + c rounded once to T: in double, made odd where double itself had to round, so that rounding again
-// is safe.
+// a * b + c rounded once to T: in double, made odd where double itself had to round, so that rounding again is safe.
 template <class T>
 T fma_once(T a, T b, T c) {
   const double product = double(float(a)) * double(float(b)),

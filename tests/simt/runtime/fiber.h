@@ -1,5 +1,4 @@
-// Fibers: every CUDA thread of a launch runs on a stack of its own, and all of them on one thread of the
-// system.
+// Fibers: every CUDA thread of a launch runs on a stack of its own, and all of them on one thread of the system.
 #pragma once
 
 namespace simt {

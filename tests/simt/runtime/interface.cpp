@@ -43,8 +43,8 @@ int simt_signature(const char* name, Parameter* parameters) {
   return int(it->second.parameters.size());
 }
 
-// Runs kernels side by side: several "devices" of a collective, or just one; and on a device one after the other. 0, or -1 and simt_error() says
-// why.
+// Runs kernels side by side: several "devices" of a collective, or just one; on a device one after the other.
+// 0, or -1 and simt_error() says why.
 int simt_launch(int count, const LaunchDescription* descriptions, const Options* options) {
   std::vector<Launch> launches(count);
   uint32_t shared_bytes = 0;

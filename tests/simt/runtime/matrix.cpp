@@ -66,8 +66,7 @@ struct Tile {
   int a_exp[16][16], b_exp[16][8];
 };
 
-// Row `row` of D += A[row, k0:k1] @ B[k0:k1], all products and the accumulator truncated to `bits` fraction
-// bits.
+// Row `row` of D += A[row, k0:k1] @ B[k0:k1], all products and the accumulator truncated to `bits` fraction bits.
 void fused_dot(Tile& t, int row, int k0, int k1, int bits) {
   int e[8];
   double sum[8], scale[8];

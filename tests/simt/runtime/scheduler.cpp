@@ -5,6 +5,7 @@
 // warps and blocks; from 2 on random, with a jump to another warp at one pick in eight. At most
 // `max_resident` blocks are alive at a time, as on a GPU: with one of them, a kernel that waits for a block
 // not started yet hangs, and says so.
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -26,6 +27,7 @@ State state;
 namespace {
 
 void* main_context;
+pthread_t launching_thread;
 std::mt19937 rng;
 int seed, slot_now, warp_now, live_blocks;
 std::vector<std::pair<Launch*, int>> queue;  // blocks in the order in which they start
@@ -154,6 +156,10 @@ void on_signal(int number, siginfo_t* info, void*) {
     signal(number, SIG_DFL);
     return;
   }
+  if (!pthread_equal(pthread_self(), launching_thread)) {  // an alarm may come to any thread of the process
+    pthread_kill(launching_thread, number);
+    return;
+  }
   if (number == SIGALRM)
     fail(
         "watchdog: a lane ran too long without yielding; loops that wait must use "
@@ -264,6 +270,7 @@ void run_blocks(std::vector<Launch>& launches, uint32_t shared_bytes, const Opti
   free_slots.clear();
   for (int i = slots; i-- > 0;) free_slots.push_back(&blocks[i]);
   {
+    launching_thread = pthread_self();
     SignalGuard guard(options.timeout_s);
     state.running = true;
     slot_now = warp_now = 0;

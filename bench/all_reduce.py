@@ -1,0 +1,347 @@
+"""The all-reduce, plain and compressed, in the manner of nccl-tests: flags, columns and formulas.
+
+    mpirun -n 8 python bench/all_reduce.py                               sizes from 1K to 4M
+    mpirun -n 4 python bench/all_reduce.py -b 64K -e 16M -f 4 --codecs mxfp4,int4-b8 --algos plain,twoshot
+
+A row is one algo and codec at one size; out of place. Its columns, beside those that nccl-tests has:
+time        us: median over the iterations of the slowest rank's time
+algbw       size over time: of the uncompressed bytes, whatever travels
+busbw       algbw * 2 (n-1) / n
+#wrong      elements that differ between ranks, or miss the float64 sum by more than the codec's stated bound
+wire_bytes  payload that the rank that sends most sends, as counted
+ratio       what a plain all-reduce sends, over that
+rel_err     |y - sum| / |sum|, 2-norms
+check       ok, or FAIL where anything is wrong; then the exit status is 1
+
+The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table: what the cost model projects
+for machines that are not here, and on a GPU what each codec kernel reaches of a copy's bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blas  # noqa: F401  before NumPy
+import codec_kernels
+import numpy as np
+from report import Column, Table, header, progress, time_us, write_json
+from verifiable import slices, sum_and_bound, term, verify
+
+import cutpq as cq
+from cutpq.array import Array, bfloat16, to_numpy
+from cutpq.codec import Codec, codec
+from cutpq.comm import Communicator
+from cutpq.cost import LINKS, all_reduce_us, compressed_all_reduce_us
+
+ALGOS = ("plain", "oneshot", "twoshot", "auto")
+CODECS = "mxfp8-e4m3,mxfp4"
+DTYPES = {"float16": np.float16, "bfloat16": bfloat16, "float32": np.float32}
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
+PROJECTED_RANKS = 8  # where this run has only one
+SEED = 1
+
+TABLE = Table(
+    (
+        Column("size", "size(B)", 11),
+        Column("count", "count", 10),
+        Column("type", "type", 8),
+        Column("redop", "redop", 5),
+        Column("root", "root", 4),
+        Column("algo", "algo", 7),
+        Column("codec", "codec", 19),
+        Column("time_us", "time(us)", 10, ".1f"),
+        Column("algbw", "algbw(GB/s)", 11, ".3f"),
+        Column("busbw", "busbw(GB/s)", 11, ".3f"),
+        Column("wrong", "#wrong", 7),
+        Column("wire_bytes", "wire_bytes", 11),
+        Column("ratio", "ratio", 5, ".2f"),
+        Column("rel_err", "rel_err", 8, ".1e"),
+        Column("check", "check", 5),
+    )
+)
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    comm = cq.init()
+    rows = measure(args, comm)
+    kernels = codec_kernels.rows(args.codecs, comm) if comm.xp is not np and comm.rank == 0 else []
+    comm.barrier()
+    if comm.rank == 0:
+        projected = list(project(args, comm.size))
+        print("\n".join([*header(comm), *table(rows, args), *projection(projected), *codec_kernels.lines(kernels)]))
+        if args.json:
+            write_json(args.json, [*rows, *projected, *kernels])
+        if args.plot:
+            plot(args.plot, rows)
+    return 1 if any(row["check"] == "FAIL" for row in rows) else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-b", "--minbytes", type=nbytes, metavar="B", help="smallest size, with K, M or G (1K)")
+    add("-e", "--maxbytes", type=nbytes, metavar="B", help="largest size (4M)")
+    add("-f", "--stepfactor", type=at_least(2), default=8, metavar="F", help="between sizes (8)")
+    add("-n", "--iters", type=at_least(1), metavar="N", help="exactly so many (20, fewer where they take long)")
+    add("-w", "-x", "--warmup_iters", type=at_least(0), default=1, metavar="N", help="not timed (1)")
+    add("-c", "--check", type=int, choices=(0, 1), default=1, help="compare with the float64 sum (1)")
+    add("-d", "--datatype", choices=DTYPES, default="float16", help="(float16)")
+    add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
+    add("--algos", type=one_of(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
+    add("--project", type=one_of([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="or none")
+    add("--json", type=Path, metavar="FILE", help="write one object a row")
+    add("--plot", type=Path, metavar="FILE", help="time against size, and error against bits per value")
+    add("--smoke", action="store_true", help="few sizes and repetitions: does everything work?")
+    args = parser.parse_args(argv)
+    smallest, largest = (1 << 10, 1 << 16) if args.smoke else (1 << 10, 1 << 22)
+    if args.minbytes is None:
+        args.minbytes = smallest if args.maxbytes is None else min(smallest, args.maxbytes)
+    if args.maxbytes is None:
+        args.maxbytes = max(largest, args.minbytes)
+    if args.maxbytes < args.minbytes:
+        parser.error(f"-e {args.maxbytes} is less than -b {args.minbytes}")
+    if args.minbytes < np.dtype(DTYPES[args.datatype]).itemsize:
+        parser.error(f"-b {args.minbytes} is less than one {args.datatype}")
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
+    return args
+
+
+def nbytes(text: str) -> int:
+    """ "4M" -> 4194304; K, M and G are powers of two."""
+    words = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
+    if words is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 512, 64K, 4M or 1G")
+    return int(words[1]) * UNITS[words[2]]
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def one_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A reader of "a,b" that accepts only known names, in their order."""
+
+    def read(text: str) -> tuple[str, ...]:
+        wanted = text.split(",")
+        for name in wanted:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return tuple(name for name in known if name in wanted)
+
+    return read
+
+
+def codecs(text: str) -> tuple[Codec, ...]:
+    """ "mxfp4,int4-b8" -> their codecs."""
+    try:
+        return tuple(dict.fromkeys(map(codec, text.split(","))))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to sum; plain needs no codec."""
+
+    algo: str
+    codec: Codec | None
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """Plain once, then each codec by each other algo."""
+    plain = [Case("plain", None)] if "plain" in args.algos else []
+    return plain + [Case(algo, c) for c in args.codecs for algo in args.algos if algo != "plain"]
+
+
+def counts(args: argparse.Namespace) -> list[int]:
+    """Elements of each size."""
+    size, found = args.minbytes, []
+    while size <= args.maxbytes:
+        found.append(size // np.dtype(DTYPES[args.datatype]).itemsize)
+        size *= args.stepfactor
+    return found
+
+
+def measure(args: argparse.Namespace, comm: Communicator) -> list[Row]:
+    """All rows, the same on every rank."""
+    dtype, every = np.dtype(DTYPES[args.datatype]), cases(args)
+    rows = []
+    with progress(len(counts(args)) * len(every), "all_reduce", comm) as bar:
+        for count in counts(args):
+            x = comm.xp.asarray(term(SEED, comm.rank, 0, count, dtype))
+            mine = slices(count, comm.size)[comm.rank]
+            terms = [term(SEED, rank, *mine, dtype) for rank in range(comm.size)] if args.check else []
+            for case in every:
+                rows.append(run(case, x, terms, args, comm))
+                bar.update()
+    return rows
+
+
+def reduce(x: Array, comm: Communicator, case: Case) -> Array:
+    """What is measured."""
+    return cq.all_reduce(x, comm, case.codec, case.algo)
+
+
+def run(case: Case, x: Array, terms: list[np.ndarray], args: argparse.Namespace, comm: Communicator) -> Row:
+    """One row: call once for the result and the bytes, then for the time. No terms: nothing is checked."""
+    comm.reset_sent()
+    y = reduce(x, comm, case)
+    wire_bytes = int(to_numpy(comm.all_gather(comm.xp.asarray([comm.sent_bytes]))).max())
+    verdict = None
+    if terms:
+        exact, bound = sum_and_bound(terms, case.codec, case.algo, each_step=comm.backend == "nccl")
+        verdict = verify(y, exact, bound, comm)
+    for _ in range(args.warmup_iters):
+        reduce(x, comm, case)
+    iterations, budget_s = (args.iters, 1e6) if args.iters else (3, 0.05) if args.smoke else (20, 0.3)
+    took = time_us(lambda: reduce(x, comm, case), comm, iterations, budget_s)
+    algbw = x.nbytes / took / 1e3
+    plain = plain_sent(x.size, comm.size) * x.itemsize
+    return {
+        "size": x.nbytes,
+        "count": x.size,
+        "type": args.datatype,
+        "redop": "sum",
+        "root": -1,
+        "algo": case.algo,
+        "codec": case.codec and case.codec.name,
+        "bits": case.codec.bits if case.codec else 8 * x.itemsize,
+        "time_us": round(took, 2),
+        "algbw": round(algbw, 6),
+        "busbw": round(algbw * 2 * (comm.size - 1) / comm.size, 6),
+        "wrong": verdict and verdict.wrong,
+        "wire_bytes": wire_bytes,
+        "ratio": round(plain / wire_bytes, 4) if wire_bytes else None,
+        "rel_err": verdict and verdict.rel_err,
+        "check": None if verdict is None else "FAIL" if verdict.wrong else "ok",
+        "ranks": comm.size,
+        "backend": comm.backend,
+        "projected": False,
+    }
+
+
+def plain_sent(count: int, ranks: int) -> int:
+    """Elements that the busiest rank sends in a plain all-reduce: see Communicator.all_reduce."""
+    return count + (ranks - 2) * -(-count // ranks) if ranks > 1 else 0
+
+
+# --- projecting ----------------------------------------------------------------------------------------------------
+
+
+def project(args: argparse.Namespace, ranks: int) -> Iterator[Row]:
+    """What cutpq/cost.py says of the same rows on other machines; `auto` is one of the others."""
+    n = ranks if ranks > 1 else PROJECTED_RANKS
+    itemsize = np.dtype(DTYPES[args.datatype]).itemsize
+    for count in counts(args):
+        for case in cases(args):
+            for name in args.project:
+                if case.algo == "auto" or name == "none":
+                    continue
+                plain = time = all_reduce_us(count * itemsize, n, LINKS[name])
+                if case.codec is not None:
+                    time = compressed_all_reduce_us(case.algo, count, itemsize, n, case.codec, LINKS[name])
+                yield {
+                    "size": count * itemsize,
+                    "type": args.datatype,
+                    "algo": case.algo,
+                    "codec": case.codec and case.codec.name,
+                    "link": name,
+                    "ranks": n,
+                    "time_us": round(time, 2),
+                    "speedup": round(plain / time, 4),
+                    "projected": True,
+                }
+
+
+def projection(projected: list[Row]) -> list[str]:
+    """The projected table: a line for each algo and size, a time and the gain over plain for each link."""
+    if not projected:
+        return []
+    links = list(dict.fromkeys(row["link"] for row in projected))
+    columns = [Column("size", "size(B)", 11), Column("algo", "algo", 7), Column("codec", "codec", 19)]
+    for link in links:
+        columns += [Column(link, f"{link}(us)", 15, ".1f"), Column(f"{link} x", "x", 5, ".2f")]
+    wide: dict[tuple[Any, ...], Row] = {}
+    for row in projected:
+        line = wide.setdefault((row["size"], row["algo"], row["codec"]), dict(row))
+        line |= {row["link"]: row["time_us"], f"{row['link']} x": row["speedup"]}
+    table = Table(tuple(columns))
+    return [
+        "#",
+        f"# PROJECTED for {projected[0]['ranks']} GPUs by cutpq/cost.py, from NCCL 2.30.7's latency and bandwidth "
+        "constants and the GPUs' data",
+        "# sheets; nothing of it was measured. x: the plain all-reduce's projected time over this one's.",
+        table.heading(),
+        *map(table.line, wide.values()),
+    ]
+
+
+# --- showing -------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row], args: argparse.Namespace) -> list[str]:
+    """The measured table, with what nccl-tests says below its own."""
+    lines = [
+        f"# minbytes {args.minbytes} maxbytes {args.maxbytes} step: {args.stepfactor}(factor) warmup iters: "
+        f"{args.warmup_iters} iters: {args.iters or 'at most 20'} validation: {args.check}",
+        TABLE.heading(),
+        *map(TABLE.line, rows),
+    ]
+    if args.check:
+        wrong = sum(row["wrong"] for row in rows)
+        lines.append(f"# Out of bounds values : {wrong} {'FAILED' if wrong else 'OK'}")
+    plain = [row["busbw"] for row in rows if row["algo"] == "plain"]
+    if plain:
+        lines.append(f"# Avg bus bandwidth    : {np.mean(plain):.6g} (plain)")
+    return lines
+
+
+def plot(path: Path, rows: list[Row]) -> None:
+    """Time against size for each algo and codec; error against bits per value at the greatest size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (times, errors) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    kinds = list(dict.fromkeys((row["algo"], row["codec"]) for row in rows))
+    for algo, name in kinds:
+        of_kind = [row for row in rows if (row["algo"], row["codec"]) == (algo, name)]
+        label = f"{algo} {name or ''}"
+        times.plot([r["size"] for r in of_kind], [r["time_us"] for r in of_kind], marker="o", label=label)
+        if of_kind[-1]["rel_err"]:
+            errors.plot(of_kind[-1]["bits"], of_kind[-1]["rel_err"], marker="o", linestyle="", label=label)
+    times.set(xscale="log", yscale="log", xlabel="size (bytes, uncompressed)", ylabel="time_us")
+    times.set_title(f"measured: {rows[0]['ranks']} ranks, {rows[0]['backend']}, {rows[0]['type']}", fontsize="medium")
+    errors.set(yscale="log", xlabel="bits per value on the wire", ylabel="rel_err")
+    errors.set_title(f"error of normal data, {rows[-1]['size']} bytes", fontsize="medium")
+    times.legend(fontsize="small")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

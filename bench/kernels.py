@@ -1,0 +1,39 @@
+"""What the compiler makes of every kernel: registers, shared memory, spills. Needs NVRTC, but no GPU.
+
+python bench/kernels.py [--arch sm_90a,sm_80]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+
+from cutpq import __version__, configs, kernels, nvrtc
+
+
+def main() -> int:
+    """Print the table; 1 if a kernel spills registers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="sm_90a", help=f"some of {','.join(kernels.ARCHITECTURES)} (default sm_90a)")
+    arches = parser.parse_args().arch.split(",")
+    major, minor = nvrtc.find().version
+    print(f"# cutpq {__version__}, NVRTC {major}.{minor}, sources {kernels.source_digest()}")
+    print(f"# {'arch':8}{'registers':>10}{'smem_bytes':>12}{'spill_bytes':>13}  kernel and constants")
+    spills = 0
+    for arch in arches:
+        shipped = configs.shipped(int(arch[3:].rstrip("a")))
+        with ThreadPoolExecutor() as pool:
+            cubins = list(pool.map(lambda s, a=arch: kernels.compile_kernel(*s, a), shipped))
+        for (name, config), cubin in zip(shipped, cubins, strict=True):
+            made = cubin.resources
+            smem = config.smem_bytes if isinstance(config, configs.GemmConfig) else 0
+            constants = " ".join(f"{f.name}={int(getattr(config, f.name))}" for f in fields(config))
+            print(f"  {arch:8}{made.registers:10}{smem:12}{made.spill_bytes:13}  {name} {constants}")
+            spills += made.spill_bytes
+    return 1 if spills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

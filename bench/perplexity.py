@@ -1,0 +1,298 @@
+"""Does compression hurt? Perplexity of a real checkpoint, with and without a codec in its all_reduces.
+
+    python bench/perplexity.py                                        the carried model, 2 ranks, a few codecs
+    python bench/perplexity.py --tp 1,2,4,8 --scheme all --codec none
+    mpirun -n 8 python bench/perplexity.py --checkpoint DIR --tokens FILE.npy --codec mxfp4,e2m2-b32
+
+Ranks are threads of this process, or processes where mpirun started several. The tokens are cut into consecutive
+windows; each is scored from an empty cache, its first token not. A row is one codec at one tp and scheme:
+
+perplexity  exp of the mean of -ln p(token)
+diff        perplexity minus that of the run without a codec
+kl          mean of KL(p || q) in nats over the scored tokens: p without the codec, q with it
+bits        on the wire for a value; ratio is 16 / bits
+check       ok: all ranks hold the same logits, bit for bit, they are finite, and where the perplexity is known (the
+            carried model, float32, 24 windows of 512, no codec: 24.1865 by another library) it is that to four digits
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import blas_single  # noqa: F401  before NumPy
+import numpy as np
+from report import Column, Table, header, progress, same_on_ranks, write_json
+
+import cutpq as cq
+from cutpq.array import to_numpy
+from cutpq.comm import Communicator
+from cutpq.communicator import SelfCommunicator
+
+CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
+CODECS = "mxint8,e2m2-b32,int4-b8,mxfp4,e1m1"
+
+# (dtype, window, windows) -> perplexity of the carried model, weights dequantized to float16 and widened, as
+# transformers 5.23.0 on torch 2.13.0 with GPTQModel 7.6.0 computed it.
+KNOWN = {("float32", 512, 24): 24.1865, ("float32", 512, 128): 32.6527}
+
+TABLE = Table(
+    (
+        Column("tp", "tp", 2),
+        Column("scheme", "scheme", 10),
+        Column("codec", "codec", 16),
+        Column("algo", "algo", 7),
+        Column("bits", "bits", 6, ".3f"),
+        Column("ratio", "ratio", 5, ".2f"),
+        Column("perplexity", "perplexity", 10, ".4f"),
+        Column("difference", "diff", 8, "+.4f"),
+        Column("kl", "kl", 9, ".2e"),
+        Column("check", "check", 5),
+    )
+)
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    comm = cq.init()
+    try:
+        tps = ranks(args, comm)
+        tokens = load_tokens(args)
+        rows = [row for tp in tps for scheme in args.scheme for row in measure(args, tokens, comm, tp, scheme)]
+    except (cq.CheckpointError, ValueError, OSError) as error:
+        if comm.rank == 0:
+            print(f"perplexity.py: {error}", file=sys.stderr)
+        return 2
+    if comm.rank == 0:
+        describe(args, comm, tps)
+        print("\n".join([TABLE.heading(), *(TABLE.line(row) for row in rows)]))
+        print("\n".join(f"# FAIL {row['codec']} tp={row['tp']}: {row['why']}" for row in rows if row["why"]), end="")
+        if args.json:
+            write_json(args.json, [{k: v for k, v in row.items() if k != "why"} for row in rows])
+        if args.plot:
+            plot(args.plot, rows)
+    failed = comm.bcast(any(row["check"] == "FAIL" for row in rows))
+    return 1 if failed else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags, checked for what needs no file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", default=CARRIED, help="default: the carried model")
+    parser.add_argument("--tokens", type=Path, metavar="FILE.npy", help="default: eval_tokens.npy of the checkpoint")
+    parser.add_argument("--window", type=positive, default=512, metavar="N", help="tokens of a window (512)")
+    parser.add_argument("--windows", type=positive, default=24, metavar="N", help="how many (24)")
+    parser.add_argument("--tp", type=numbers, metavar="N,...", help="numbers of ranks, as threads (2)")
+    parser.add_argument("--scheme", type=schemes, default=["auto"], metavar="S,...", help="of cutpq.SCHEMES, or all")
+    parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
+    parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="of the codecs (twoshot)")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32", help="(float32)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="KL against bits, the Pareto front marked")
+    args = parser.parse_args(argv)
+    if args.window < 2:
+        parser.error("--window must be at least 2: the first token is not scored")
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
+    return args
+
+
+def positive(text: str) -> int:
+    """ "12" -> 12, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def numbers(text: str) -> list[int]:
+    """ "1,2,4" -> [1, 2, 4]."""
+    return [positive(part) for part in text.split(",")]
+
+
+def schemes(text: str) -> list[str]:
+    """ "local,naive", or all of them."""
+    wanted = list(cq.SCHEMES) if text == "all" else text.split(",")
+    for name in wanted:
+        if name not in (*cq.SCHEMES, "auto"):
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of all, auto, {', '.join(cq.SCHEMES)}")
+    return wanted
+
+
+def codecs(text: str) -> list[cq.Codec]:
+    """ "mxfp4,none" -> the codecs; none runs anyway, before all others."""
+    try:
+        return [cq.codec(name) for name in text.split(",") if name != "none"]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def ranks(args: argparse.Namespace, comm: Communicator) -> list[int]:
+    """Which tp to run: what was asked for as threads, or the processes that there are."""
+    if comm.size == 1:
+        return args.tp or [2]
+    if args.tp not in (None, [comm.size]):
+        raise ValueError(f"{comm.size} processes were started, so --tp is {comm.size}")
+    return [comm.size]
+
+
+def load_tokens(args: argparse.Namespace) -> np.ndarray:
+    """(windows, window) integers. Raises ValueError for a file that has too few or other things."""
+    path = args.tokens or args.checkpoint / "eval_tokens.npy"
+    tokens = np.load(path, mmap_mode="r")
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError(f"{path}: expected a row of integers, found {tokens.dtype} of shape {tokens.shape}")
+    if len(tokens) < args.windows * args.window:
+        raise ValueError(
+            f"{path}: expected {args.windows} windows of {args.window} tokens, found {len(tokens)} tokens: "
+            f"at most --windows {len(tokens) // args.window}"
+        )
+    return np.asarray(tokens[: args.windows * args.window], np.int64).reshape(args.windows, args.window)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace, tokens: np.ndarray, comm: Communicator, tp: int, scheme: str) -> list[Row]:
+    """Rows at one tp and scheme, the run without a codec first. Complete on rank 0."""
+    if comm.size == tp:
+        return run(comm, args, tokens, scheme)
+    xp = comm.xp if isinstance(comm, SelfCommunicator) else np
+    return cq.run_threads(tp, run, args, tokens, scheme, xp=xp)[0]
+
+
+def run(comm: Communicator, args: argparse.Namespace, tokens: np.ndarray, scheme: str) -> list[Row]:
+    """One rank. Window by window, each codec in turn, so that the logits of one window alone are kept."""
+    model = cq.load_model(args.checkpoint, comm, scheme=scheme, dtype=args.dtype)
+    cache = model.new_cache(1, args.window)
+    tallies = [Tally(codec) for codec in (None, *(args.codec if comm.size > 1 else []))]
+    with progress(len(tokens) * len(tallies), f"tp={comm.size} {scheme}", comm) as bar:
+        for window in tokens:
+            plain = None
+            for tally in tallies:
+                cache.clear()
+                model.use_codec(tally.codec, args.algo if tally.codec else "plain")
+                logits = to_numpy(model([window], cache))
+                same = len(set(same_on_ranks(hashlib.sha256(logits.tobytes()).digest(), comm))) == 1
+                if comm.rank == 0:
+                    plain = logits if plain is None else plain
+                    tally.add(logits, plain, window, same)
+                bar.update()
+    common = {"tp": comm.size, "scheme": scheme, "dtype": args.dtype, "window": args.window, "windows": args.windows}
+    return [tally.row(tallies[0], args) | common for tally in tallies] if comm.rank == 0 else []
+
+
+class Tally:
+    """Sums over the windows that one codec has seen."""
+
+    def __init__(self, codec: cq.Codec | None):
+        self.codec = codec
+        self.nll = self.kl = 0.0
+        self.scored = 0
+        self.same = True
+
+    def add(self, logits: np.ndarray, plain: np.ndarray, window: np.ndarray, same: bool) -> None:
+        """One window's logits (T, vocabulary), those without a codec, and whether all ranks had the same."""
+        self.same &= same
+        for start in range(0, len(window) - 1, 64):
+            rows = slice(start, min(start + 64, len(window) - 1))
+            q, p = log_softmax(logits[rows]), log_softmax(plain[rows])
+            following = window[1:][rows]
+            self.nll -= float(q[np.arange(len(following)), following].sum())
+            self.kl += float((np.exp(p) * (p - q)).sum())
+            self.scored += len(following)
+
+    def row(self, plain: Tally, args: argparse.Namespace) -> Row:
+        """The figures, and what is wrong with them."""
+        perplexity = perplexity_of(self)
+        why = [] if self.same else ["ranks hold different logits"]
+        if not np.isfinite(perplexity):
+            why.append("logits are not finite")
+        known = KNOWN.get((args.dtype, args.window, args.windows))
+        carried = self.codec is None and args.checkpoint == CARRIED and args.tokens is None
+        if carried and known is not None and round(perplexity, 4) != known:
+            why.append(f"perplexity is {perplexity:.4f}, must be {known}")
+        return {
+            "codec": "none" if self.codec is None else self.codec.name,
+            "algo": "plain" if self.codec is None else args.algo,
+            "bits": None if self.codec is None else self.codec.bits,
+            "ratio": None if self.codec is None else round(self.codec.ratio, 4),
+            "perplexity": perplexity,
+            "difference": perplexity - perplexity_of(plain),
+            "kl": self.kl / self.scored,
+            "checkpoint": args.checkpoint.name,
+            "check": "FAIL" if why else "ok",
+            "why": "; ".join(why),
+        }
+
+
+def perplexity_of(tally: Tally) -> float:
+    """exp of the mean negative log-likelihood."""
+    return float(np.exp(tally.nll / tally.scored))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log p along the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+# --- showing -------------------------------------------------------------------------------------------------------
+
+
+def describe(args: argparse.Namespace, comm: Communicator, tps: list[int]) -> None:
+    """Header lines."""
+    print("\n".join(header(comm)))
+    if comm.size == 1:
+        print(f"# ranks of tp {', '.join(map(str, tps))} are threads of this process")
+    print(f"# {args.checkpoint.name}: {args.windows} windows of {args.window} tokens, {args.dtype} activations")
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """Of the rows with a codec: those for which no other has fewer bits and at most the same KL, by bits."""
+    front: list[Row] = []
+    for row in sorted((r for r in rows if r["bits"] is not None), key=lambda r: (r["bits"], r["kl"])):
+        if not front or row["kl"] < front[-1]["kl"]:
+            front.append(row)
+    return front
+
+
+def plot(path: Path, rows: list[Row]) -> None:
+    """KL against bits per value: a series for each tp and scheme, its Pareto front a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for series in dict.fromkeys((row["tp"], row["scheme"]) for row in rows):
+        of_series = [row for row in rows if (row["tp"], row["scheme"]) == series and row["bits"] is not None]
+        front = pareto(of_series)
+        (line,) = axis.plot(
+            [r["bits"] for r in front], [r["kl"] for r in front], "-", label=f"tp={series[0]} {series[1]}, Pareto front"
+        )
+        for marker, some in (("o", front), ("x", [r for r in of_series if r not in front])):
+            axis.plot([r["bits"] for r in some], [r["kl"] for r in some], marker, color=line.get_color())
+        for row in of_series:
+            axis.annotate(
+                row["codec"], (row["bits"], row["kl"]), fontsize="x-small", xytext=(3, 3), textcoords="offset points"
+            )
+    axis.set_yscale("log")
+    axis.set_xlabel("bits per value on the wire")
+    axis.set_ylabel("mean KL divergence, nats")
+    axis.set_title(f"{rows[0]['checkpoint']}: {rows[0]['windows']} windows of {rows[0]['window']}")
+    axis.legend(fontsize="small")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+// Eight codes of a word -> operand A of mma, in registers.  weight = (code - zero) * scale, rounded once to act_t.
+//
+// A code that is or-ed into the low bits of a power of two is that power plus the code. Subtracting the power
+// plus the zero point leaves code - zero, exactly. The four pairs of a word are (see codes_fragments.cuh)
+//   a[0] column g, rows c, c+1     a[1] column g+8     a[2] column g, rows c+8, c+9     a[3] column g+8
+// so that each pair has one column, and pairs 0 and 2 share it, as 1 and 3 do.
+#pragma once
+#include "../ptx/bits.cuh"
+#include "number.cuh"
+
+template <int DTYPE>
+struct Dequantizer;
+
+// float16: 1024 + code for pairs 0 and 2. Those of 1 and 3 lie four bits higher: 1024 + 16 code, of which an
+// fma takes a sixteenth, and 64 + zero, in one.
+template <>
+struct Dequantizer<FLOAT16> {
+  using Scale = u32;  // a pair of float16
+
+  static __device__ __forceinline__ Scale scale(u32 pair) { return pair; }
+
+  // What is subtracted from pair i, for a pair of zero points (one in each half).
+  static __device__ __forceinline__ u32 offset(int i, u32 zeros) {
+    return i % 2 ? zeros << 4 | 0xd400d400 : zeros | 0x64006400;  // -(64 + zero), 1024 + zero
+  }
+
+  static __device__ __forceinline__ u32 weight(int i, u32 word, u32 offset, Scale scale) {
+    const u32 shifted = i < 2 ? word : word >> 8;
+    const half2 zero = as_pair<half2>(offset);
+    half2 difference;
+    if (i % 2 == 0) {
+      difference = __hsub2(as_pair<half2>(lop3<AND_OR>(shifted, 0x000f000f, 0x64006400)), zero);
+    } else {
+      const half2 sixteenth = as_pair<half2>(0x2c002c00);
+      difference = __hfma2(as_pair<half2>(lop3<AND_OR>(shifted, 0x00f000f0, 0x64006400)), sixteenth, zero);
+    }
+    return as_u32(__hmul2(difference, as_pair<half2>(scale)));
+  }
+};
+
+// bfloat16 has room for one nibble: 128 + code. A float16 scale is the sum of two bfloat16 numbers, the
+// second of at most three bits; difference * low is exact, and the fma rounds the whole once.
+template <>
+struct Dequantizer<BFLOAT16> {
+  struct Scale {
+    u32 high, low;
+  };
+
+  static __device__ __forceinline__ Scale scale(u32 pair) {
+    const float2 both = __half22float2(as_pair<half2>(pair));
+    const __nv_bfloat162 high = __floats2bfloat162_rn(both.x, both.y);
+    const __nv_bfloat162 low = __floats2bfloat162_rn(both.x - to_float(high.x), both.y - to_float(high.y));
+    return {as_u32(high), as_u32(low)};
+  }
+
+  static __device__ __forceinline__ u32 offset(int, u32 zeros) { return zeros | 0x43004300; }  // 128 + zero
+
+  static __device__ __forceinline__ u32 weight(int i, u32 word, u32 offset, Scale scale) {
+    using Pair = __nv_bfloat162;
+    const Pair code = as_pair<Pair>(lop3<AND_OR>(word >> (4 * i), 0x000f000f, 0x43004300));
+    const Pair difference = __hsub2(code, as_pair<Pair>(offset));
+    const Pair small = __hmul2(difference, as_pair<Pair>(scale.low));
+    return as_u32(__hfma2(difference, as_pair<Pair>(scale.high), small));
+  }
+};

@@ -1,0 +1,64 @@
+// Scales where every row may have its own: rows in group order with groups of any length (LOCAL), or in no
+// order at all (UNORDERED). A lane holds four rows of an mma operand and fetches the scales of each from
+// global memory; sorted rows find them in L1. Where a sorted slab is all of one group, which long groups make
+// the rule, it is as good as grouped.
+#pragma once
+#include "scales_grouped.cuh"
+
+// Where the scales of a lane's eight columns begin; a strip beyond the last one takes those of the last.
+DEVICE size_t first_scale(const Problem& p, int group, int n, const Place& at) {
+  const int strip = min(n / STRIP + at.warp_n, p.strips - 1);
+  return ((size_t)group * p.strips + strip) * STRIP + at.g * 8;
+}
+
+// Scales and zero points of four rows, c, c + 1, c + 8 and c + 9 of an mma operand, and a lane's eight columns.
+struct RowScales {
+  uint4 scale[4];
+  uint2 zero[4];
+
+  __device__ __forceinline__ void fetch(const Problem& p, int n, int k, const Place& at) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      const int row = k + at.c + r % 2 + r / 2 * 8;
+      const int group = row < p.tiles_k16 * 16 ? p.g_idx[row] : 0;
+      const size_t first = first_scale(p, group, n, at);
+      scale[r] = *reinterpret_cast<const uint4*>(p.scales + first);
+      if (ZERO < 0) zero[r] = *reinterpret_cast<const uint2*>(p.zeros + first);
+    }
+  }
+
+  __device__ __forceinline__ static u32 part(const uint4& v, int t) {
+    return t == 0 ? v.x : t == 1 ? v.y : t == 2 ? v.z : v.w;
+  }
+
+  // Operand A for the 16 columns of word t. Pair i has the rows i / 2 * 2 and the next, and one column of both.
+  __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int r = i / 2 * 2;
+      const u32 pair = prmt(part(scale[r], t), part(scale[r + 1], t), i % 2 ? 0x7632 : 0x5410);
+      u32 zeros = ZERO * 0x10001;
+      if (ZERO < 0) {
+        const int byte = 2 * t % 4 + i % 2;
+        const u32 first = t < 2 ? zero[r].x : zero[r].y, second = t < 2 ? zero[r + 1].x : zero[r + 1].y;
+        zeros = prmt(first, second, byte | (4 + byte) << 8) & 0x00ff00ff;
+      }
+      a[i] = Dequantizer<DTYPE>::weight(i, word, Dequantizer<DTYPE>::offset(i, zeros),
+                                        Dequantizer<DTYPE>::scale(pair));
+    }
+  }
+};
+
+// Whether all rows of a slab are of one group. Sorted rows: the first and the last say it.
+DEVICE bool slab_has_one_group(const Problem& p, int k) {
+  if (ORDER != LOCAL || k + SLAB > p.tiles_k16 * 16) return false;
+  return p.g_idx[k] == p.g_idx[k + SLAB - 1];
+}
+
+// The scales of the group of row k.
+DEVICE void group_scales(ColumnScales& columns, const Problem& p, int n, int k, const Place& at) {
+  const size_t first = first_scale(p, p.g_idx[k], n, at);
+  uint2 zeros = {0, 0};
+  if (ZERO < 0) zeros = *reinterpret_cast<const uint2*>(p.zeros + first);
+  columns.set(*reinterpret_cast<const uint4*>(p.scales + first), zeros);
+}

@@ -1,0 +1,48 @@
+// The sums of a block -> y, rounded once. A thread writes eight columns of one token, 16 bytes; it collects
+// them from the fragments of eight lanes.
+#pragma once
+#include "split_k.cuh"
+
+// One token's sums of eight columns, octet by octet: octet 2t + h of a strip is the columns g + 8h of its t-th 16.
+DEVICE void read_octet(float (&sum)[8], const float4* smem_sums, int octet, int m) {
+  const int t = octet / 2 % 4, h = octet % 2;
+  const int word = (t * TOKEN_TILES + m / 8) * TILE_THREADS + octet / 8 * 32 + m % 8 / 2;
+#pragma unroll
+  for (int g = 0; g < 8; g++)
+    sum[g] = reinterpret_cast<const float*>(smem_sums + word + 4 * g)[2 * h + m % 2];
+}
+
+DEVICE void add_bias(float (&sum)[8], const float* bias, int n) {
+  if (!bias) return;
+#pragma unroll
+  for (int g = 0; g < 8; g++) sum[g] += bias[n + g];
+}
+
+DEVICE void write_octet(act_t* y, const float (&v)[8]) {
+  using Two = Number<DTYPE>;
+  *reinterpret_cast<uint4*>(y) = make_uint4(as_u32(Two::pair(v[0], v[1])), as_u32(Two::pair(v[2], v[3])),
+                                            as_u32(Two::pair(v[4], v[5])), as_u32(Two::pair(v[6], v[7])));
+}
+
+DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
+
+// y = sums + bias for the columns from n on. Where GATED, y = silu(gate) * up, of which octets alternate.
+DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const Problem& p, int n) {
+  const int tokens = min(BLOCK_M, p.M - p.first_token), octets = min(BLOCK_N, p.N - n) / 8;
+  constexpr int STEP = GATED ? 2 : 1;  // octets that make one
+#pragma unroll 1
+  for (int i = threadIdx.x; i < tokens * octets / STEP; i += THREADS) {
+    const int m = i % tokens, octet = i / tokens * STEP, column = n + 8 * octet;
+    float sum[8];
+    read_octet(sum, smem_sums, octet, m);
+    add_bias(sum, bias, column);
+    if constexpr (GATED) {
+      float up[8];
+      read_octet(up, smem_sums, octet + 1, m);
+      add_bias(up, bias, column + 8);
+#pragma unroll
+      for (int g = 0; g < 8; g++) sum[g] = silu(sum[g]) * up[g];
+    }
+    write_octet(y + (size_t)(p.first_token + m) * (p.N / STEP) + column / STEP, sum);
+  }
+}

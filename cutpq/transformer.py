@@ -1,0 +1,489 @@
+"""A whole decoder-only transformer over tensor-parallel ranks: prefill, decode, and nothing else.
+
+    model = cq.load_model("path/to/hf-folder", comm)
+    cache = model.new_cache(batch=2, length=1024)
+    logits = model([[0, 17, 5], [0, 4]], cache)       # prefill, sequences of any lengths
+    logits = model([[9], [31]], cache)                # decode: one more token each
+
+Attention is cut by heads, the MLP by its features, embedding and head by the vocabulary. Two all_reduces in a block
+add the ranks' parts, and may carry a codec; everything else is exact or rounded once. Where there are fewer
+key/value heads than ranks, ranks hold copies of those that their query heads need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import bigcode, llama, phi3
+from . import ref_transformer as ref
+from .all_reduce import ALGOS, all_reduce
+from .architectures import mlp_modules
+from .array import Array, array_module, bfloat16, to_numpy
+from .checkpoint import Checkpoint, open_checkpoint
+from .codec import Codec
+from .codec import codec as find_codec
+from .comm import Communicator
+from .decoder import Config, Decoder
+from .linear import ColumnParallelLinear, RowParallelLinear
+from .mlp import Mlp
+from .plan import plan
+from .shard import GROUP_ALIGNED, SCHEMES, even_bounds
+from .source import WeightInFile
+from .tensors import CheckpointError
+from .trace import span
+from .weight import PlainWeight
+
+# By model_type.
+FAMILIES = {
+    "llama": llama,
+    "mistral": llama,
+    "qwen2": llama,
+    "granite": llama,
+    "gpt_bigcode": bigcode,
+    "phi3": phi3,
+}
+
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
+
+
+def load_model(
+    folder: str | Path | Checkpoint,
+    comm: Communicator,
+    codec: str | Codec | None = None,
+    *,
+    algo: str = "auto",
+    scheme: str = "auto",
+    dtype: Any = None,
+    link: str = "a100-nvlink",
+) -> Transformer:
+    """The model in a Hugging Face folder, each rank its part; to be called on every rank alike.
+
+    codec, algo  of the two all_reduces in a block, see all_reduce
+    scheme       of the row-parallel layers, one of cutpq.SCHEMES, or "auto": what `plan` chooses for this `link`.
+                 Where it is impossible for attention's output (tp-aware always, others on more ranks than groups),
+                 that layer takes the plan's.
+    dtype        of the activations: float16, bfloat16 or float32; default: the config's, float16 where that is
+                 float32 or missing
+
+    Quantized and plain modules may be mixed. Raises CheckpointError for an unknown architecture, a config or a
+    tensor that is missing or wrong, ValueError for more ranks than heads.
+    """
+    ckpt = open_checkpoint(folder) if isinstance(folder, (str, Path)) else folder
+    decoder = read_decoder(ckpt)
+    if scheme not in (*SCHEMES, "auto"):
+        raise ValueError(f"scheme {scheme!r} is not one of auto, {', '.join(SCHEMES)}")
+    if algo not in ALGOS:
+        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    codec = None if codec is None else find_codec(codec)
+    planned = {layer.name: layer.chosen for layer in plan(ckpt, comm.size, link)}
+    parts = _Parts(ckpt, decoder, comm, scheme, planned, codec, algo)
+    return Transformer(parts, _activation_dtype(ckpt, dtype))
+
+
+def read_decoder(ckpt: Checkpoint) -> Decoder:
+    """What kind of transformer a checkpoint holds. Raises CheckpointError for one that cannot be run."""
+    config = Config(ckpt.config, str(ckpt.folder / "config.json"))
+    family = config.word("model_type", "")
+    if family not in FAMILIES:
+        raise config.refuse("model_type", f"one of {', '.join(FAMILIES)}")
+    decoder: Decoder = FAMILIES[family].read(config)
+    if decoder.heads % decoder.kv_heads:
+        raise CheckpointError(
+            f"{config.where}: expected a number of key/value heads that divides {decoder.heads} heads, "
+            f"found {decoder.kv_heads}"
+        )
+    return decoder
+
+
+class Transformer:
+    """What load_model gives.
+
+    decoder  its sizes and formulas
+    comm     its ranks
+    dtype    of activations, cache and logits
+    """
+
+    def __init__(self, parts: _Parts, dtype: np.dtype):
+        self.decoder, self.comm, self.dtype = parts.decoder, parts.comm, dtype
+        self.embedding = Embedding(parts, dtype)
+        self.blocks = [Block(parts, layer) for layer in range(parts.decoder.layers)]
+        self.norm = Norm(parts, parts.decoder.last_norm)
+        self.head = Head(parts, self.embedding)
+
+    def __call__(self, tokens: Any, cache: Cache, *, last_only: bool = False) -> Array:
+        """Logits after each of the new tokens, which are appended to the cache: (M, vocabulary), on all ranks equal.
+
+        tokens     for each of the cache's sequences one token or more: (batch, T) integers or a list of such rows of
+                   any lengths, the same on every rank
+        last_only  logits after each sequence's last token only: (batch, vocabulary)
+
+        M counts the tokens of all sequences, one sequence after the other. Raises ValueError, on every rank and
+        before anything is computed, for a token out of range and a cache that is full.
+        """
+        batch = Batch.of(tokens, cache, self.decoder)
+        angles = _cos_and_sin(self.decoder.rope, batch.positions, self.comm.xp)
+        x = self.embedding(batch)
+        for block, kept in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, batch, kept, angles)
+        cache.lengths += batch.counts
+        if last_only:
+            x = x[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
+        return self.head(self.norm(x))
+
+    def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:
+        """From now on the two all_reduces of each block carry this codec; to be called on every rank alike."""
+        for block in self.blocks:
+            for layer in (block.attention.output, block.mlp.down):
+                layer.codec, layer.algo = codec, algo
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `length` tokens each."""
+        if self.decoder.positions is not None and length > self.decoder.max_positions:
+            raise ValueError(f"length={length} is more than the {self.decoder.max_positions} positions of the model")
+        return Cache(batch, length, self.blocks, self.decoder.head_dim, self.dtype, self.comm)
+
+
+class Block:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, parts: _Parts, layer: int):
+        at, d = parts.decoder.block.format(layer) + ".", parts.decoder
+        parts.check_biases(at)
+        self.first_norm = Norm(parts, at + d.first_norm)
+        self.attention = Attention(parts, at)
+        self.second_norm = Norm(parts, at + d.second_norm)
+        modules = mlp_modules(parts.ckpt, layer)
+        self.mlp = Mlp.from_checkpoint(
+            parts.ckpt, comm=parts.comm, scheme=parts.scheme, modules=modules, codec=parts.codec, algo=parts.algo
+        )
+        self.scale = d.residual_scale
+
+    def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
+        x = self.add(x, self.attention(self.first_norm(x), batch, kept, angles))
+        y = self.second_norm(x)
+        with span("mlp"):
+            y = self.mlp(y)
+        return self.add(x, y)
+
+    def add(self, x: Array, y: Array) -> Array:
+        return x + (y if self.scale == 1 else y * x.dtype.type(self.scale))
+
+
+class Attention:
+    """output(attend(q, k, v)), this rank's heads."""
+
+    def __init__(self, parts: _Parts, at: str):
+        d, comm = parts.decoder, parts.comm
+        bounds = head_bounds(d.heads, d.kv_heads, comm.size)
+        heads = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
+        kv_of_head = np.arange(d.heads)[heads] // (d.heads // d.kv_heads)
+        kv = slice(int(kv_of_head[0]), int(kv_of_head[-1]) + 1)
+        output = parts.source(at + d.output, d.heads * d.head_dim, d.hidden)
+        scheme = parts.output_scheme(output)
+        self.qkv = ColumnParallelLinear(
+            parts.qkv(at),
+            comm,
+            [slice(h.start * d.head_dim, h.stop * d.head_dim) for h in (heads, kv, kv)],
+            sort=scheme != "unordered",
+        )
+        self.output = RowParallelLinear(
+            output, comm, scheme, (bounds * d.head_dim).tolist(), codec=parts.codec, algo=parts.algo
+        )
+        self.decoder, self.heads, self.kv_heads = d, heads.stop - heads.start, kv.stop - kv.start
+        self.kv_of_head = comm.xp.asarray(kv_of_head - kv.start)
+
+    def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
+        with span("qkv"):
+            y = self.qkv(x).reshape(len(x), self.heads + 2 * self.kv_heads, self.decoder.head_dim)
+            q, k, v = y[:, : self.heads], y[:, self.heads : -self.kv_heads], y[:, -self.kv_heads :]
+        with span("attention"):
+            if angles is not None:
+                q, k = ref.rotate(q, *angles), ref.rotate(k, *angles)
+            keys, values = kept.extend(k, v, batch)
+            queries, positions = batch.pad(q)
+            scale, window = self.decoder.attention_scale, self.decoder.window
+            y = batch.unpad(ref.attention(queries, keys, values, positions, self.kv_of_head, scale, window))
+        with span("o_proj"):
+            return self.output(y.reshape(len(x), -1))
+
+
+class Norm:
+    """RMSNorm or LayerNorm, on every rank alike."""
+
+    def __init__(self, parts: _Parts, name: str):
+        d = parts.decoder
+        self.eps = d.eps
+        self.weight = parts.vector(name + ".weight", d.hidden)
+        self.bias = parts.vector(name + ".bias", d.hidden) if d.norm == "layer" else None
+
+    def __call__(self, x: Array) -> Array:
+        with span("norm"):
+            if self.bias is None:
+                return ref.rms_norm(x, self.weight, self.eps)
+            return ref.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding:
+    """The table's row of each token, plus that of its position where positions are learned.
+
+    A rank holds the rows of its part of the vocabulary. The sum over the ranks is exact: all but one add zero.
+    """
+
+    def __init__(self, parts: _Parts, dtype: np.dtype):
+        d, self.comm, self.dtype = parts.decoder, parts.comm, dtype
+        self.first, last = parts.vocabulary
+        self.table = parts.table(d.embedding, d.vocabulary, slice(self.first, last))
+        self.positions = None if d.positions is None else parts.table(d.positions, d.max_positions, slice(None))
+        self.scale = d.embedding_scale
+
+    def __call__(self, batch: Batch) -> Array:
+        xp = self.comm.xp
+        with span("embedding"):
+            row = xp.asarray(batch.tokens) - self.first
+            mine = (row >= 0) & (row < len(self.table))
+            x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
+            x = all_reduce(xp.where(mine[:, None], x, self.dtype.type(0)), self.comm)
+            if self.positions is not None:
+                x = x + self.positions[xp.asarray(batch.positions)].astype(self.dtype)
+            return x if self.scale == 1 else x * self.dtype.type(self.scale)
+
+
+class Head:
+    """Logits: each rank computes those of its part of the vocabulary, then all gather them."""
+
+    def __init__(self, parts: _Parts, embedding: Embedding):
+        d, self.comm = parts.decoder, parts.comm
+        self.counts = np.diff(even_bounds(d.vocabulary, self.comm.size)).tolist()
+        if d.tied:
+            self.linear = ColumnParallelLinear(PlainWeight(embedding.table.T), self.comm, slice(None))
+        else:
+            source = parts.source(d.head, d.hidden, d.vocabulary)
+            self.linear = ColumnParallelLinear(source, self.comm, slice(*parts.vocabulary))
+        self.scale = d.logits_scale
+
+    def __call__(self, x: Array) -> Array:
+        with span("head"):
+            y = self.linear(x)
+            if self.scale != 1:
+                y = y * y.dtype.type(self.scale)
+            every = self.comm.all_gather(y.reshape(-1), [len(x) * count for count in self.counts])
+            ends = [len(x) * n for n in accumulate(self.counts, initial=0)]
+            parts = [every[i:j].reshape(len(x), -1) for i, j in pairwise(ends)]
+            return self.comm.xp.concatenate(parts, axis=1)
+
+
+# --- tokens and what is kept of them -------------------------------------------------------------------------------
+
+Angles = tuple[Array, Array] | None
+
+
+class Cache:
+    """Keys and values of some sequences, for the key/value heads of one rank; made by Transformer.new_cache.
+
+    lengths  (batch,) tokens of each sequence so far, in host memory
+    length   most that a sequence can have
+    """
+
+    def __init__(
+        self, batch: int, length: int, blocks: list[Block], head_dim: int, dtype: np.dtype, comm: Communicator
+    ):
+        if batch < 1 or length < 1:
+            raise ValueError(f"a cache needs batch >= 1 and length >= 1, got batch={batch}, length={length}")
+        self.length = length
+        self.lengths = np.zeros(batch, np.int64)
+        self.layers = [Kept(comm.xp, (batch, length, b.attention.kv_heads, head_dim), dtype) for b in blocks]
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.lengths[:] = 0
+        for layer in self.layers:
+            layer.keys[:] = layer.values[:] = 0  # what lies beyond a sequence's end must be finite
+
+
+class Kept:
+    """Keys and values of one layer: (batch, length, key/value heads, head_dim)."""
+
+    def __init__(self, xp: Any, shape: tuple[int, ...], dtype: np.dtype):
+        self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
+
+    def extend(self, k: Array, v: Array, batch: Batch) -> tuple[Array, Array]:
+        """Put the new tokens' (M, heads, D) into their places; all that is kept up to the last of them."""
+        self.keys[batch.sequences, batch.positions] = k
+        self.values[batch.sequences, batch.positions] = v
+        seen = int(batch.positions.max()) + 1
+        return self.keys[:, :seen], self.values[:, :seen]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New tokens of several sequences, one sequence after the other: all in host memory.
+
+    tokens, positions, sequences  (M,) int64: the token, its place in its sequence, and which sequence that is
+    counts                        (batch,) new tokens of each sequence
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    sequences: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: Any, cache: Cache, decoder: Decoder) -> Batch:
+        """From what a caller passes, checked against cache and model."""
+        rows = [_token_row(row, i) for i, row in enumerate(tokens)]
+        if len(rows) != len(cache.lengths):
+            raise ValueError(f"tokens of {len(rows)} sequences do not fit a cache of {len(cache.lengths)}")
+        counts = np.array([len(row) for row in rows])
+        for i, (count, length) in enumerate(zip(counts, cache.lengths, strict=True)):
+            if length + count > cache.length:
+                raise ValueError(
+                    f"the cache is full: sequence {i} has {length} tokens, {count} more do not fit its "
+                    f"length of {cache.length}"
+                )
+        flat = np.concatenate(rows)
+        wrong = (flat < 0) | (flat >= decoder.vocabulary)
+        if wrong.any():
+            raise ValueError(f"token {flat[wrong][0]} is out of range: the vocabulary is 0 .. {decoder.vocabulary - 1}")
+        sequences = np.repeat(np.arange(len(rows)), counts)
+        positions = np.concatenate([np.arange(n) + start for n, start in zip(counts, cache.lengths, strict=True)])
+        return cls(flat, positions, sequences, counts)
+
+    def pad(self, q: Array) -> tuple[Array, np.ndarray]:
+        """(M, ...) as (batch, T, ...), and the positions as (batch, T); zeros where a sequence has fewer than T."""
+        B, T = len(self.counts), int(self.counts.max())
+        if (self.counts == T).all():
+            return q.reshape(B, T, *q.shape[1:]), self.positions.reshape(B, T)
+        at = self._places
+        padded = np.zeros((B, T), np.int64)
+        padded.reshape(-1)[at] = self.positions
+        wide = array_module(q).zeros((B * T, *q.shape[1:]), q.dtype)
+        wide[at] = q
+        return wide.reshape(B, T, *q.shape[1:]), padded
+
+    def unpad(self, y: Array) -> Array:
+        """What `pad` made (batch, T, ...), as (M, ...) again."""
+        flat = y.reshape(-1, *y.shape[2:])
+        return flat if len(flat) == len(self.tokens) else flat[self._places]
+
+    @property
+    def _places(self) -> np.ndarray:
+        """Index of each token in (batch * T)."""
+        starts = np.cumsum(self.counts) - self.counts
+        within = np.arange(len(self.tokens)) - starts[self.sequences]
+        return self.sequences * int(self.counts.max()) + within
+
+
+def _token_row(row: Any, i: int) -> np.ndarray:
+    row = to_numpy(row) if hasattr(row, "dtype") else np.asarray(row)
+    if row.ndim != 1 or row.dtype.kind not in "iu" or not len(row):
+        raise ValueError(
+            f"tokens of sequence {i} must be a row of one integer or more, got {row.dtype} of shape {row.shape}"
+        )
+    return row.astype(np.int64)
+
+
+def _cos_and_sin(rope: np.ndarray | None, positions: np.ndarray, xp: Any) -> Angles:
+    if rope is None:
+        return None
+    angle = positions[:, None] * rope
+    return xp.asarray(np.cos(angle).astype(np.float32)), xp.asarray(np.sin(angle).astype(np.float32))
+
+
+# --- loading -------------------------------------------------------------------------------------------------------
+
+
+def head_bounds(heads: int, kv_heads: int, tp: int) -> np.ndarray:
+    """(tp + 1,) bounds of the ranks' query heads: between key/value heads while there are enough of these.
+
+    Raises ValueError for more ranks than heads.
+    """
+    if tp > heads:
+        raise ValueError(f"tp={tp} ranks cannot share {heads} attention heads: at most tp={heads}")
+    if tp <= kv_heads:
+        return even_bounds(kv_heads, tp) * (heads // kv_heads)
+    return even_bounds(heads, tp)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A checkpoint, seen from one rank that builds its part of the model."""
+
+    ckpt: Checkpoint
+    decoder: Decoder
+    comm: Communicator
+    scheme: str
+    planned: dict[str, str]
+    codec: Codec | None
+    algo: str
+
+    @property
+    def vocabulary(self) -> tuple[int, int]:
+        """First and last of this rank's part of the vocabulary."""
+        bounds = even_bounds(self.decoder.vocabulary, self.comm.size)
+        return int(bounds[self.comm.rank]), int(bounds[self.comm.rank + 1])
+
+    def source(self, name: str, K: int, N: int) -> WeightInFile:
+        """A module that must be (K, N)."""
+        source = WeightInFile.whole(self.ckpt, name)
+        if (source.K, source.N) != (K, N):
+            raise CheckpointError(
+                f"{self.ckpt.folder}: {name}: expected (K, N) = ({K}, {N}) by config.json, "
+                f"found ({source.K}, {source.N})"
+            )
+        return source
+
+    def qkv(self, at: str) -> Sequence[WeightInFile]:
+        """q, k and v of a block, from three modules or one."""
+        d = self.decoder
+        ends = [0, *accumulate(n * d.head_dim for n in (d.heads, d.kv_heads, d.kv_heads))]
+        if len(d.qkv) == 1:
+            fused = self.source(at + d.qkv[0], d.hidden, ends[-1])
+            return [fused.columns(i, j) for i, j in pairwise(ends)]
+        return [self.source(at + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
+
+    def output_scheme(self, output: WeightInFile) -> str:
+        """The scheme of attention's output: the one asked for, or the plan's where that is not possible."""
+        planned = self.planned.get(output.name, "local")
+        impossible = self.scheme in GROUP_ALIGNED and self.comm.size > len(np.unique(output.g_idx))
+        if self.scheme in ("auto", "tp-aware") or impossible:
+            return "local" if planned == "none" else planned
+        return self.scheme
+
+    def table(self, name: str, rows: int, wanted: slice) -> Array:
+        """Rows of an embedding's (rows, hidden) table."""
+        name += ".weight"
+        self.check(name, (rows, self.decoder.hidden))
+        return self.comm.xp.asarray(self.ckpt.tensor(name, rows=wanted))
+
+    def vector(self, name: str, size: int) -> Array:
+        """A tensor of `size` numbers."""
+        self.check(name, (size,))
+        return self.comm.xp.asarray(self.ckpt.tensor(name))
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless there is a tensor of this name and shape."""
+        found = self.ckpt.tensor_shape(name)
+        if found != shape:
+            raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
+
+    def check_biases(self, at: str) -> None:
+        """Raise where a module of a block lacks the bias that its family has."""
+        for name in self.decoder.biased:
+            self.ckpt.tensor_shape(at + name + ".bias")
+
+
+def _activation_dtype(ckpt: Checkpoint, asked: Any) -> np.dtype:
+    if asked is None:
+        config = Config(ckpt.config, str(ckpt.folder / "config.json"))
+        stored = config.word("dtype", config.word("torch_dtype", "float16")).removeprefix("torch.")
+        return DTYPES["bfloat16" if stored == "bfloat16" else "float16"]
+    name = asked if isinstance(asked, str) else np.dtype(asked).name
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
+    return DTYPES[name]

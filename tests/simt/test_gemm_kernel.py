@@ -1,0 +1,285 @@
+"""gemm_w4a16 on the CPU runtime, through matmul: exact data, bounded data, and every way to find a scale."""
+
+import cpu_cuda
+import ml_dtypes
+import numpy as np
+import pytest
+from assertions import assert_bounded, assert_exact, assert_gemm_close
+from random_weight import random_weight
+
+from cutpq import configs, gemm, kernels, ref
+from cutpq.gemm import gated_matmul, matmul
+from cutpq.pack import as_unordered, interleave, pack
+from cutpq.reorder import permute_columns
+
+FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def _host_kernels(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+
+
+@pytest.fixture
+def multiprocessors(monkeypatch):
+    """Pretend to have so many: fewer make longer runs of units, more make columns that many blocks share."""
+
+    def pretend(sms, arch=90):
+        monkeypatch.setattr(kernels, "device", lambda xp: configs.Device(arch, sms))
+
+    return pretend
+
+
+@pytest.fixture
+def any_number_of_blocks(monkeypatch):
+    """As many blocks as run at once: runs of units that begin and end in the middle of a column."""
+
+    def blocks(config, problem, device):
+        units = configs.ceil_div(problem.N, config.block_n) * configs.ceil_div(problem.K, config.block_k)
+        return min(units, device.sms * config.BLOCKS_PER_SM)
+
+    monkeypatch.setattr(configs, "_blocks", blocks)
+
+
+def contiguous(K, size):
+    return np.arange(K) // size
+
+
+def lengths(*rows):
+    """g_idx of groups with so many rows each; 0 is an empty group."""
+    return np.repeat(np.arange(len(rows)), rows)
+
+
+def tokens(M, K, dtype=FLOAT16, seed=0):
+    return np.random.default_rng(seed).standard_normal((M, K)).astype(dtype)
+
+
+def check(w, M, dtype=FLOAT16, packed=None):
+    """matmul of the packed weight against the formula, element by element; returns y."""
+    x = tokens(M, w.K, dtype)
+    weight = ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
+    out = np.full((M, w.N), np.nan, dtype)
+    y = matmul(x, packed or pack(w), out=out)
+    assert y is out
+    assert_gemm_close(y, x, weight, w.bias)
+    return y
+
+
+# ---- tokens
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
+@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 33, 64, 65, 130])
+def test_every_tile_of_tokens(M, dtype):
+    check(random_weight(192, 136, 64, g_idx=contiguous(192, 64), symmetric=True, bias=True), M, dtype)
+
+
+def test_many_tokens_go_by_plain_weights():
+    check(random_weight(96, 264, 32, bias=True), configs.DEQUANT_FROM)
+
+
+def test_no_tokens():
+    assert matmul(tokens(0, 64), pack(random_weight(64, 64, 32))).shape == (0, 64)
+
+
+# ---- groups
+
+GROUPS = {
+    "groups_of_32": dict(K=256, N=64, group_size=32, g_idx=contiguous(256, 32)),
+    "groups_of_128": dict(K=384, N=64, group_size=128, g_idx=contiguous(384, 128)),
+    "groups_of_96": dict(K=288, N=64, group_size=96, g_idx=contiguous(288, 96)),
+    "last_group_short": dict(K=160, N=64, group_size=64, g_idx=contiguous(160, 64)),
+    "one_group": dict(K=200, N=64, group_size=200, g_idx=contiguous(200, 200)),
+    "groups_of_one_row": dict(K=96, N=64, group_size=1, g_idx=contiguous(96, 1)),
+    "sparse_groups": dict(
+        K=128, N=64, group_size=16, g_idx=lengths(3, 1, 16, 2, 9, 5, 1, 7, 13, 4, 8, 16, 11, 15, 1, 16)
+    ),
+    "empty_groups": dict(K=64, N=64, group_size=32, g_idx=lengths(0, 31, 0, 0, 1, 32, 0)),
+    "long_groups_off_the_grid": dict(K=256, N=64, group_size=128, g_idx=lengths(100, 130, 26)),
+    "act_order": dict(K=256, N=64, group_size=64),
+    "act_order_of_unequal_groups": dict(
+        K=72, N=64, group_size=32, g_idx=np.random.default_rng(5).permutation(lengths(40, 0, 1, 31))
+    ),
+}
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_kind_of_groups(mode, name, symmetric):
+    check(random_weight(**GROUPS[name], symmetric=symmetric), 3)
+
+
+@pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups", "act_order"])
+def test_every_kind_of_groups_in_bfloat16(mode, name):
+    check(random_weight(**GROUPS[name]), 3, BFLOAT16)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_weights_are_those_of_the_specification_bit_for_bit(order):
+    """A token with a single 1 in it reads one row of the weight, through every step of its way."""
+    K = 64
+    w = random_weight(K, 64, 32, g_idx=[contiguous(K, 32), lengths(20, 1, 43), contiguous(K, 32)][order])
+    p = pack(w) if order < 2 else as_unordered(pack(w))
+    assert p.order == ("grouped", "local", "unordered")[order]
+    for dtype in (FLOAT16, BFLOAT16):
+        assert_exact(matmul(np.eye(K, dtype=dtype), p), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype))
+
+
+@pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups"])
+def test_looking_every_row_up_gives_the_same(name):
+    w = random_weight(**GROUPS[name])
+    x = tokens(5, w.K)
+    assert_exact(matmul(x, as_unordered(pack(w))), matmul(x, pack(w)))
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize(("K", "N"), [(8, 8), (104, 72), (1096, 8), (32, 1032)])
+def test_ragged_shapes(mode, K, N):
+    check(random_weight(K, N, K, g_idx=contiguous(K, K), bias=True), 2)
+
+
+@pytest.mark.parametrize("sms", [1, 2, 4, 40])
+@pytest.mark.parametrize(("M", "N"), [(5, 64), (3, 320), (40, 136)])
+@pytest.mark.usefixtures("any_number_of_blocks")
+def test_runs_of_units(mode, multiprocessors, M, N, sms):
+    """Blocks that do several columns, that share both their first and their last, and more blocks than units."""
+    multiprocessors(sms)
+    check(random_weight(832, N, 64, g_idx=contiguous(832, 64), bias=True), M)
+
+
+@pytest.mark.parametrize("arch", [80, 86])
+@pytest.mark.parametrize("M", [1, 16, 32, 64])
+def test_configurations_of_other_architectures(settings, multiprocessors, M, arch):
+    settings.mma_model = 80
+    multiprocessors(2, arch)
+    check(random_weight(320, 200, 32, g_idx=contiguous(320, 32)), M)
+
+
+# ---- order of events
+
+
+@pytest.mark.parametrize("M", [2, 20])
+def test_same_bits_in_every_schedule(settings, multiprocessors, M):
+    multiprocessors(3)
+    w = random_weight(640, 192, 32, g_idx=contiguous(640, 32), seed=1)
+    first = check(w, M)
+    for seed, resident in [(1, 100), (2, 100), (3, 2), (4, 1)]:
+        settings.seed, settings.max_resident = seed, resident
+        assert_exact(check(w, M), first)
+
+
+@pytest.mark.parametrize("M", [2, 20, 40])
+@pytest.mark.parametrize("sms", [3, 5, 16])
+def test_permuted_columns_have_permuted_bits(multiprocessors, M, sms):
+    """What a column adds up to does not depend on where it stands: naive and tp-aware give the same bits."""
+    multiprocessors(sms)
+    w = random_weight(1664, 520, 64, g_idx=contiguous(1664, 64), bias=True, seed=2)
+    perm = np.random.default_rng(3).permutation(520)
+    x = tokens(M, 1664)
+    assert_exact(matmul(x, pack(permute_columns(w, perm))), matmul(x, pack(w))[:, perm])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.usefixtures("any_number_of_blocks")
+def test_no_race_in_any_schedule(settings, monkeypatch, multiprocessors, seed):
+    monkeypatch.setattr(cpu_cuda, "default_mode", "check")
+    settings.seed = seed
+    multiprocessors(1)  # two blocks: 13 and 14 units each, of which they share a column
+    check(random_weight(1088, 320, 64, g_idx=contiguous(1088, 64)), 9)
+
+
+@pytest.mark.usefixtures("any_number_of_blocks")
+def test_counters_are_zero_again(monkeypatch, multiprocessors):
+    multiprocessors(6)
+    made = []
+    monkeypatch.setattr(gemm, "_workspace", lambda *args: made.append(workspace(*args)) or made[-1])
+    check(random_weight(640, 320, 64, g_idx=contiguous(640, 64)), 70)
+    assert made[0][1].size == 4
+    assert not made[0][1].any()
+
+
+workspace = gemm._workspace
+
+
+# ---- exact data
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
+@pytest.mark.parametrize("M", [1, 12, 40])
+def test_exact_sums(multiprocessors, M, dtype):
+    """x in {-1, 0, 1}, scales that are powers of two: no order of summation may change a bit."""
+    multiprocessors(3)
+    w = random_weight(512, 128, 64, exact=True, g_idx=contiguous(512, 64))
+    x = np.random.default_rng(1).integers(-1, 2, (M, 512)).astype(dtype)
+    assert_exact(matmul(x, pack(w)), ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx))
+
+
+# ---- gated
+
+
+@pytest.mark.parametrize("M", [1, 19])
+def test_gated(mode, M):
+    gate, up = (random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True, seed=s) for s in (0, 1))
+    x = tokens(M, 128)
+    y = gated_matmul(x, pack(interleave(gate, up)))
+    a, b = (
+        x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
+        for w in (gate, up)
+    )
+    exact = a / (1 + np.exp(-a)) * b
+    sums = 2.0**-18 * (1 + np.abs(a)) * (1 + np.abs(b))
+    assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + sums)
+
+
+def test_interleave_refuses_weights_of_different_shapes():
+    gate, up = random_weight(64, 64, 32), random_weight(64, 72, 32)
+    with pytest.raises(ValueError, match="must have equal shapes"):
+        interleave(gate, up)
+
+
+# ---- cost
+
+
+@pytest.mark.parametrize("M", [8, 16, 64])
+def test_no_bank_conflicts(M):
+    before = cpu_cuda.ldmatrix_passes()
+    check(random_weight(256, 64, 64, g_idx=contiguous(256, 64)), M)
+    taken, ideal = np.subtract(cpu_cuda.ldmatrix_passes(), before)
+    assert taken == ideal > 0
+
+
+# ---- wrong operands
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((2, 72), np.float16), ValueError, r"x must have shape \(M, 64\)"),
+        (np.zeros((2, 64), np.float64), TypeError, "x must be float16 or bfloat16"),
+    ],
+)
+def test_wrong_operands(x, error, message):
+    with pytest.raises(error, match=message):
+        matmul(x, pack(random_weight(64, 64, 32)))
+
+
+def test_widths_without_a_kernel_of_their_own(monkeypatch):
+    for bits in (2, 3, 8):
+        check(random_weight(96, 64, 32, bits=bits), 2)
+    check(random_weight(96, 66, 32), 2)
+
+
+def test_quant_weights_and_scattered_rows_of_x_are_put_in_order_on_the_way():
+    w = random_weight(64, 64, 32)
+    x = tokens(2, 64)
+    assert_exact(matmul(np.asfortranarray(x), w), matmul(x, pack(w)))
+
+
+def test_scales_beyond_float16_leave_the_weight_to_the_reference():
+    w = random_weight(64, 64, 32)
+    w = w.__class__(**{**vars(w), "scales": w.scales.astype(np.float32) * np.float32(1.0001)})
+    assert gemm.prepare(w, np) is w
+    x = tokens(2, 64)
+    assert_exact(matmul(x, w), ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx))

@@ -1,0 +1,318 @@
+"""bench/all_reduce.py as a user runs it, and that its check can fail."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import all_reduce as bench
+import codec_kernels
+import numpy as np
+import pytest
+import slow_link
+import verifiable
+from test_mpi import MPIRUN, needs_mpi, run
+
+import cutpq as cq
+from cutpq.array import bfloat16
+from cutpq.codec import codec
+from cutpq.comm import Communicator, run_threads
+from cutpq.communicator import SelfCommunicator
+from cutpq.cost import oneshot_sent, twoshot_sent
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = (
+    "size count type redop root algo codec bits time_us algbw busbw wrong wire_bytes ratio rel_err check ranks backend "
+    "projected"
+)
+FLAGS = ["-b", "250", "-e", "70K", "-f", "64", "--codecs", "mxfp4,int4-b8"]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_run(ranks: int, tmp_path: Path) -> None:
+    """Sizes that no block divides: every row is right, with the bytes of the formulas."""
+    path = tmp_path / "rows.json"
+    script = [sys.executable, str(ROOT / "bench" / "all_reduce.py"), "--smoke", *FLAGS]
+    command = [MPIRUN, "-n", str(ranks), *script, "--json", str(path)]
+    job = run(command, PYTHONPATH=str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    assert job.status == 0, job.out + job.err
+
+    every = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in every if not row["projected"]]
+    cases = [(None, "plain"), *[(c, algo) for c in ("mxfp4", "int4-b8") for algo in ("oneshot", "twoshot")]]
+    assert [(r["count"], r["codec"], r["algo"]) for r in rows] == [(n, *case) for n in (125, 8000) for case in cases]
+    for row in rows:
+        assert set(row) == set(KEYS.split())
+        assert (row["wrong"], row["check"], row["ranks"], row["size"]) == (0, "ok", ranks, 2 * row["count"])
+        assert row["wire_bytes"] == expected_bytes(row)
+        plain = next(r["wire_bytes"] for r in rows if r["count"] == row["count"] and r["algo"] == "plain")
+        assert row["ratio"] == pytest.approx(plain / row["wire_bytes"], abs=1e-4)
+        assert row["algbw"] == pytest.approx(row["size"] / row["time_us"] / 1e3, rel=0.02, abs=1e-6)
+        assert row["busbw"] == pytest.approx(row["algbw"] * 2 * (ranks - 1) / ranks, rel=0.02, abs=2e-6)
+        assert row["rel_err"] < (0.001 if row["algo"] == "plain" else 0.25)
+    errors = {r["algo"]: r["rel_err"] for r in rows if r["codec"] in (None, "mxfp4")}
+    assert errors["plain"] < 0.01 < errors["oneshot"] < errors["twoshot"], "a second rounding shows"
+
+    assert {row["link"] for row in every if row["projected"]} == set(bench.PROJECTED_LINKS)
+    lines = job.out.splitlines()
+    assert sum(line.split()[-1] == "ok" for line in lines) == len(rows)
+    assert "# Out of bounds values : 0 OK" in lines
+    assert any(line.startswith(f"# PROJECTED for {ranks} GPUs") for line in lines)
+
+
+def expected_bytes(row: dict) -> int:
+    """Of the rank that sends most: by cost.py, and for plain by Communicator.all_reduce."""
+    n, count = row["ranks"], row["count"]
+    if row["algo"] == "plain":
+        return 2 * (count + (n - 2) * -(-count // n))
+    if row["algo"] == "oneshot":
+        return oneshot_sent(count, n, codec(row["codec"]))
+    return max(twoshot_sent(count, n, rank, codec(row["codec"])) for rank in range(n))
+
+
+def parse(flags: str) -> argparse.Namespace:
+    return bench.parse(flags.split())
+
+
+# --- the check -----------------------------------------------------------------------------------------------------
+
+
+def verdict(damage: Callable[[np.ndarray, int], None], name: str = "mxfp4") -> verifiable.Verdict:
+    """What `verify` says of a right sum on 3 ranks that was damaged on each."""
+    c, count, size = codec(name), 1000, 3
+
+    def call(comm: Communicator) -> verifiable.Verdict:
+        y = cq.all_reduce(verifiable.term(1, comm.rank, 0, count, np.dtype(np.float16)), comm, c, "twoshot")
+        damage(y, comm.rank)
+        mine = verifiable.slices(count, size)[comm.rank]
+        terms = [verifiable.term(1, rank, *mine, np.dtype(np.float16)) for rank in range(size)]
+        return verifiable.verify(y, *verifiable.sum_and_bound(terms, c, "twoshot"), comm)
+
+    verdicts = run_threads(size, call)
+    assert len({v.wrong for v in verdicts}) == 1, "the verdict is the same on all ranks"
+    return verdicts[0]
+
+
+def test_a_right_sum_has_nothing_wrong() -> None:
+    found = verdict(lambda y, rank: None)
+    assert found.wrong == 0
+    assert 0.1 < found.rel_err < 0.25
+
+
+@pytest.mark.parametrize("at", [0, 383, 384, 999], ids=["first", "end_of_slice", "start_of_slice", "last"])
+def test_one_bit_on_one_rank_is_one_wrong_element(at: int) -> None:
+    def flip(y: np.ndarray, rank: int) -> None:
+        y.view(np.uint16)[at] ^= rank == 2
+
+    assert verdict(flip).wrong == 1
+
+
+@pytest.mark.parametrize("value", [30.0, np.nan, np.inf])
+def test_values_outside_the_bound_are_wrong_even_where_ranks_agree(value: float) -> None:
+    def set_two(y: np.ndarray, rank: int) -> None:
+        y[[0, 999]] = value
+
+    assert verdict(set_two).wrong == 2
+
+
+def test_a_sum_that_lacks_a_rank_is_wrong() -> None:
+    def subtract(y: np.ndarray, rank: int) -> None:
+        y -= verifiable.term(1, 1, 0, y.size, y.dtype)
+
+    assert verdict(subtract, "mxint8").wrong > 900
+    assert verdict(subtract).wrong > 0, "the bound of mxfp4 is as wide as its steps: rel_err says more"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32])
+@pytest.mark.parametrize("algo", ["plain", "oneshot", "twoshot"])
+def test_the_bound_holds_and_is_not_lavish(dtype: type, algo: str) -> None:
+    """An error of a few bounds is seen, so that the bound is one of this codec and dtype."""
+    c, size = codec("mxfp8-e4m3"), 4
+    terms = [verifiable.term(3, rank, 0, 4096, np.dtype(dtype)) for rank in range(size)]
+    y = run_threads(size, lambda comm: cq.all_reduce(terms[comm.rank], comm, c, algo))[0].astype(np.float64)
+    exact, bound = verifiable.sum_and_bound(terms, c, algo)
+    used = np.abs(y - exact) / bound
+    assert (used <= 1).all()
+    assert used.max() > 0.15
+
+
+def test_nccl_may_round_at_every_step_but_no_more() -> None:
+    terms = [np.full(8, 1 + 2.0**-10, np.float16)] * 4
+    _, once = verifiable.sum_and_bound(terms, None, "plain")
+    _, every = verifiable.sum_and_bound(terms, None, "plain", each_step=True)
+    assert (every > once).all()
+    assert every.max() < 5 * 2.0**-11 * 4.01
+
+
+def test_data_is_the_same_by_any_selection() -> None:
+    dtype = np.dtype(np.float32)
+    whole = verifiable.term(7, 2, 0, 2 * verifiable.CHUNK + 5, dtype)
+    for start, stop in ((0, 3), (verifiable.CHUNK - 1, verifiable.CHUNK + 1), (100, len(whole)), (9, 9)):
+        assert (verifiable.term(7, 2, start, stop, dtype) == whole[start:stop]).all()
+    assert abs(whole.std() - 1) < 0.01
+    assert not np.array_equal(whole, verifiable.term(7, 1, 0, len(whole), dtype))
+    assert not np.array_equal(whole, verifiable.term(8, 2, 0, len(whole), dtype))
+    assert len(np.unique(whole)) > 0.9 * len(whole)
+
+
+def test_slices_hold_every_element_once_and_begin_with_a_block() -> None:
+    for count, size in ((1, 8), (128, 2), (1000, 3), (4096, 5), (0, 2)):
+        found = verifiable.slices(count, size)
+        assert len(found) == size
+        assert [i for start, stop in found for i in range(start, stop)] == list(range(count))
+        assert all(start % 128 == 0 for start, stop in found if start < stop)
+
+
+def test_a_wrong_sum_prints_fail_and_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+    reduce = bench.reduce
+
+    def wrong(x: np.ndarray, comm: Communicator, case: bench.Case) -> np.ndarray:
+        y = reduce(x, comm, case)
+        y[5] += case.algo == "oneshot"
+        return y
+
+    monkeypatch.setattr(bench, "reduce", wrong)
+    path = tmp_path / "rows.json"
+    flags = ["--smoke", "-b", "512", "-e", "512", "--codecs", "mxfp8-e4m3", "--project", "none"]
+    assert bench.main([*flags, "--json", str(path)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in printed if not line.startswith("#")] == ["ok", "FAIL", "ok"]
+    assert "# Out of bounds values : 1 FAILED" in printed
+    assert [json.loads(line)["wrong"] for line in path.read_text().splitlines()] == [0, 1, 0]
+    assert bench.main([*flags, "-c", "0"]) == 0, "unchecked"
+    assert "FAIL" not in capsys.readouterr().out
+
+
+# --- a slow link ---------------------------------------------------------------------------------------------------
+
+
+def slow(*flags: str, **environment: str) -> SimpleNamespace:
+    path = str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    return run([sys.executable, str(ROOT / "bench" / "slow_link.py"), *flags], PYTHONPATH=path, **environment)
+
+
+@needs_mpi
+def test_a_slow_link_carries_what_the_ranks_say(tmp_path: Path) -> None:
+    """At 20 Mbit/s two messages of 32 KiB take 26 ms, or 13 if the buckets were full: no copy in memory is as slow."""
+    if slow_link.obstacle():
+        pytest.skip(slow_link.obstacle())
+    path = tmp_path / "rows.json"
+    flags = "--ranks 2 --rates 20mbit -b 64K -e 64K -n 1 --codecs mxfp4 --algos plain,oneshot --json"
+    job = slow(*flags.split(), str(path))
+    assert job.status == 0, job.out + job.err
+    plain, coded = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {plain["check"], coded["check"]} == {"ok"}
+    for row, wire in ((plain, 65536), (coded, 17408)):
+        assert row["wire_bytes"] == wire <= row["cable_bytes"] < 1.1 * wire + 2000
+    assert min(plain["predicted_us"], plain["time_us"]) > 12_000
+    assert coded["speedup"] == pytest.approx(plain["time_us"] / coded["time_us"], abs=1e-3)
+    assert not [line for line in job.out.splitlines() if not line.startswith("#") and not line.endswith(" ok")]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="says something else")
+def test_a_slow_link_says_what_is_missing(tmp_path: Path) -> None:
+    job = slow(PATH=str(tmp_path))
+    assert job.status == 2
+    assert "slow_link.py: needs ip (iproute2), tc (iproute2), unshare (util-linux)" in job.err
+    assert "Traceback" not in job.err
+
+
+def test_a_cable_that_carried_less_than_was_sent_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As when MPI uses shared memory: the counter stands still."""
+    counter = tmp_path / "tx_bytes"
+    counter.write_text("1000")
+    monkeypatch.setattr(slow_link, "COUNTER", counter)
+    args = parse("-b 64 -e 64 --algos plain")
+    moved = run_threads(2, lambda comm: slow_link.carried(32, bench.Case("plain", None), args, comm))
+    assert moved == [(False, 0)] * 2
+
+
+# --- flags and tables ----------------------------------------------------------------------------------------------
+
+
+def test_flags_are_those_of_nccl_tests() -> None:
+    args = parse("-b 8K -e 2M -f 16 -n 7 -w 3 -c 0 -d bfloat16 --algos twoshot,plain --codecs nvfp4")
+    assert (args.minbytes, args.maxbytes, args.stepfactor, args.iters, args.warmup_iters) == (8192, 2**21, 16, 7, 3)
+    assert (args.check, args.datatype, args.algos) == (0, "bfloat16", ("plain", "twoshot"))
+    assert bench.counts(args) == [4096, 65536, 1048576]
+    assert [case.codec and case.codec.name for case in bench.cases(args)] == [None, "nvfp4"]
+    long = "--minbytes 8K --maxbytes 2M --stepfactor 16 --iters 7 -x 3 --check 0 --datatype bfloat16"
+    assert vars(parse(long)) | {"algos": 0, "codecs": 0} == vars(args) | {"algos": 0, "codecs": 0}
+    alone = bench.parse(["-b", "1G"])
+    assert (alone.minbytes, alone.maxbytes) == (2**30, 2**30)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("-b 1X", "'1X' is not a number of bytes such as 512, 64K, 4M or 1G"),
+        ("-b 2M -e 1M", "-e 1048576 is less than -b 2097152"),
+        ("-b 1", "-b 1 is less than one float16"),
+        ("-f 1", "'1' is not a whole number of at least 2"),
+        ("-n 0", "'0' is not a whole number of at least 1"),
+        ("--codecs mxfp5", "no codec is called 'mxfp5'"),
+        ("--algos ring", "'ring' is not one of plain, oneshot, twoshot, auto"),
+        ("--project ethernet", "'ethernet' is not one of a100-nvlink"),
+    ],
+)
+def test_a_wrong_flag_is_told(flags: str, said: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(flags)
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_exactly_the_iterations_and_warmups_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    reduce = bench.reduce
+    monkeypatch.setattr(bench, "reduce", lambda *given: calls.append(1) or reduce(*given))
+    bench.measure(parse("-b 64 -e 64 -n 30 -w 5 --algos plain"), SelfCommunicator())
+    assert len(calls) == 1 + 5 + 1 + 30, "the checked one, the warm-ups, time_us's own, the timed"
+
+
+def test_auto_is_measured_and_not_projected(capsys) -> None:
+    args = parse("-b 256 -e 256 -n 1 --algos auto --codecs mxfp4")
+    (row,) = run_threads(2, lambda comm: bench.measure(args, comm))[0]
+    assert (row["algo"], row["check"], row["wire_bytes"]) == ("auto", "ok", 256)
+    assert list(bench.project(args, 2)) == []
+
+
+def test_plot_has_two_panels(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    args = parse("-b 256 -e 1K -f 4 -n 1 --codecs mxfp4")
+    bench.plot(tmp_path / "plot.png", bench.measure(args, SelfCommunicator()))
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    times, errors = pyplot.gcf().axes
+    assert [len(line.get_xdata()) for line in times.get_lines()] == [2, 2, 2]
+    assert sorted(float(line.get_xdata()[0]) for line in errors.get_lines()) == [4.25, 4.25], "plain: no error"
+    pyplot.close()
+
+
+def test_projected_times_are_of_eight_ranks_where_there_is_one() -> None:
+    args = parse("-b 1M -e 1M --codecs mxfp4 --project l4-pcie")
+    rows = list(bench.project(args, 1))
+    assert [(r["algo"], r["ranks"]) for r in rows] == [("plain", 8), ("oneshot", 8), ("twoshot", 8)]
+    assert rows[0]["speedup"] == 1 < rows[2]["speedup"]
+    assert all("wrong" not in r and "rel_err" not in r for r in rows)
+
+
+def test_kernel_rows_count_what_must_move() -> None:
+    """With NumPy, for want of a GPU: the bytes and the shares are the same arithmetic."""
+    rows = codec_kernels.rows([codec("mxfp4")], SelfCommunicator(), mib=1, iterations=1)
+    n = 1 << 19
+    wire = n * 17 // 32
+    assert [(r["kernel"], r["moved_bytes"]) for r in rows] == [
+        ("copy", 4 * n),
+        ("encode", 2 * n + wire),
+        ("decode", wire + 4 * n),
+    ]
+    assert rows[0]["of_copy"] == 1
+    assert all(r["of_copy"] == pytest.approx(r["gb_s"] / rows[0]["gb_s"]) for r in rows)
+    assert len(codec_kernels.lines(rows)) == 3 + len(rows)
+    assert codec_kernels.lines([]) == []

@@ -1,0 +1,74 @@
+"""Norms, rotation and attention against formulas written out, where whole models would not show an error."""
+
+import numpy as np
+import pytest
+from assertions import assert_bounded
+
+from cutpq import ref_transformer as ref
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def near(got: np.ndarray, want: np.ndarray) -> None:
+    assert_bounded(got, want, np.full(want.shape, 3e-6 * max(1.0, np.abs(want).max())))
+
+
+def test_norms_of_large_values_do_not_overflow_float16() -> None:
+    x = (normal(3, 32) * 3000).astype(np.float16)
+    weight, bias = normal(32, seed=1), normal(32, seed=2)
+    v = x.astype(np.float64)
+    rms = v / np.sqrt((v**2).mean(1, keepdims=True) + 1e-5) * weight
+    assert_bounded(ref.rms_norm(x, weight, 1e-5), rms, 2.0**-10 * np.abs(rms) + 1e-6)
+    layer = (v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-5) * weight + bias
+    assert_bounded(ref.layer_norm(x, weight, bias, 1e-5), layer, 2.0**-10 * np.abs(layer) + 1e-5)
+
+
+def test_eps_keeps_a_row_of_zeros_finite() -> None:
+    zeros = np.zeros((2, 8), np.float32)
+    assert (ref.rms_norm(zeros, np.ones(8, np.float32), 1e-5) == 0).all()
+    assert (ref.layer_norm(zeros, np.ones(8, np.float32), np.full(8, 3, np.float32), 1e-5) == 3).all()
+
+
+def test_rotation_leaves_lengths_and_depends_on_distance_only() -> None:
+    q, k = normal(1, 1, 8), normal(1, 1, 8, seed=1)
+    angles = np.array([1.0, 0.3, 0.1, 0.02])
+
+    def at(x, position):
+        return ref.rotate(x, np.cos(position * angles)[None], np.sin(position * angles)[None])
+
+    near(np.linalg.norm(at(q, 5)), np.linalg.norm(q))
+    near((at(q, 9) * at(k, 4)).sum(), (at(q, 25) * at(k, 20)).sum())
+    assert abs((at(q, 9) * at(k, 4)).sum() - (at(q, 9) * at(k, 5)).sum()) > 1e-3
+
+
+def attend(q, k, v, positions, kv_of_head, scale, window):
+    """Head by head and query by query, in float64."""
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        p = positions[b, t]
+        first = 0 if window is None else max(0, p - window + 1)
+        keys, values = (a[b, first : p + 1, kv_of_head[h]].astype(np.float64) for a in (k, v))
+        scores = np.exp(scale * (keys @ q[b, t, h]) - 30)
+        out[b, t, h] = (scores / scores.sum()) @ values
+    return out
+
+
+@pytest.mark.parametrize("pieces", [1, 40, 1 << 20], ids=["query_by_query", "some_queries", "all_queries"])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_attention_of_queries_anywhere(window, pieces, monkeypatch) -> None:
+    """Prompts that start at different positions, heads that share keys unevenly, keys beyond the last query."""
+    monkeypatch.setattr(ref, "_SCORES", pieces)
+    q, k, v = normal(2, 5, 3, 4), normal(2, 11, 2, 4, seed=1), normal(2, 11, 2, 4, seed=2)
+    positions = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    k[:, 10:] = 1e30  # nobody may see it
+    heads = np.array([0, 0, 1])
+    near(ref.attention(q, k, v, positions, heads, 0.7, window), attend(q, k, v, positions, heads, 0.7, window))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = normal(1, 4, 1, 8) * 100, normal(1, 4, 1, 8, seed=1) * 100, normal(1, 4, 1, 8, seed=2)
+    got = ref.attention(q, k, v, np.arange(4)[None], np.array([0]), 1.0)
+    best = [np.argmax(k[0, : t + 1, 0] @ q[0, t, 0]) for t in range(4)]
+    near(got[0, :, 0], v[0, best, 0].astype(np.float64))
