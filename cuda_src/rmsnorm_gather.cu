@@ -4,6 +4,7 @@
 // once. A block owns a row and keeps it in shared memory, since it is read twice and the second time in any order.
 // The sum of squares is taken in a fixed order: the same input gives the same bits.
 #include "target.cuh"
+#include "tile/block_sum.cuh"
 #include "tile/number.cuh"
 
 using act_t = Number<DTYPE>::One;
@@ -17,18 +18,6 @@ DEVICE float stage_row(act_t* smem_x, const act_t* row, int K) {
     for (int i = 0; i < 8; i++) squares = fmaf(to_float(smem_x[k + i]), to_float(smem_x[k + i]), squares);
   }
   return squares;
-}
-
-// The sum of `value` over the block, for every thread the same.
-DEVICE float block_sum(float* smem_sums, float value) {
-#pragma unroll
-  for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(FULL_WARP, value, distance);
-  if (threadIdx.x % 32 == 0) smem_sums[threadIdx.x / 32] = value;
-  __syncthreads();  // sums of all warps, and the whole row
-  float sum = 0;
-#pragma unroll
-  for (int warp = 0; warp < THREADS / 32; warp++) sum += smem_sums[warp];
-  return sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -10,7 +10,7 @@
 NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neither CuPy nor MPI.
 """
 
-from .all_reduce import all_reduce
+from .all_reduce import all_reduce, all_reduce_rmsnorm
 from .architectures import MlpModules, mlp_modules, mlps
 from .cache import Cache
 from .checkpoint import Checkpoint, open_checkpoint
@@ -46,6 +46,7 @@ __all__ = [
     "RowParallelLinear",
     "Transformer",
     "all_reduce",
+    "all_reduce_rmsnorm",
     "codec",
     "dequantize",
     "even_bounds",

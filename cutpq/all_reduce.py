@@ -20,11 +20,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from . import wire
 from .array import Array, array_module, bfloat16, check_array
 from .codec import Codec
 from .codec import codec as find_codec
 from .comm import Communicator
 from .cost import LINKS, Link, choose_all_reduce
+from .gather import rmsnorm_gather
 from .ref_codec import to_float32
 
 ALGOS = ("auto", "plain", "oneshot", "twoshot")
@@ -59,21 +61,59 @@ def all_reduce(
     Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
     rank 0's; TypeError for another dtype.
     """
-    if algo not in ALGOS:
-        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
-    chosen = None if codec is None else find_codec(codec)
     array_module(x, out)
     if out is not None:
         check_array("out", out, x.shape, x.dtype)
-    if chosen is not None:
-        _check_agreement(x, comm, chosen, algo)
-        if algo == "auto":
-            algo = _choose(x, comm, chosen)
-    total = _reduce(x, comm, chosen, algo)
+    total = _reduce(x, comm, *_agreed(x, comm, codec, algo))
     if out is None:
         return total
     out[...] = total
     return out
+
+
+def all_reduce_rmsnorm(
+    x: Array,
+    comm: Communicator,
+    residual: Array,
+    weight: Array,
+    perm: Array,
+    epsilon: float = 1e-5,
+    *,
+    codec: str | Codec | None = None,
+    algo: str = "auto",
+) -> Array:
+    """residual += all_reduce(x), in place; rmsnorm_gather(residual, weight, perm, epsilon) is returned.
+
+    x         (M, K) float16 or bfloat16; codec and algo as in all_reduce
+    residual  (M, K) of x's dtype, changed; weight (K,) of it, in the order of x; perm (K,) int32, the column order
+              of the weight that is multiplied next
+
+    The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
+    all of it in one pass. Raises as all_reduce and rmsnorm_gather do.
+    """
+    check_array("x", x, ("M", "K"), np.float16, bfloat16)
+    check_array("residual", residual, x.shape, x.dtype)
+    check_array("weight", weight, x.shape[1:], x.dtype)
+    check_array("perm", perm, x.shape[1:], np.int32)
+    array_module(x, residual, weight, perm)
+    chosen, algo = _agreed(x, comm, codec, algo)
+    if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
+        wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
+        return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
+    total = _reduce(x, comm, chosen, algo)
+    residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
+    return rmsnorm_gather(residual, weight, perm, epsilon)
+
+
+def _agreed(x: Array, comm: Communicator, codec: str | Codec | None, algo: str) -> tuple[Codec | None, str]:
+    """The codec and the algo of this call, the same on all ranks."""
+    if algo not in ALGOS:
+        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    if codec is None:
+        return None, algo
+    chosen = find_codec(codec)
+    _check_agreement(x, comm, chosen, algo)
+    return chosen, _choose(x, comm, chosen) if algo == "auto" else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
@@ -81,32 +121,63 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
         return comm.all_reduce(x)
     if x.dtype not in (np.float16, bfloat16, np.float32):
         raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
+    by_kernel = comm.sum_by_kernel(x, codec, algo)
+    if by_kernel is not None:
+        return by_kernel
     if codec is None:
-        total = _add(map(to_float32, comm.all_gather(x.reshape(-1))))
-    elif algo == "oneshot":
-        total = _oneshot(_padded(x, codec), comm, codec)
+        total = _add(map(to_float32, comm.all_gather(_flat(x))))
     else:
-        total = _twoshot(_padded(x, codec), comm, codec)
+        wires, shares = _TRAVEL[algo](_flat(x), comm, codec)
+        if wire.takes(codec, array_module(wires), x.size):
+            return wire.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
+        total = _decode_sum(wires, codec, x.size, shares)
     with np.errstate(over="ignore"):  # a sum beyond x's dtype is Inf
         return total[: x.size].reshape(x.shape).astype(x.dtype)
 
 
-def _oneshot(x: Array, comm: Communicator, codec: Codec) -> Array:
-    """(n,) -> (n,) float32, the sum of what every rank's wire says."""
-    return _add(map(codec.decode, comm.all_gather(codec.encode(x))))
+def _oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (ranks, bytes), the wire of every rank, and 1: what their sum says is the result."""
+    return comm.all_gather(_encode(x, codec, 1)), 1
 
 
-def _twoshot(x: Array, comm: Communicator, codec: Codec) -> Array:
-    """(n,) -> (n,) float32, each share what its owner's wire says of the sum."""
-    xp = array_module(x)
-    shares = codec.shares(x.size, comm.size)
-    wires = [codec.encode(share) for share in _split(x, shares)]
-    sizes = [wire.size for wire in wires]
+def _twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (1, bytes), the wires of the owners' sums one behind the other, and how many they are."""
+    n = codec.padded(x.size)
+    counts = codec.shares(n, comm.size)
+    sizes = [codec.wire_bytes(count) for count in counts]
     mine = sizes[comm.rank]
-    received = comm.all_to_all(xp.concatenate(wires), sizes, [mine] * comm.size)
-    total = _add(map(codec.decode, received.reshape(comm.size, mine)))
-    sums = comm.all_gather(codec.encode(total), sizes)
-    return xp.concatenate([codec.decode(wire) for wire in _split(sums, sizes)])
+    received = comm.all_to_all(_encode(x, codec, comm.size), sizes, [mine] * comm.size)
+    total = _sum_wire(received.reshape(comm.size, mine), codec, counts[comm.rank])
+    return comm.all_gather(total, sizes).reshape(1, -1), comm.size
+
+
+_TRAVEL = {"oneshot": _oneshot, "twoshot": _twoshot}
+
+
+def _encode(x: Array, codec: Codec, shares: int) -> Array:
+    """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
+    xp = array_module(x)
+    if wire.takes(codec, xp, x.size):
+        return wire.encode(x, codec, shares)
+    pieces = _split(_padded(x, codec), codec.shares(codec.padded(x.size), shares))
+    return xp.concatenate([codec.encode(piece) for piece in pieces])
+
+
+def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
+    """(ranks, bytes) -> (bytes,), the wire of the sum of n elements."""
+    if wire.takes(codec, array_module(wires), n):
+        return wire.decode_sum_encode(wires, codec, n)
+    return codec.encode(_decode_sum(wires, codec, n, 1))
+
+
+def _decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
+    """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
+    sizes = [codec.wire_bytes(count) for count in codec.shares(codec.padded(n), shares)]
+
+    def decoded(of_rank: Array) -> Array:
+        return array_module(wires).concatenate([codec.decode(share) for share in _split(of_rank, sizes)])
+
+    return _add(map(decoded, wires))
 
 
 def _add(terms: Iterable[Array]) -> Array:
@@ -117,6 +188,10 @@ def _add(terms: Iterable[Array]) -> Array:
         for term in rest:
             total += term
     return total
+
+
+def _flat(x: Array) -> Array:
+    return array_module(x).ascontiguousarray(x).reshape(-1)
 
 
 def _padded(x: Array, codec: Codec) -> Array:
@@ -134,9 +209,9 @@ def _split(x: Array, sizes: list[int]) -> list[Array]:
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:
     """Compare with rank 0 what cannot be seen by the number of bytes. Two codecs may make wires of one size.
 
-    Not under nccl, where ranks must not wait for each other on the host.
+    Not where ranks do not wait for each other on the host.
     """
-    if comm.size == 1 or comm.backend == "nccl":
+    if comm.size == 1 or not comm.waits_on_host:
         return
     mine = (x.shape, x.dtype.name, codec, algo)
     first = comm.bcast(mine)

@@ -10,6 +10,7 @@ self       this process alone            NumPy or CuPy
 threads    threads, see `run_threads`    NumPy or CuPy
 mpi        processes                     NumPy
 nccl       processes, a GPU each         CuPy
+ipc        processes of one machine      CuPy, by reading each other's GPU memory
 host       processes that share GPUs     CuPy, through host memory
 """
 
@@ -19,23 +20,23 @@ import os
 
 from . import launch
 from .abort import end_job_on_failure
-from .comm_threads import RanksDisagreeError, run_threads
-from .communicator import Communicator, SelfCommunicator
+from .comm_threads import run_threads
+from .communicator import Communicator, RanksDisagreeError, SelfCommunicator
 
 __all__ = ["BACKENDS", "Communicator", "RanksDisagreeError", "SelfCommunicator", "init", "run_threads"]
 
-BACKENDS = ("auto", "self", "threads", "mpi", "nccl", "host")
+BACKENDS = ("auto", "self", "threads", "mpi", "nccl", "ipc", "host")
 
 
 def init(backend: str = "auto") -> Communicator:
     """The communicator of all ranks that were started together; rank 0 prints which backend it has and why.
 
     backend  "auto", for which the environment variable CUTPQ_COMM may name another, or
-             "self", "mpi", "nccl", "host"
+             "self", "mpi", "nccl", "ipc", "host"
 
-    auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; host
-    where ranks share GPUs or NCCL is missing. The ranks decide together. A rank's GPU is its number on its node
-    modulo the node's GPUs, and becomes CuPy's current device.
+    auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; ipc
+    where ranks of one machine share GPUs whose memory other processes can open; else host. The ranks decide together.
+    A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
 
     With more than one process, an uncaught error on one rank from now on ends the whole job.
 
@@ -83,6 +84,17 @@ def _connect(asked: str) -> Communicator:
     cupy.cuda.Device(mine.device).use()
     if chosen == "host":
         return HostCommunicator(world, reason, mine.device)
+
+    if chosen == "ipc":
+        from .comm_ipc import CudaMemory, IpcCommunicator, IpcError
+
+        try:
+            memory = CudaMemory(cupy, cupy.cuda.Device().id)
+            return IpcCommunicator(MpiCommunicator(world, reason), memory, mine.bus, mine.device)
+        except IpcError as error:  # on all ranks
+            if asked == "ipc":
+                raise
+            return HostCommunicator(world, f"{reason}; {error}", mine.device)
 
     from cupy.cuda import nccl
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import time
 from typing import Any
 
 import numpy as np
 
 from .array import Array
-from .communicator import Communicator, check_color, check_received, check_root, offsets
+from .communicator import (
+    Communicator,
+    RanksDisagreeError,
+    check_color,
+    check_received,
+    check_root,
+    offsets,
+    patience_s,
+)
+
+# Tags of the messages, so that an object is not taken for a piece of an array.
+ARRAY, OBJECT, HERE = 1, 2, 3
 
 
 class MpiCommunicator(Communicator):
     """NumPy arrays between processes. They travel as bytes, so that any dtype will do.
 
     A transfer of 2 GiB or more needs an MPI 4 library (MPICH 4, Open MPI with large counts).
+
+    No wait is longer than CUTPQ_TIMEOUT: then RanksDisagreeError names the ranks that did not come.
     """
 
     backend = "mpi"
@@ -24,11 +40,27 @@ class MpiCommunicator(Communicator):
         self._mpi = mpi
 
     def barrier(self) -> None:
-        self._mpi.Barrier()
+        here = np.empty(0, np.uint8)  # a message between all pairs, so that it is seen who has not come
+        others = self._others()
+        requests = [self._mpi.Irecv(here, r, HERE) for r in others]
+        self._wait(requests + [self._mpi.Isend(here, r, HERE) for r in others], others * 2, "a barrier")
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
         check_root(root, self.size)
-        return self._mpi.bcast(obj, root)
+        if self.rank == root:
+            pickled = np.frombuffer(pickle.dumps(obj), np.uint8)
+            others = self._others()
+            self._wait([self._mpi.Isend(pickled, r, OBJECT) for r in others], others, f"a bcast from rank {root}")
+            return obj
+        from mpi4py import MPI
+
+        patience, status = _Patience(), MPI.Status()
+        while (message := self._mpi.Improbe(root, OBJECT, status)) is None:
+            if patience.is_over():
+                raise self._away(f"a bcast from rank {root}", [root])
+        pickled = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        message.Recv(pickled)
+        return pickle.loads(pickled.tobytes())
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         check_color(color)
@@ -41,13 +73,13 @@ class MpiCommunicator(Communicator):
 
         out = self._empty(sum(recv_counts))
         incoming, outgoing = _pieces(out, offsets(recv_counts), recv_counts), _pieces(x, starts, send_counts)
-        others = [(self.rank + step) % self.size for step in range(1, self.size)]
-        requests = [self._mpi.Irecv(incoming[r], r) for r in others]
-        requests += [self._mpi.Isend(outgoing[r], r) for r in others]
+        others = self._others()
+        requests = [self._mpi.Irecv(incoming[r], r, ARRAY) for r in others]
+        requests += [self._mpi.Isend(outgoing[r], r, ARRAY) for r in others]
         incoming[self.rank][:] = outgoing[self.rank]
         arrived = [MPI.Status() for _ in requests]
         try:
-            MPI.Request.Waitall(requests, arrived)
+            self._wait(requests, others * 2, "an exchange of arrays", arrived)
         except MPI.Exception as error:
             raise ValueError(
                 f"rank {self.rank} counts on {recv_counts} bytes from the ranks, and MPI says: {error}. "
@@ -57,8 +89,46 @@ class MpiCommunicator(Communicator):
             check_received(self.rank, source, status.Get_count(MPI.BYTE), recv_counts[source])
         return out
 
+    def _others(self) -> list[int]:
+        """All other ranks, each rank beginning with its neighbour."""
+        return [(self.rank + step) % self.size for step in range(1, self.size)]
+
+    def _wait(self, requests: list[Any], peers: list[int], what: str, statuses: list[Any] | None = None) -> None:
+        """Return when all requests are done; peers: whose they are."""
+        from mpi4py import MPI
+
+        patience = _Patience()
+        while not MPI.Request.Testall(requests, statuses):
+            if patience.is_over():
+                pending = [p for p, request in zip(peers, requests, strict=True) if not request.Get_status()]
+                raise self._away(what, sorted(set(pending)))
+
+    def _away(self, what: str, ranks: list[int]) -> RanksDisagreeError:
+        return RanksDisagreeError(
+            f"rank {self.rank} waits in {what} for ranks {ranks}, which did not come in {patience_s():g} s "
+            "(CUTPQ_TIMEOUT): they call something else, or are gone"
+        )
+
     def _empty(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
+
+
+class _Patience:
+    """The time that a rank waits for others, while it lets them have its core.
+
+    Where ranks outnumber cores (launch.py says so to MPICH, too) it sleeps: a bare yield took twice as long.
+    """
+
+    def __init__(self) -> None:
+        self.end = time.monotonic() + patience_s()
+        self.crowded = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"
+
+    def is_over(self) -> bool:
+        if self.crowded:
+            time.sleep(1e-6)
+        else:
+            os.sched_yield()
+        return time.monotonic() > self.end
 
 
 class HostCommunicator(MpiCommunicator):

@@ -13,13 +13,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .array import Array, array_module
-from .communicator import Communicator, check_color, check_received, check_root
+from .communicator import (
+    Communicator,
+    RanksDisagreeError,
+    check_color,
+    check_received,
+    check_root,
+    patience_s,
+)
 
 T = TypeVar("T")
-
-
-class RanksDisagreeError(RuntimeError):
-    """The ranks do not make the same sequence of collective calls."""
 
 
 class _Stopped(BaseException):
@@ -75,7 +78,8 @@ class _Table:
             if self.job.failure:
                 raise _Stopped
             away = sorted(set(range(len(self.members))) - self.here)
-            why = f"{self._gone()} returned already" if decided else f"{away} did not come in {self.job.timeout_s} s"
+            late = f"{away} did not come in {self.job.timeout_s:g} s (CUTPQ_TIMEOUT)"
+            why = f"{self._gone()} returned already" if decided else late
             raise RanksDisagreeError(f"rank {rank} waits in a collective for ranks {away}, of which {why}")
 
     def _gone(self) -> list[int]:
@@ -139,11 +143,13 @@ class ThreadsCommunicator(Communicator):
         table.meet(self.rank)
 
 
-def run_threads(size: int, fn: Callable[..., T], *args: Any, xp: ModuleType = np, timeout_s: float = 600.0) -> list[T]:
+def run_threads(
+    size: int, fn: Callable[..., T], *args: Any, xp: ModuleType = np, timeout_s: float | None = None
+) -> list[T]:
     """[fn(comm, *args) on rank r for r in range(size)], the ranks being threads of this process.
 
     xp         comm.xp: numpy, or cupy for many ranks on the caller's current GPU
-    timeout_s  longest wait of a rank for the others in one collective, in seconds
+    timeout_s  longest wait of a rank for the others in one collective, in seconds; CUTPQ_TIMEOUT (60) unless given
 
     When a rank raises, the others stop at their next collective, and that first error is raised here with the
     rank named. Raises RanksDisagreeError where ranks would wait for each other for ever.
@@ -151,7 +157,7 @@ def run_threads(size: int, fn: Callable[..., T], *args: Any, xp: ModuleType = np
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     device = None if xp is np else xp.cuda.Device().id
-    job = _Job(timeout_s)
+    job = _Job(patience_s() if timeout_s is None else timeout_s)
     table = _Table(job, list(range(size)))
     results: dict[int, T] = {}
 

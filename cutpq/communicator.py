@@ -6,6 +6,7 @@ Every rank must call the same collectives in the same order.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -18,11 +19,27 @@ import numpy as np
 from .array import Array, array_module, bfloat16
 
 
+class RanksDisagreeError(RuntimeError):
+    """The ranks do not make the same sequence of collective calls, or one of them is gone."""
+
+
+def patience_s() -> float:
+    """How long a rank waits for another in one collective: CUTPQ_TIMEOUT in seconds, 60 unless set."""
+    text = os.environ.get("CUTPQ_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 4e3:
+        raise ValueError(f"CUTPQ_TIMEOUT={text!r} is no number of seconds between 0 and 4000")
+    return seconds
+
+
 class Communicator(ABC):
     """Some ranks, seen from one of them.
 
     rank, size   this rank's number and the number of ranks
-    backend      "self", "threads", "mpi", "nccl" or "host", and the `reason` why it was chosen
+    backend      "self", "threads", "mpi", "nccl", "ipc" or "host", and the `reason` why it was chosen
     xp, device   numpy or cupy: where this rank computes, and the number of its GPU (None without)
     sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
                  its own part stays at home and is not counted, nor are barrier and bcast
@@ -30,6 +47,7 @@ class Communicator(ABC):
 
     backend: str
     takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
+    waits_on_host = True  # False where ranks wait for each other on their GPUs alone
 
     def __init__(self, rank: int, size: int, reason: str, xp: ModuleType = np, device: int | None = None):
         self.rank, self.size, self.reason = rank, size, reason
@@ -132,6 +150,13 @@ class Communicator(ABC):
         for term in terms[1:]:
             total += term.astype(dtype, copy=False)
         return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
+
+    def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
+        """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
+
+        codec  a Codec, or None for a plain payload
+        """
+        return None
 
     @abstractmethod
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:

@@ -31,7 +31,7 @@ import numpy as np
 
 from . import nvrtc
 from .array import Array, bfloat16
-from .configs import BFLOAT16, Config, Device
+from .configs import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 
 # Variants that a kernel is compiled for; "a" opens the instructions of that architecture alone.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
@@ -99,6 +99,8 @@ class Kernel:
             return SCALARS[parameter.type](arg)
         if arg is None:
             return np.uint64(0)
+        if isinstance(arg, list) and parameter.type not in ELEMENTS:  # arrays, whose addresses the CPU runtime lays out
+            return arg
         what = f"{self.name}: {parameter.name}"
         flags = getattr(arg, "flags", None)
         if flags is None:
@@ -109,8 +111,8 @@ class Kernel:
         if dtype is not None and arg.dtype != dtype:  # what is in neither table is read in 16-byte words
             raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
         align = 16 if dtype is None else dtype.itemsize
-        if _address(arg) % align:
-            raise ValueError(f"{what} must be aligned to {align} bytes, its address is {_address(arg):#x}")
+        if address(arg) % align:
+            raise ValueError(f"{what} must be aligned to {align} bytes, its address is {address(arg):#x}")
         return arg
 
 
@@ -166,7 +168,8 @@ def _announce(name: str, config: Config) -> None:
 
 
 def _types(config: Config) -> dict[str, np.dtype]:
-    return {name: bfloat16 if code == BFLOAT16 else np.dtype(np.float16) for name, code in config.types().items()}
+    dtypes = {FLOAT16: np.dtype(np.float16), BFLOAT16: bfloat16, FLOAT32: np.dtype(np.float32)}
+    return {name: dtypes[code] for name, code in config.types().items()}
 
 
 def architecture(capability: int) -> str:
@@ -317,5 +320,6 @@ def cpu_runtime() -> Any:
     return module
 
 
-def _address(array: Array) -> int:
+def address(array: Array) -> int:
+    """Where the first byte of an array lies."""
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

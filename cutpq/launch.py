@@ -77,12 +77,16 @@ def node_rank(mpi: ModuleType) -> int:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What one rank found: its machine, its GPU and whether NCCL is there; `problem` says why something is not."""
+    """What one rank found: its machine, its GPU, and whether NCCL is there; `problem` says why something is not.
+
+    ipc  whether memory of this GPU can be exported to other processes
+    """
 
     host: str
     device: int | None = None
     bus: str = ""
     nccl: bool = False
+    ipc: bool = False
     problem: str = ""
 
 
@@ -94,6 +98,7 @@ def find_gpu(number: int) -> Gpu:
 
         device = number % cupy.cuda.runtime.getDeviceCount()
         bus = cupy.cuda.Device(device).pci_bus_id
+        ipc = _exports_memory(cupy, device)
     except ModuleNotFoundError:
         return Gpu(host, problem="CuPy is not installed")
     except Exception as error:  # no driver, no device, a CUDA that does not fit: all of it means no GPU
@@ -103,8 +108,17 @@ def find_gpu(number: int) -> Gpu:
 
         nccl.get_version()
     except Exception as error:  # no library, or one that does not fit: all of it means no NCCL
-        return Gpu(host, device, bus, problem=f"CuPy finds no NCCL ({type(error).__name__}: {error})")
-    return Gpu(host, device, bus, nccl=True)
+        return Gpu(host, device, bus, ipc=ipc, problem=f"CuPy finds no NCCL ({type(error).__name__}: {error})")
+    return Gpu(host, device, bus, nccl=True, ipc=ipc)
+
+
+def _exports_memory(cupy: ModuleType, device: int) -> bool:
+    try:
+        with cupy.cuda.Device(device):
+            cupy.cuda.runtime.ipcGetMemHandle(cupy.cuda.memory.Memory(1 << 21).ptr)
+    except Exception:  # a container, a driver or a kind of memory that does not allow it
+        return False
+    return True
 
 
 def choose(found: list[Gpu]) -> tuple[str, str]:
@@ -116,7 +130,8 @@ def choose(found: list[Gpu]) -> tuple[str, str]:
         return "mpi", f"only {with_gpu} of {len(found)} ranks have a GPU"
     gpus = _distinct(found)
     if gpus < len(found):
-        return "host", f"{len(found)} ranks share {gpus} GPU{'s' * (gpus > 1)}"
+        backend = "ipc" if all(gpu.ipc for gpu in found) and _nodes(found) == 1 else "host"
+        return backend, f"{len(found)} ranks share {gpus} GPU{'s' * (gpus > 1)}"
     without = [rank for rank, gpu in enumerate(found) if not gpu.nccl]
     if without:
         return "host", f"no NCCL on rank {without[0]}: {found[without[0]].problem}"
@@ -124,7 +139,7 @@ def choose(found: list[Gpu]) -> tuple[str, str]:
 
 
 def require(backend: str, found: list[Gpu]) -> tuple[str, str]:
-    """(backend, reason) for "nccl" or "host" when asked for; RuntimeError, the same on all ranks, if it cannot be."""
+    """(backend, reason) for "nccl", "ipc" or "host" when asked for; RuntimeError on all ranks if it cannot be."""
     for rank, gpu in enumerate(found):
         if gpu.device is None or (backend == "nccl" and not gpu.nccl):
             raise RuntimeError(f"backend {backend} cannot run: on rank {rank} ({gpu.host}), {gpu.problem}")
@@ -133,7 +148,16 @@ def require(backend: str, found: list[Gpu]) -> tuple[str, str]:
             f"backend nccl needs a GPU for each rank: {len(found)} ranks have {_distinct(found)}. "
             "Start fewer ranks, or use backend host"
         )
+    if backend == "ipc":
+        without = [rank for rank, gpu in enumerate(found) if not gpu.ipc]
+        if _nodes(found) > 1 or without:
+            why = f"rank {without[0]}'s GPU exports no memory" if without else f"they are on {_nodes(found)} machines"
+            raise RuntimeError(f"backend ipc needs all ranks on one machine, and CUDA IPC: {why}. Use backend host")
     return backend, "asked for"
+
+
+def _nodes(found: list[Gpu]) -> int:
+    return len({gpu.host for gpu in found})
 
 
 def _distinct(found: list[Gpu]) -> int:

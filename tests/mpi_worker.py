@@ -3,12 +3,15 @@
 mpirun -n 3 python tests/mpi_worker.py gathers_equal_shapes ...
 """
 
+import os
+import signal
 import sys
 import threading
 import time
 
 import numpy as np
 
+import cutpq as cq
 from cutpq import abort
 from cutpq.array import bfloat16
 from cutpq.comm import init
@@ -220,6 +223,39 @@ def one_rank_sends_more(comm):
     comm.all_to_all(np.zeros(sum(send)), send, [1, 1])
 
 
+def one_rank_skips_a_sum(comm):
+    for call in range(3):
+        if comm.rank != 1 or call != 1:
+            cq.all_reduce(np.ones(64, np.float16), comm, codec="mxfp4", algo="twoshot")
+
+
+def one_rank_skips_a_barrier(comm):
+    if comm.rank != 1:
+        comm.barrier()
+
+
+def one_rank_gathers_instead_of_a_bcast(comm):
+    if comm.rank == 0:
+        comm.all_gather(np.ones(4))
+    comm.bcast(comm.rank)
+
+
+def sum_of_another_shape(comm):
+    cq.all_reduce(np.ones((2, 32 + (comm.rank == 1)), np.float16), comm, codec="mxfp4", algo="oneshot")
+
+
+def sum_by_another_codec(comm):
+    """Both wires have the same number of bytes."""
+    codec = "int4" if comm.rank == 1 else "e2m1"
+    cq.all_reduce(np.ones(64, np.float16), comm, codec=codec, algo="oneshot")
+
+
+def one_rank_dies(comm):
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.barrier()
+
+
 ENDINGS = {
     case.__name__: case
     for case in (
@@ -231,6 +267,12 @@ ENDINGS = {
         one_rank_works_longer,
         one_rank_sends_less,
         one_rank_sends_more,
+        one_rank_skips_a_sum,
+        one_rank_skips_a_barrier,
+        one_rank_gathers_instead_of_a_bcast,
+        sum_of_another_shape,
+        sum_by_another_codec,
+        one_rank_dies,
     )
 }
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import mpi_worker
@@ -216,6 +217,7 @@ def test_cupy_array_where_ranks_move_numpy(monkeypatch):
 
 A, B = Gpu("node1", 0, "0000:01", nccl=True), Gpu("node1", 1, "0000:02", nccl=True)
 FAR = Gpu("node2", 0, "0000:01", nccl=True)
+A_IPC, B_IPC, FAR_IPC = (replace(gpu, ipc=True) for gpu in (A, B, FAR))
 NO_NCCL = Gpu("node1", 1, "0000:02", problem="CuPy finds no NCCL")
 NO_GPU = Gpu("node1", problem="CuPy is not installed")
 
@@ -225,6 +227,9 @@ CHOICES = {
     "each_its_own": ([A, B], "nccl", "every rank has its own GPU"),
     "same_bus_on_two_nodes": ([A, FAR], "nccl", "every rank has its own GPU"),
     "shared": ([A, A, B], "host", "3 ranks share 2 GPUs"),
+    "shared_on_one_node": ([A_IPC, A_IPC, B_IPC], "ipc", "3 ranks share 2 GPUs"),
+    "one_exports_nothing": ([A_IPC, A], "host", "2 ranks share 1 GPU"),
+    "shared_on_two_nodes": ([A_IPC, A_IPC, FAR_IPC], "host", "3 ranks share 2 GPUs"),
     "shared_by_all": ([A, A], "host", "2 ranks share 1 GPU"),
     "nccl_missing": ([A, NO_NCCL], "host", "no NCCL on rank 1: CuPy finds no NCCL"),
 }
@@ -242,6 +247,11 @@ def test_required_backend_names_the_rank_that_cannot():
         launch.require("host", [A, NO_GPU])
     with pytest.raises(RuntimeError, match=r"on rank 1 \(node1\), CuPy finds no NCCL"):
         launch.require("nccl", [A, NO_NCCL])
+    assert launch.require("ipc", [A_IPC, A_IPC]) == ("ipc", "asked for")
+    with pytest.raises(RuntimeError, match=r"one machine.*rank 1's GPU exports no memory.*host"):
+        launch.require("ipc", [A_IPC, B])
+    with pytest.raises(RuntimeError, match=r"one machine.*they are on 2"):
+        launch.require("ipc", [A_IPC, FAR_IPC])
     with pytest.raises(RuntimeError, match=r"a GPU for each rank: 3 ranks have 2\..*host"):
         launch.require("nccl", [A, B, A])
 
@@ -306,7 +316,7 @@ def test_environment_overrides_auto_only(capsys, monkeypatch):
     assert "backend self: asked for" in capsys.readouterr().out
     monkeypatch.setenv("CUTPQ_COMM", "nonsense")
     assert init("self").backend == "self"
-    with pytest.raises(ValueError, match="CUTPQ_COMM='nonsense' is not one of auto, self, threads, mpi, nccl, host"):
+    with pytest.raises(ValueError, match=r"CUTPQ_COMM=.nonsense. is not one of auto, self, .*, nccl, ipc, host"):
         init()
 
 

@@ -40,9 +40,9 @@ def run(command, timeout_s=60.0, **environment):
     return SimpleNamespace(status=process.returncode, out=out, err=err, seconds=time.monotonic() - start)
 
 
-def mpirun(ranks, *names, backend="mpi", timeout_s=60.0):
+def mpirun(ranks, *names, backend="mpi", timeout_s=60.0, **environment):
     worker = [sys.executable, str(TESTS / "mpi_worker.py"), backend, *names]
-    return run([MPIRUN, "-n", str(ranks), *worker], timeout_s)
+    return run([MPIRUN, "-n", str(ranks), *worker], timeout_s, **environment)
 
 
 @needs_mpi
@@ -88,6 +88,39 @@ def test_counts_that_differ_between_ranks_are_an_error(ending, text):
     assert text in job.err
 
 
+WAIT = r"\[rank [02]\] .*RanksDisagreeError: rank [02] waits in {} for ranks \[1\], which did not come in 2 s"
+CALLS_DIFFER = {
+    "one_rank_skips_a_sum": WAIT.format("(a bcast from rank 0|an exchange of arrays|a barrier)"),
+    "one_rank_skips_a_barrier": WAIT.format("a barrier"),
+    "one_rank_gathers_instead_of_a_bcast": r"waits in an exchange of arrays for ranks \[1, 2\], which did not come",
+    "sum_of_another_shape": r"\[rank 1\] ValueError: rank 1 calls all_reduce of float16 \(2, 33\) by mxfp4.*rank 0 of",
+    "sum_by_another_codec": r"\[rank 1\] ValueError: rank 1 calls all_reduce of .* by int4, .* rank 0 of .* by mxfp4",
+}
+
+
+@needs_mpi
+@pytest.mark.parametrize(("ending", "pattern"), CALLS_DIFFER.items(), ids=CALLS_DIFFER)
+def test_rank_that_calls_something_else_is_named_in_time(ending, pattern):
+    job = mpirun(3, ending, timeout_s=25, CUTPQ_TIMEOUT="2")
+    assert job.status != 0
+    assert re.search(pattern, job.err), job.err
+    assert "passed" not in job.out
+
+
+@needs_mpi
+def test_death_of_one_rank_ends_the_job():
+    job = mpirun(3, "one_rank_dies", timeout_s=25, CUTPQ_TIMEOUT="2")
+    assert job.status != 0
+    assert "passed" not in job.out
+
+
+@needs_mpi
+def test_timeout_that_is_no_number_is_refused():
+    job = mpirun(2, "broadcasts_objects", timeout_s=25, CUTPQ_TIMEOUT="soon")
+    assert job.status != 0
+    assert "CUTPQ_TIMEOUT='soon' is no number of seconds" in job.err
+
+
 @needs_mpi
 def test_interrupt_on_one_rank_ends_the_job():
     job = mpirun(3, "one_rank_is_interrupted", timeout_s=15)
@@ -121,7 +154,7 @@ def test_ranks_may_end_at_different_times():
 
 @needs_mpi
 @pytest.mark.skipif(launch.find_gpu(0).device is not None, reason="this machine has a GPU")
-@pytest.mark.parametrize("backend", ["nccl", "host"])
+@pytest.mark.parametrize("backend", ["nccl", "ipc", "host"])
 def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
     job = mpirun(2, "broadcasts_objects", backend=backend, timeout_s=15)
     assert job.status != 0

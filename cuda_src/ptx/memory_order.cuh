@@ -79,3 +79,53 @@ DEVICE u32 atomic_add_relaxed(u32* p, u32 value CALL_SITE) {
   return old;
 #endif
 }
+
+// ld.acquire.sys: as ld_acquire, of what another device may have written.
+DEVICE u32 ld_acquire_sys(const u32* p CALL_SITE) {
+#ifdef CUTPQ_HOST
+  return simt::atomic_load(p, true, line, simt::SYSTEM_SCOPE);
+#else
+  u32 value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(p))
+               : "memory");
+  return value;
+#endif
+}
+
+// ld.relaxed.sys: *p of any device, and nothing else.
+DEVICE u32 ld_relaxed_sys(const u32* p CALL_SITE) {
+#ifdef CUTPQ_HOST
+  return simt::atomic_load(p, false, line, simt::SYSTEM_SCOPE);
+#else
+  u32 value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(p))
+               : "memory");
+  return value;
+#endif
+}
+
+// st.release.sys: as st_release, for other devices and the host.
+UNCHECKED DEVICE void st_release_sys(u32* p, u32 value CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::before_atomic(p, 4, simt::STORE_RELEASE, line, simt::SYSTEM_SCOPE);
+  *p = value;
+#else
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(value)
+               : "memory");
+#endif
+}
+
+// st.relaxed.sys: *p = value for other devices and the host, ordered with nothing.
+UNCHECKED DEVICE void st_relaxed_sys(u32* p, u32 value CALL_SITE) {
+#ifdef CUTPQ_HOST
+  simt::before_atomic(p, 4, simt::STORE_RELAXED, line, simt::SYSTEM_SCOPE);
+  *p = value;
+#else
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(value)
+               : "memory");
+#endif
+}

@@ -1,11 +1,12 @@
-// The 16-bit type that a configuration chooses by DTYPE: act_t, and pairs of it. Everything is rounded once.
+// The type that a configuration chooses by DTYPE: act_t, and pairs of it. Everything is rounded once.
 #pragma once
 #include "../target.cuh"
 
-constexpr int FLOAT16 = 0, BFLOAT16 = 1;  // as in cutpq/configs.py
+constexpr int FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2;  // as in cutpq/configs.py
 
 DEVICE float to_float(half v) { return __half2float(v); }
 DEVICE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+DEVICE float to_float(float v) { return v; }
 
 template <int DTYPE>
 struct Number;
@@ -24,4 +25,10 @@ struct Number<BFLOAT16> {
   using Pair = __nv_bfloat162;
   static __device__ __forceinline__ One one(float v) { return __float2bfloat16_rn(v); }
   static __device__ __forceinline__ Pair pair(float x, float y) { return __floats2bfloat162_rn(x, y); }
+};
+
+template <>
+struct Number<FLOAT32> {
+  using One = float;
+  static __device__ __forceinline__ One one(float v) { return v; }
 };

@@ -5,6 +5,7 @@
 #include "ptx/ldmatrix.cuh"
 #include "ptx/memory_order.cuh"
 #include "ptx/mma.cuh"
+#include "ptx/timer.cuh"
 
 // All of them: in (32, 8) random, out (32, 8) zero.
 #define CONFORMANCE(name) extern "C" __global__ void name(const u32* in, u32* out)
@@ -95,4 +96,17 @@ CONFORMANCE(flags) {
   out[3] = ld_relaxed(out + 2);
   out[4] = atomic_add_acq_rel(out + 2, in[2]);
   out[5] = atomic_add_relaxed(out + 2, in[3]);
+}
+
+CONFORMANCE(system_flags) {
+  if (threadIdx.x) return;
+  st_release_sys(out, in[0]);
+  out[1] = ld_acquire_sys(out);
+  st_relaxed_sys(out + 2, in[1]);
+  out[3] = ld_relaxed_sys(out + 2);
+}
+
+CONFORMANCE(timer) {
+  const u64 first = timer_ns();
+  out[threadIdx.x] = timer_ns() >= first;
 }

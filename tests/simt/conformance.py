@@ -32,6 +32,8 @@ KERNELS = {
     "mma_float16": "mma.cuh",
     "mma_bfloat16": "mma.cuh",
     "flags": "memory_order.cuh",
+    "system_flags": "memory_order.cuh",
+    "timer": "timer.cuh",
 }
 
 

@@ -90,6 +90,7 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("shared_bytes", ctypes.c_uint),
+        ("after", ctypes.c_int),
     ]
 
 
@@ -159,11 +160,27 @@ class Kernel:
         launch([(self, grid, block, args, shared_mem)])
 
 
-def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]]) -> None:
+# Ranks may be threads that share arrays: no other launch comes between the copies to the device and back.
+_one_at_a_time = threading.Lock()
+
+# kernel, grid, block, arguments, bytes of shared memory
+Call = tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]
+
+
+def launch(calls: Sequence[Call | list[Call]]) -> None:
     """Run kernels side by side, as on several GPUs that see each other's memory.
 
+    Those of a list run one after the other, on one GPU.
     Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
     """
+    with _one_at_a_time:
+        _launch_alone(calls)
+
+
+def _launch_alone(devices: Sequence[Call | list[Call]]) -> None:
+    streams = [device if isinstance(device, list) else [device] for device in devices]
+    calls = [call for stream in streams for call in stream]
+    is_first = [i == 0 for stream in streams for i in range(len(stream))]
     buffers: dict[int, DeviceBuffer] = {}
     results: dict[int, np.ndarray] = {}
 
@@ -194,7 +211,9 @@ def launch(calls: list[tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any]
     keep: list[Any] = []
     descriptions = (_Launch * len(calls))()
     try:
-        for description, (kernel, grid, block, args, shared_mem) in zip(descriptions, calls, strict=True):
+        for at, (description, call) in enumerate(zip(descriptions, calls, strict=True)):
+            kernel, grid, block, args, shared_mem = call
+            description.after = -1 if is_first[at] else at - 1
             if len(args) != len(kernel.parameters):
                 raise SimtError(f"{kernel.name} takes {len(kernel.parameters)} arguments, {len(args)} given")
             values = [converted(kernel, i, arg) for i, arg in enumerate(args)]

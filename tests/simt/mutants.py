@@ -35,6 +35,38 @@ X, W, Y = "tile/x_stage.cuh", "tile/w_stage.cuh", "tile/store_y.cuh"
 FRAGMENT, GROUPED = "tile/dequant_fragment.cuh", "tile/scales_grouped.cuh"
 ROWS = "tile/scales_by_row.cuh"
 
+# In how ranks meet, for both kernels that do.
+MEETING = [
+    Mutant("weak flag", "tile/slab.cuh", "st_release_sys(flag", "st_relaxed_sys(flag"),
+    Mutant("flag for one device only", "tile/slab.cuh", "st_release_sys(flag", "st_release(flag"),
+    Mutant("weak wait", "tile/slab.cuh", "ld_acquire_sys(flag)", "ld_relaxed_sys(flag)"),
+    Mutant("writes after the flag", "tile/slab.cuh", "__syncthreads();  // all of this block's writes are done", ""),
+    Mutant(
+        "only those who wait learn",
+        "tile/slab.cuh",
+        "__syncthreads();  // and what the waiting threads have learnt, all know",
+        "",
+    ),
+    Mutant("wrong epoch", "tile/slab.cuh", "epochs()[blockIdx.x] + 1", "epochs()[blockIdx.x]"),
+    Mutant("epoch does not grow", "tile/slab.cuh", "epochs()[blockIdx.x] = epoch", "epochs()[blockIdx.x] = epoch - 1"),
+    Mutant(
+        "epochs compared as unsigned",
+        "tile/slab.cuh",
+        "int(ld_acquire_sys(flag) - epoch) < 0",
+        "ld_acquire_sys(flag) < epoch",
+    ),
+    Mutant("early reuse of the slab", "tile/slab.cuh", "size_t(epoch % 2) * half_bytes", "0"),
+    Mutant("wrong parity", "tile/slab.cuh", "size_t(epoch % 2)", "size_t(epoch / 2 % 2)"),
+    Mutant("flags of another block", "tile/slab.cuh", "(meeting * GRID + blockIdx.x)", "(meeting * GRID)"),
+    Mutant(
+        "flag in the sender's memory",
+        "tile/slab.cuh",
+        "flag(peer, meeting, rank), epoch",
+        "flag(rank, meeting, peer), epoch",
+    ),
+    Mutant("wrong name of the absent rank", "tile/slab.cuh", "1 + peer", "2 + peer"),
+]
+
 # The kernel, the tests that are run, and the bugs.
 SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "dequant": (
@@ -92,11 +124,11 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "rmsnorm_gather": (
         ["test_small_kernels.py", "-k", "rmsnorm"],
         [
-            Mutant("no barrier", "rmsnorm_gather.cu", "__syncthreads();", ""),
-            Mutant("warp sum one step short", "rmsnorm_gather.cu", "distance = 16", "distance = 8"),
-            Mutant("one warp forgotten", "rmsnorm_gather.cu", "warp < THREADS / 32", "warp < THREADS / 32 - 1"),
+            Mutant("no barrier", "tile/block_sum.cuh", "__syncthreads();", ""),
+            Mutant("warp sum one step short", "tile/block_sum.cuh", "distance = 16", "distance = 8"),
+            Mutant("one warp forgotten", "tile/block_sum.cuh", "warp < THREADS / 32", "warp < THREADS / 32 - 1"),
             Mutant(
-                "sums of one place", "rmsnorm_gather.cu", "smem_sums[threadIdx.x / 32] = value", "smem_sums[0] = value"
+                "sums of one place", "tile/block_sum.cuh", "smem_sums[threadIdx.x / 32] = value", "smem_sums[0] = value"
             ),
             Mutant(
                 "epsilon outside the root",
@@ -234,6 +266,286 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("g_idx beyond its end", ROWS, "row < p.tiles_k16 * 16 ? p.g_idx[row] : 0", "p.g_idx[row]"),
             Mutant("second step as the first", "tile/mma_slab.cuh", "first_row + 16 * step", "first_row"),
             Mutant("slab of the first warp", "tile/mma_slab.cuh", "k + at.warp_k * SLAB;", "k;"),
+        ],
+    ),
+    "encode": (
+        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or boundary or race or tie"],
+        [
+            Mutant(
+                "floor instead of nearest",
+                "tile/element_code.cuh",
+                "u32(23 - MANTISSA_BITS) << 23);\n  const u32 steps",
+                "u32(24 - MANTISSA_BITS) << 23);\n  const u32 steps",
+            ),
+            Mutant(
+                "not saturated",
+                "tile/element_code.cuh",
+                "min(bits & FLOAT_MAGNITUDE, u32(ELEMENT_LARGEST))",
+                "(bits & FLOAT_MAGNITUDE)",
+            ),
+            Mutant(
+                "no subnormal elements",
+                "tile/element_code.cuh",
+                "max(magnitude & FLOAT_EXPONENT, first_binade)",
+                "(magnitude & FLOAT_EXPONENT)",
+            ),
+            Mutant("sign lost", "tile/element_code.cuh", "return sign | (steps", "return (steps"),
+            Mutant(
+                "carry one number late", "tile/block_scale.cuh", "mantissa >= u32(CARRY_AT)", "mantissa > u32(CARRY_AT)"
+            ),
+            Mutant(
+                "subnormal largest magnitude",
+                "tile/block_scale.cuh",
+                "int(shifted >> 23) - shift - 127",
+                "int(shifted >> 23) - 127",
+            ),
+            Mutant(
+                "scale not saturated",
+                "tile/block_scale.cuh",
+                "min(max(code, SCALE_SMALLEST), SCALE_LARGEST)",
+                "max(code, SCALE_SMALLEST)",
+            ),
+            Mutant("scale of zero", "tile/block_scale.cuh", "max(code, SCALE_SMALLEST)", "max(code, 0)"),
+            Mutant("Inf taken for a number", "tile/block_scale.cuh", "amax >= FLOAT_EXPONENT", "amax > FLOAT_EXPONENT"),
+            Mutant(
+                "ties of a ratio up",
+                "tile/block_scale.cuh",
+                "to_upper == to_lower && below % 2 == 1",
+                "to_upper == to_lower",
+            ),
+            Mutant(
+                "ratio below the normal numbers",
+                "tile/block_scale.cuh",
+                "normal ? in_normal : in_subnormal",
+                "in_normal",
+            ),
+            Mutant(
+                "inverse of the smallest scale",
+                "tile/block_scale.cuh",
+                "number = __uint_as_float(field > 0 ? u32(field) << 23 : 0x00400000u)",
+                "number = __uint_as_float(u32(max(field, 1)) << 23)",
+            ),
+            Mutant(
+                "half of a block",
+                "tile/block_wire.cuh",
+                "distance = GROUPS_OF_BLOCK / 2",
+                "distance = GROUPS_OF_BLOCK / 4",
+            ),
+            Mutant("no barrier", "tile/block_wire.cuh", "__syncthreads();  // scales of the tile", ""),
+            Mutant("codes of a NaN block", "tile/block_wire.cuh", "if (scale == u32(SCALE_NAN)) packed = 0;", ""),
+            Mutant(
+                "unused bits of the scales",
+                "tile/block_wire.cuh",
+                "u16(inside ? scale : 0)",
+                "u16(inside ? scale : ~0)",
+            ),
+            Mutant(
+                "scale bits of one block only",
+                "tile/block_wire.cuh",
+                "k <= (8 * i + 7) / SCALE_BITS",
+                "k <= 8 * i / SCALE_BITS",
+            ),
+            Mutant("no end of the scales", "tile/block_wire.cuh", "if (at < scales_bytes(blocks)) scales", "scales"),
+            Mutant(
+                "second lane of a word forgotten", "tile/bit_pack.cuh", "if (last != first) word", "if (false) word"
+            ),
+            Mutant(
+                "no end of the elements", "tile/bit_pack.cuh", "if (size_t(group) * CODES_BYTES >= end) return;", ""
+            ),
+            Mutant("ragged words whole", "tile/bit_pack.cuh", "start + at + 4 <= end", "start + at < end"),
+            Mutant(
+                "ragged end read",
+                "tile/eight.cuh",
+                "first + i < n ? to_float(x[first + i]) : 0.0f",
+                "to_float(x[first + i])",
+            ),
+            Mutant("padding not written", "encode.cu", "if (padding && blockIdx.x", "if (false && blockIdx.x"),
+        ],
+    ),
+    "decode_sum": (
+        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or sum or order"],
+        [
+            Mutant(
+                "wrong order of ranks",
+                "tile/rank_sum.cuh",
+                "wires[rank] = first_wire + rank * wire_bytes",
+                "wires[rank] = first_wire + (RANKS - 1 - rank) * wire_bytes",
+            ),
+            Mutant(
+                "last rank forgotten",
+                "tile/rank_sum.cuh",
+                "int rank = 1; rank < RANKS",
+                "int rank = 1; rank < RANKS - 1",
+            ),
+            Mutant("rank 0 twice", "tile/rank_sum.cuh", "unpack(term, raw[rank])", "unpack(term, raw[0])"),
+            Mutant(
+                "always taken for aligned",
+                "tile/rank_sum.cuh",
+                "aligned = aligned && Wire::is_aligned(wires[rank])",
+                "aligned = true",
+            ),
+            Mutant("NaN scale taken for a number", "tile/block_scale.cuh", "int(code) > SCALE_LARGEST", "false"),
+            Mutant(
+                "smallest scale is zero",
+                "tile/block_scale.cuh",
+                "field > 0 ? u32(field) << 23 : 0x00400000u);\n  } else",
+                "u32(field) << 23);\n  } else",
+            ),
+            Mutant(
+                "mantissa of a scale shifted",
+                "tile/block_scale.cuh",
+                "code << (23 - SCALE_MANTISSA_BITS)",
+                "code << (22 - SCALE_MANTISSA_BITS)",
+            ),
+            Mutant("sign lost", "tile/element_code.cuh", "sign | magnitude << (23", "magnitude << (23"),
+            Mutant(
+                "scale of the next block",
+                "tile/block_wire.cuh",
+                "group / GROUPS_OF_BLOCK)};",
+                "group / GROUPS_OF_BLOCK + 1)};",
+            ),
+            Mutant("scale that crosses a byte", "tile/block_wire.cuh", "bit % 8 + SCALE_BITS > 8)", "false)"),
+            Mutant(
+                "elements of the next group",
+                "tile/block_wire.cuh",
+                "(wire + size_t(group) * CODES_BYTES)",
+                "(wire + size_t(group + 1) * CODES_BYTES)",
+            ),
+            Mutant(
+                "no end of the share", "decode_sum.cu", "if (group / GROUPS_OF_BLOCK >= share.granules) return;", ""
+            ),
+            Mutant("no end of y", "decode_sum.cu", "* 8, n, sum", "* 8, size_t(-1), sum"),
+            Mutant("share's place in y", "decode_sum.cu", "size_t(share.first) * BLOCK + ", ""),
+            Mutant("share's place in the wire", "decode_sum.cu", "wires + share.offset", "wires"),
+            Mutant("first shares no larger", "tile/share.cuh", "each + (number < more)", "each"),
+            Mutant("offset of equal shares", "tile/share.cuh", "+ larger * difference}", "}"),
+        ],
+    ),
+    "decode_sum_encode": (
+        ["test_codec_kernels.py", "-k", "twoshot or special or order"],
+        [
+            Mutant("no end of the share", "decode_sum_encode.cu", "if (group / GROUPS_OF_BLOCK < blocks) sum", "sum"),
+            Mutant("first tile only", "decode_sum_encode.cu", "blocks, blockIdx.x, sum", "blocks, 0, sum"),
+            Mutant(
+                "first group of the tile", "decode_sum_encode.cu", "blockIdx.x * THREADS + threadIdx.x;", "threadIdx.x;"
+            ),
+            Mutant("one block less", "decode_sum_encode.cu", "put(total, blocks,", "put(total, blocks - 1,"),
+            Mutant(
+                "stride of the ranks",
+                "decode_sum_encode.cu",
+                "wires, wire_bytes, blocks",
+                "wires, wire_bytes - 1, blocks",
+            ),
+            Mutant(
+                "wrong order of ranks",
+                "tile/rank_sum.cuh",
+                "wires[rank] = first_wire + rank * wire_bytes",
+                "wires[rank] = first_wire + (RANKS - 1 - rank) * wire_bytes",
+            ),
+            Mutant("no barrier", "tile/block_wire.cuh", "__syncthreads();  // scales of the tile", ""),
+            Mutant(
+                "scale of the first block",
+                "tile/block_wire.cuh",
+                "smem_scales[threadIdx.x / GROUPS_OF_BLOCK] =",
+                "smem_scales[0] =",
+            ),
+            Mutant("no end of the scales", "tile/block_wire.cuh", "if (at < scales_bytes(blocks)) scales", "scales"),
+        ],
+    ),
+    "decode_sum_rmsnorm": (
+        ["test_codec_kernels.py", "-k", "fused"],
+        [
+            Mutant("sum not rounded", "decode_sum_rmsnorm.cu", "to_float(Number<DTYPE>::one(sum[i]))", "sum[i]"),
+            Mutant("residual left alone", "decode_sum_rmsnorm.cu", "store_eight(residual, row + k, n, v);", ""),
+            Mutant("residual not added", "decode_sum_rmsnorm.cu", "__fadd_rn(v[i], ", "__fadd_rn(0.0f, "),
+            Mutant("no barrier", "tile/block_sum.cuh", "__syncthreads();", ""),
+            Mutant("weight in the new order", "decode_sum_rmsnorm.cu", "to_float(weight[k])", "to_float(weight[j])"),
+            Mutant("scattered, not gathered", "decode_sum_rmsnorm.cu", "y[row + j]", "y[row + k]"),
+            Mutant("row ignored", "decode_sum_rmsnorm.cu", "blockIdx.x) * K;", "0) * K;"),
+            Mutant("share of the first block", "decode_sum_rmsnorm.cu", "share_with<BlockWire>(n, shares, block)", "0"),
+            Mutant("group of the whole", "decode_sum_rmsnorm.cu", " - share.first * GROUPS_OF_BLOCK", ""),
+            Mutant("no larger shares", "tile/share.cuh", "granule < more * (each + 1) ?", "false ?"),
+            Mutant(
+                "epsilon outside the root", "decode_sum_rmsnorm.cu", "rsqrtf(mean + epsilon)", "rsqrtf(mean) + epsilon"
+            ),
+            Mutant("seven of eight squared", "decode_sum_rmsnorm.cu", "i < 8; i++) squares", "i < 7; i++) squares"),
+            Mutant("tail left out", "decode_sum_rmsnorm.cu", "j < K; j += THREADS", "j + THREADS <= K; j += THREADS"),
+        ],
+    ),
+    "all_reduce_oneshot": (
+        ["test_all_reduce_kernels.py", "-k", "oneshot or slab"],
+        [
+            *MEETING,
+            Mutant("wrong order of ranks", "all_reduce_oneshot.cu", "all.data(r, 0);", "all.data(RANKS - 1 - r, 0);"),
+            Mutant(
+                "from the own rank on", "all_reduce_oneshot.cu", "all.data(r, 0);", "all.data((r + rank) % RANKS, 0);"
+            ),
+            Mutant(
+                "no end of the numbers",
+                "all_reduce_oneshot.cu",
+                "if (group / GROUPS_OF_GRANULE >= granules) continue;",
+                "",
+            ),
+            Mutant("no meeting", "all_reduce_oneshot.cu", "STEP == 0 && !all.meet", "false && !all.meet"),
+            Mutant(
+                "goes on without a peer",
+                "all_reduce_oneshot.cu",
+                "!all.meet(0, smem_missing, status, timeout_us))) return;",
+                "!all.meet(0, smem_missing, status, timeout_us) && n == 0)) return;",
+            ),
+            Mutant(
+                "scratch used again too early", "all_reduce_oneshot.cu", "__syncthreads();  // smem_scratch is free", ""
+            ),
+            Mutant(
+                "tiles of other blocks",
+                "all_reduce_oneshot.cu",
+                "int tile = blockIdx.x; tile < tiles; tile += GRID) {\n    const",
+                "int tile = GRID - 1 - blockIdx.x; tile < tiles; tile += GRID) {\n    const",
+            ),
+            Mutant("last tile left out", "tile/either_wire.cuh", " + THREADS - 1) / THREADS", ") / THREADS"),
+            Mutant(
+                "epoch written by a thread that has not waited",
+                "tile/slab.cuh",
+                "__syncthreads();  // all have read the epoch",
+                "",
+            ),
+        ],
+    ),
+    "all_reduce_twoshot": (
+        ["test_all_reduce_kernels.py", "-k", "twoshot or slab"],
+        [
+            *MEETING,
+            Mutant("no first meeting", "all_reduce_twoshot.cu", "STEP == 0 && !all.meet(0", "false && !all.meet(0"),
+            Mutant("no second meeting", "all_reduce_twoshot.cu", "STEP == 0 && !all.meet(1", "false && !all.meet(1"),
+            Mutant("the same flags twice", "all_reduce_twoshot.cu", "all.meet(1", "all.meet(0"),
+            Mutant(
+                "wrong order of ranks",
+                "all_reduce_twoshot.cu",
+                "wires[r] = all.data(r,",
+                "wires[r] = all.data(RANKS - 1 - r,",
+            ),
+            Mutant(
+                "from the own rank on",
+                "all_reduce_twoshot.cu",
+                "wires[r] = all.data(r,",
+                "wires[r] = all.data((r + all.rank) % RANKS,",
+            ),
+            Mutant(
+                "sum laid over the first step",
+                "all_reduce_twoshot.cu",
+                "RANKS * Place::bytes(n)",
+                "all.rank * Place::bytes(n)",
+            ),
+            Mutant("no end of the own share", "all_reduce_twoshot.cu", "if (place.has(group)) sum", "sum"),
+            Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(group)) continue;", ""),
+            Mutant("places too close", "all_reduce_twoshot.cu", " + 15) / 16 * 16", ") / 16 * 16"),
+            Mutant(
+                "own share's place at rank 0's", "all_reduce_twoshot.cu", "all.data(r, place.offset)", "all.data(r, 0)"
+            ),
+            Mutant("all shares from rank 0", "all_reduce_twoshot.cu", "total = all.data(owner,", "total = all.data(0,"),
+            Mutant(
+                "scratch used again too early", "all_reduce_twoshot.cu", "__syncthreads();  // smem_scratch is free", ""
+            ),
         ],
     ),
 }

@@ -225,7 +225,35 @@ def test_last_block_sums_needs_every_step(replacement):
 
 def test_relaxed_flag_is_a_race():
     with pytest.raises(SimtError, match="race on global"):
-        exchange(kernel("exchange", "check", ("st_release(flags", "st_relaxed(flags")))
+        exchange(kernel("exchange", "check", ("st_release_sys(flags", "st_relaxed_sys(flags")))
+
+
+@pytest.mark.parametrize("wide", ["st_release_sys", "ld_acquire_sys"])
+def test_flag_of_one_device_is_too_weak_for_two(wide):
+    with pytest.raises(SimtError, match="scope of the system"):
+        exchange(kernel("exchange", "check", (f"{wide}(flags", f"{wide[:-4]}(flags")))
+
+
+def sums_one_after_the_other(as_streams, seed):
+    """Block sums of a sum of blocks: the second launch reads what the first has written."""
+    cpu_cuda.settings.seed = seed
+    sums = kernel("last_block_sums", "check")
+    a, b, out = np.ones((4, 32), np.float32), np.zeros((4, 32), np.float32), np.zeros((2, 32), np.float32)
+    arrivals = np.zeros((2, 1), np.uint32)
+    first = (sums, (4,), (32,), (a, b, out[0], arrivals[0]), 16)
+    second = (sums, (4,), (32,), (b, np.zeros_like(b), out[1], arrivals[1]), 16)
+    cpu_cuda.launch([[first, second]] if as_streams else [first, second])
+    return out
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_launches_of_one_device_are_ordered(settings, seed):
+    assert (sums_one_after_the_other(True, seed) == 4).all()
+
+
+def test_launches_of_two_devices_are_not(settings):
+    with pytest.raises(SimtError, match="race on global"):
+        sums_one_after_the_other(False, seed=0)
 
 
 def test_relaxed_counter_between_two_fences_is_none():

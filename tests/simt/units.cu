@@ -110,8 +110,8 @@ extern "C" __global__ void exchange(float* const* parts,   // per rank: (n,)
   __syncthreads();
   const int t = threadIdx.x;
   if (t < world) {
-    st_release(flags[t] + rank, 1);
-    while (ld_acquire(flags[rank] + t) == 0) {}
+    st_release_sys(flags[t] + rank, 1);
+    while (ld_acquire_sys(flags[rank] + t) == 0) {}
   }
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += blockDim.x) {

@@ -25,6 +25,21 @@ int free_read = -1;
 std::unordered_map<const void*, VectorClock>
     published;  // what an atomic location makes known to who reads it
 
+// Who touched an atomic location last: between devices only the scope of the system will do.
+struct Toucher {
+  int device;
+  Scope scope;
+};
+std::unordered_map<const void*, Toucher> touchers;
+
+void check_scope(const void* p, Scope scope, int line) {
+  const int device = state.lane->block->launch->device;
+  const auto [it, first] = touchers.try_emplace(p, Toucher{device, scope});
+  if (!first && it->second.device != device && (scope != SYSTEM_SCOPE || it->second.scope != SYSTEM_SCOPE))
+    fail("line %d: an atomic location is shared by devices, but not all accesses have the scope of the system", line);
+  it->second = {device, scope};
+}
+
 struct Access {
   const char* space;
   uint32_t offset;
@@ -148,6 +163,7 @@ void reset_checker() {
   reads.clear();
   free_read = -1;
   published.clear();
+  touchers.clear();
 }
 
 void check_access(const void* p, uint32_t bytes, bool write, bool atomic, void* pc, int line, bool aligned) {
@@ -195,8 +211,9 @@ void fence() {
   state.lane->at_fence = publish(state.lane);
 }
 
-uint32_t atomic_load(const uint32_t* p, bool acquire, int line) {
+uint32_t atomic_load(const uint32_t* p, bool acquire, int line, Scope scope) {
   if (state.check) {
+    check_scope(p, scope, line);
     check_access(p, 4, false, true, nullptr, line);
     if (auto it = published.find(p); it != published.end())
       (acquire ? state.lane->known : state.lane->collected).join(it->second);
@@ -206,10 +223,11 @@ uint32_t atomic_load(const uint32_t* p, bool acquire, int line) {
   return value;
 }
 
-void before_atomic(void* p, int bytes, AtomicKind kind, int line) {
+void before_atomic(void* p, int bytes, AtomicKind kind, int line, Scope scope) {
   state.idle_spins = 0;
   if (!state.check) return;
   Lane* lane = state.lane;
+  check_scope(p, scope, line);
   check_access(p, bytes, true, true, nullptr, line);
   VectorClock& location = published[p];
   if (kind == STORE_RELAXED) location = lane->at_fence;

@@ -47,10 +47,12 @@ void syncwarp(uint32_t mask, int line);
 uint64_t shuffle(uint32_t mask, const char* op, uint64_t value, int source, int line);
 void spin();  // let other lanes run
 void fence();
-uint32_t atomic_load(const uint32_t* p, bool acquire, int line);
+enum Scope { DEVICE_SCOPE, SYSTEM_SCOPE };
+uint32_t atomic_load(const uint32_t* p, bool acquire, int line, Scope scope = DEVICE_SCOPE);
 enum AtomicKind { STORE_RELAXED, STORE_RELEASE, MODIFY_RELAXED, MODIFY_ACQ_REL };
 // Checks and orders; the caller then does it.
-void before_atomic(void* p, int bytes, AtomicKind kind, int line);
+void before_atomic(void* p, int bytes, AtomicKind kind, int line, Scope scope = DEVICE_SCOPE);
+uint64_t device_timer();  // in nanoseconds
 
 unsigned char* shared_memory();
 uint32_t carve(uint32_t device_offset, uint32_t bytes, uint32_t align, int line);  // -> offset with red zones
@@ -202,6 +204,22 @@ inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 b) { return {b, b}; }
 inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__nv_bfloat16(a), __nv_bfloat16(b)}; }
 
+inline uint32_t __float_as_uint(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+// -ffp-contract=off: each of them rounds
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 inline float __expf(float x) {
   return std::exp(x);
 }  // the device's is less exact, by a few units in the last place
@@ -209,6 +227,8 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
+inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
+inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 // ---- barriers, shuffles, atomics
 inline void __syncthreads(SIMT_LINE) { simt::barrier(0, 0, true, line); }

@@ -25,6 +25,7 @@ struct LaunchDescription {
   const char* name;
   void** args;
   uint32_t grid[3], block[3], shared_bytes;
+  int after;  // the launch that comes before it on its device, or -1
 };
 
 const char* simt_error() { return state.error; }
@@ -42,7 +43,8 @@ int simt_signature(const char* name, Parameter* parameters) {
   return int(it->second.parameters.size());
 }
 
-// Runs kernels side by side: several "devices" of a collective, or just one. 0, or -1 and simt_error() says why.
+// Runs kernels side by side: several "devices" of a collective, or just one; on a device one after the other.
+// 0, or -1 and simt_error() says why.
 int simt_launch(int count, const LaunchDescription* descriptions, const Options* options) {
   std::vector<Launch> launches(count);
   uint32_t shared_bytes = 0;
@@ -54,7 +56,14 @@ int simt_launch(int count, const LaunchDescription* descriptions, const Options*
     Launch& launch = launches[i];
     launch = {exports().at(d.name).kernel, d.args,         {g[0], g[1], g[2]},
               {b[0], b[1], b[2]},          d.shared_bytes, int(b[0] * b[1] * b[2]),
-              int(g[0] * g[1] * g[2]),     blocks};
+              int(g[0] * g[1] * g[2]),     blocks,         i,
+              nullptr};
+    launch.unfinished = launch.blocks;
+    if (d.after >= 0) {
+      launch.after = &launches[d.after];
+      launch.after->next = &launch;
+      launch.device = launch.after->device;
+    }
     if (launch.threads < 1 || launch.threads > 1024 || launch.blocks < 1 || d.shared_bytes > 232448) {
       snprintf(state.error, sizeof state.error,
                "invalid launch: %d threads, %d blocks, %u bytes of shared memory", launch.threads,

@@ -84,6 +84,11 @@ struct Launch {
   dim3 grid, block;
   uint32_t shared_bytes;
   int threads, blocks, first_block;  // first_block: number of its first block among all of a joint launch
+  int device;                        // launches of one device run one after the other
+  Launch* after;                     // the one before it on its device, or null
+  Launch* next = nullptr;            // the one that waits for it
+  int unfinished = 0;                // blocks
+  VectorClock known = {};            // what its threads knew at their ends
 };
 
 struct Block {
@@ -118,6 +123,7 @@ struct State {
   int mma_model = 90;
   int threads_per_block = 0;  // the largest of a joint launch; numbers threads as block * this + index
   uint64_t launch_number = 0;
+  uint64_t timer_ns = 0;  // of the device: every look at it takes a microsecond
   long idle_spins = 0;  // picks since anything but spinning happened
   std::vector<Block*> residents;
   size_t stack_bytes = 64 << 10;

@@ -32,7 +32,7 @@ std::mt19937 rng;
 int seed, slot_now, warp_now, live_blocks;
 std::vector<std::pair<Launch*, int>> queue;  // blocks in the order in which they start
 size_t queue_at;
-Block* finished;  // its slot waits for the next block
+std::vector<Block*> free_slots;
 
 [[noreturn]] void leave() {
   static void* dead;
@@ -56,7 +56,7 @@ Lane* pick(bool rotate) {
   const int slots = state.residents.size();
   if (seed > 1 && rng() % 8 == 0) {
     slot_now = rng() % slots;
-    warp_now = rng() % state.residents[slot_now]->warps.size();
+    warp_now = rng() % std::max<size_t>(1, state.residents[slot_now]->warps.size());
   }
   for (int i = 0; i <= slots; i++) {
     const int slot = (slot_now + i) % slots;
@@ -96,6 +96,13 @@ void reschedule(bool rotate = false) {
   simt_switch(&self->context, next->context);
 }
 
+void enqueue(Launch* launch) {
+  const size_t first = queue.size();
+  for (int i = 0; i < launch->blocks; i++) queue.push_back({launch, i});
+  if (seed == 1) std::reverse(queue.begin() + first, queue.end());
+  if (seed > 1) std::shuffle(queue.begin() + first, queue.end(), rng);
+}
+
 // Where every lane begins and ends.
 void lane_main() {
   state.lane->block->launch->kernel(state.lane->block->launch->args);
@@ -103,17 +110,18 @@ void lane_main() {
   Block* block = lane->block;
   Warp& warp = block->warps[lane->index / 32];
   if (!lane->copies.empty()) fail("thread exits with cp.async copies that were never waited for");
+  if (state.check && block->launch->next) block->launch->known.join(publish(lane));
   warp.exited |= 1u << (lane->index & 31);
   warp.runnable &= ~(1u << (lane->index & 31));
   state.idle_spins = 0;
   if (--block->alive == 0) {
     check_red_zones(block);
     live_blocks--;
-    if (queue_at < queue.size()) {  // refilled from the main stack: this one is among those to be reused
-      finished = block;
-      leave();
-    }
-    if (!live_blocks) leave();
+    free_slots.push_back(block);
+    Launch* launch = block->launch;
+    if (--launch->unfinished == 0 && launch->next) enqueue(launch->next);
+    // slots are refilled from the main stack: this one is among those to be reused
+    if (queue_at < queue.size() || !live_blocks) leave();
   }
   reschedule();
 }
@@ -137,6 +145,7 @@ void start_block(Block* block) {
     lane.thread = unravel(t, launch->block), lane.block_at = unravel(number, launch->grid);
     lane.block_dim = launch->block, lane.grid_dim = launch->grid;
     lane.block = block, lane.index = t, lane.now = 1;
+    if (launch->after) lane.known = launch->after->known;
     lane.context = new_fiber(stack + state.stack_bytes, lane_main);
     wake(&lane);
   }
@@ -187,9 +196,19 @@ class SignalGuard {
 void fill_queue(std::vector<Launch>& launches) {
   queue.clear(), queue_at = 0, live_blocks = 0;
   for (auto& launch : launches)
-    for (int i = 0; i < launch.blocks; i++) queue.push_back({&launch, i});
+    for (int i = 0; i < launch.blocks && !launch.after; i++) queue.push_back({&launch, i});
   if (seed == 1) std::reverse(queue.begin(), queue.end());
   if (seed > 1) std::shuffle(queue.begin(), queue.end(), rng);
+}
+
+// As many blocks as can be alive at once: of each device its largest launch.
+int most_alive(const std::vector<Launch>& launches) {
+  std::map<int, int> of_device;
+  for (auto& launch : launches)
+    of_device[launch.device] = std::max(of_device[launch.device], launch.blocks);
+  int sum = 0;
+  for (auto& [device, blocks] : of_device) sum += blocks;
+  return sum;
 }
 
 }  // namespace
@@ -228,11 +247,11 @@ void run_blocks(std::vector<Launch>& launches, uint32_t shared_bytes, const Opti
   seed = options.seed;
   rng.seed(seed);
   state.check = options.check, state.mma_model = options.mma_model;
-  state.idle_spins = 0, state.lane = nullptr, state.error[0] = 0, state.launch_number++;
+  state.idle_spins = 0, state.timer_ns = 0, state.lane = nullptr, state.error[0] = 0, state.launch_number++;
   reset_checker();
   fill_queue(launches);
 
-  const int slots = std::min<size_t>(queue.size(), options.max_resident);
+  const int slots = std::min(most_alive(launches), options.max_resident);
   const size_t stacks_bytes = state.stack_bytes * slots * state.threads_per_block;
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   char* stacks = static_cast<char*>(mmap(nullptr, stacks_bytes, PROT_READ | PROT_WRITE, flags, -1, 0));
@@ -247,24 +266,28 @@ void run_blocks(std::vector<Launch>& launches, uint32_t shared_bytes, const Opti
     block.lanes.resize(state.threads_per_block);
     for (int t = 0; t < state.threads_per_block; t++)
       block.lanes[t].stack = stacks + state.stack_bytes * (size_t(i) * state.threads_per_block + t);
-    start_block(&block);
   }
+  free_slots.clear();
+  for (int i = slots; i-- > 0;) free_slots.push_back(&blocks[i]);
   {
     launching_thread = pthread_self();
     SignalGuard guard(options.timeout_s);
     state.running = true;
-    slot_now = warp_now = 0, finished = nullptr;
+    slot_now = warp_now = 0;
     do {
-      if (finished) start_block(finished), finished = nullptr;
+      for (; queue_at < queue.size() && !free_slots.empty(); free_slots.pop_back())
+        start_block(free_slots.back());
       state.lane = pick(false);
       simt_switch(&main_context, state.lane->context);
-    } while (finished && !state.error[0]);
+    } while (queue_at < queue.size() && !state.error[0]);
     state.running = false;
   }
   state.lane = nullptr;
   for (auto& block : blocks) free_arena(block.shared, arena);
   munmap(stacks, stacks_bytes);
 }
+
+uint64_t device_timer() { return state.timer_ns += 1000; }
 
 dim3 thread_index() { return state.lane->thread; }
 dim3 block_index() { return state.lane->block_at; }

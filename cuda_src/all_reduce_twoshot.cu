@@ -1,0 +1,103 @@
+// all_reduce_twoshot: every rank adds one share of the numbers and gives the sum to all. caller: cutpq/comm_ipc.py
+//
+//   step 1   x, encoded or as it is, share by share into this rank's slab
+//            meet
+//   step 2   this rank's share from all slabs, added in float32 from rank 0 to the last, encoded or rounded,
+//            into another place of this rank's slab
+//            meet
+//   step 3   every share of the sum from its owner's slab, the own one too -> y
+//
+// The halves of a slab are used in turns, as in all_reduce_oneshot: a slow peer may still be in step 3.
+// STEP 0 is all of it; 1, 2 and 3 are for ranks that share a GPU, as in all_reduce_oneshot.
+#include "target.cuh"
+#include "tile/either_wire.cuh"
+#include "tile/rank_sum.cuh"
+#include "tile/share.cuh"
+#include "tile/slab.cuh"
+
+// A share of the numbers, and where its wire lies: in places of equal size, aligned to 16 bytes.
+struct Place {
+  Share share;
+  int tiles;
+  size_t first;   // number
+  size_t offset;
+
+  __device__ __forceinline__ Place(int n, int owner) : share(share_of<Wire>(n, RANKS, owner)) {
+    tiles = tiles_of(share.granules);
+    first = size_t(share.first) * Wire::GRANULE;
+    offset = owner * bytes(n);  // in a half
+  }
+  static __device__ __forceinline__ size_t bytes(int n) {
+    return (Wire::bytes(share_of<Wire>(n, RANKS, 0).granules) + 15) / 16 * 16;
+  }
+  __device__ __forceinline__ bool has(int group) const { return group / GROUPS_OF_GRANULE < share.granules; }
+};
+
+DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch) {
+#pragma unroll 1
+  for (int owner = 0; owner < RANKS; owner++) {
+    const Place place(n, owner);
+#pragma unroll 1
+    for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
+      float v[8];
+      load_eight(v, x, place.first + (size_t(tile) * THREADS + threadIdx.x) * 8, n);
+      Wire::put(all.data(all.rank, place.offset), place.share.granules, tile, v, smem_scratch);
+      __syncthreads();  // smem_scratch is free
+    }
+  }
+}
+
+DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
+  const Place place(n, all.rank);
+  const u8* wires[RANKS];
+#pragma unroll
+  for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, place.offset);
+  u8* total = all.data(all.rank, RANKS * Place::bytes(n));
+#pragma unroll 1
+  for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
+    const int group = tile * THREADS + threadIdx.x;
+    float sum[8] = {};
+    if (place.has(group)) sum_of_ranks<Wire>(sum, wires, place.share.granules, group);
+    Wire::put(total, place.share.granules, tile, sum, smem_scratch);
+    __syncthreads();  // smem_scratch is free
+  }
+}
+
+DEVICE void collect(const Slabs& all, act_t* y, int n) {
+#pragma unroll 1
+  for (int owner = 0; owner < RANKS; owner++) {
+    const Place place(n, owner);
+    const u8* total = all.data(owner, RANKS * Place::bytes(n));
+#pragma unroll 1
+    for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
+      const int group = tile * THREADS + threadIdx.x;
+      if (!place.has(group)) continue;
+      float v[8];
+      Wire::unpack(v, Wire::template load<true>(total, place.share.granules, group));
+      store_eight(y, place.first + size_t(group) * 8, n, v);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is seen from here
+                   const act_t* x,       // (n,), aligned to 16 bytes
+                   act_t* y,             // (n,), aligned to 16 bytes
+                   u32* status,          // (1,) that the host can read: 1 + a rank that did not come
+                   int rank,
+                   int n,
+                   u32 half_bytes,  // of a slab's data
+                   u32 timeout_us) {
+  DYNAMIC_SHARED(smem);
+  Carver carver(smem);
+  u32* smem_missing = carver.take<u32>(RANKS);
+  u16* smem_scratch = carver.take<u16>(Wire::SCRATCH);
+
+  const Slabs all(slabs, rank, half_bytes);
+  if (STEP == 0 || STEP == 1) lay_down(all, x, n, smem_scratch);
+  if (STEP == 0 && !all.meet(0, smem_missing, status, timeout_us)) return;
+  if (STEP == 0 || STEP == 2) add_own_share(all, n, smem_scratch);
+  if (STEP == 0 && !all.meet(1, smem_missing, status, timeout_us)) return;
+  if (STEP == 0 || STEP == 3) collect(all, y, n);
+  if (STEP == 0 || STEP == 3) all.finish();
+}

@@ -1,0 +1,22 @@
+// decode_sum: the wires of all ranks to their sum, in float32 and in rank order, rounded once.
+//                                                                                     caller: cutpq/wire.py
+// A thread takes eight numbers and loads their codes of every rank before it adds. blockIdx.y is the share: with
+// one rank and many shares this puts the result of a two-shot sum together.
+#include "target.cuh"
+#include "tile/block_wire.cuh"
+#include "tile/eight.cuh"
+#include "tile/rank_sum.cuh"
+#include "tile/share.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+decode_sum(const u8* __restrict__ wires,  // of RANKS ranks
+           act_t* __restrict__ y,         // (n,), aligned to 16 bytes
+           int wire_bytes,                // from one rank's wire to the next
+           int n) {
+  const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
+  const int group = blockIdx.x * THREADS + threadIdx.x;
+  if (group / GROUPS_OF_BLOCK >= share.granules) return;
+  float sum[8];
+  sum_of_ranks<BlockWire>(sum, wires + share.offset, wire_bytes, share.granules, group);
+  store_eight(y, size_t(share.first) * BLOCK + size_t(group) * 8, n, sum);
+}

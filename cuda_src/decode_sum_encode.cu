@@ -1,0 +1,21 @@
+// decode_sum_encode: the wires of a share from all ranks to the wire of their sum, the middle of a two-shot sum.
+//                                                                                     caller: cutpq/wire.py
+// In one pass: the sum is never in memory. Added in float32 and in rank order.
+#include "target.cuh"
+#include "tile/block_wire.cuh"
+#include "tile/rank_sum.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+decode_sum_encode(const u8* __restrict__ wires,  // of RANKS ranks
+                  u8* __restrict__ total,        // the wire of the sum, as long as each of them
+                  int wire_bytes,                // from one rank's wire to the next
+                  int blocks) {                  // in each
+  DYNAMIC_SHARED(smem);
+  Carver carver(smem);
+  u16* smem_scales = carver.take<u16>(BlockWire::SCRATCH);
+
+  const int group = blockIdx.x * THREADS + threadIdx.x;
+  float sum[8] = {};
+  if (group / GROUPS_OF_BLOCK < blocks) sum_of_ranks<BlockWire>(sum, wires, wire_bytes, blocks, group);
+  BlockWire::put(total, blocks, blockIdx.x, sum, smem_scales);
+}

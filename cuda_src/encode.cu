@@ -1,0 +1,26 @@
+// encode: numbers to the wire of a block codec.                                       caller: cutpq/wire.py
+// One pass: a thread loads eight numbers in 16-byte words, the threads of a block find its largest magnitude, and
+// each writes its eight codes. blockIdx.y is the share, so that the wires of all ranks are written at once.
+// The bytes equal those of the formulas in cutpq/ref_codec.py.
+#include "target.cuh"
+#include "tile/block_wire.cuh"
+#include "tile/eight.cuh"
+#include "tile/share.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+encode(const act_t* __restrict__ x,  // (n,), aligned to 16 bytes
+       u8* __restrict__ wire,        // the wires of gridDim.y shares
+       int n,                        // beyond it, the last block is filled with zeros
+       int padding) {                // how many, if the wire says so in a last byte; else 0
+  DYNAMIC_SHARED(smem);
+  Carver carver(smem);
+  u16* smem_scales = carver.take<u16>(BlockWire::SCRATCH);
+
+  const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
+  if (int(blockIdx.x) * BLOCKS_OF_TILE >= share.granules) return;
+  const size_t first = size_t(share.first) * BLOCK + (size_t(blockIdx.x) * THREADS + threadIdx.x) * 8;
+  float v[8];
+  load_eight(v, x, first, n);
+  BlockWire::put(wire + share.offset, share.granules, blockIdx.x, v, smem_scales);
+  if (padding && blockIdx.x == 0 && threadIdx.x == 0) wire[BlockWire::bytes(share.granules)] = u8(padding);
+}

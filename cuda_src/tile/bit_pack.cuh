@@ -1,0 +1,75 @@
+// Codes of ELEMENT_BITS as one little-endian string of bits. The eight codes of a thread are ELEMENT_BITS bytes,
+// so that threads begin at whole bytes.
+#pragma once
+#include "../target.cuh"
+#include "element_code.cuh"
+
+constexpr int CODES_BYTES = ELEMENT_BITS;                     // of eight codes
+constexpr int CODES_UNIT = ELEMENT_BITS & -ELEMENT_BITS;      // of which power of two they are a multiple
+
+template <int BYTES>
+struct Unit;
+template <>
+struct Unit<1> { using type = u8; };
+template <>
+struct Unit<2> { using type = u16; };
+template <>
+struct Unit<4> { using type = u32; };
+template <>
+struct Unit<8> { using type = u64; };
+
+DEVICE bool is_aligned(const u8* p, int bytes) { return reinterpret_cast<size_t>(p) % bytes == 0; }
+
+template <int BYTES>
+DEVICE u64 load_units(const u8* p) {
+  using T = typename Unit<BYTES>::type;
+  u64 bits = 0;
+#pragma unroll
+  for (int i = 0; i < CODES_BYTES / BYTES; i++) bits |= u64(reinterpret_cast<const T*>(p)[i]) << (8 * BYTES * i);
+  return bits;
+}
+
+template <int BYTES>
+DEVICE void store_units(u8* p, u64 bits) {
+  using T = typename Unit<BYTES>::type;
+#pragma unroll
+  for (int i = 0; i < CODES_BYTES / BYTES; i++) reinterpret_cast<T*>(p)[i] = T(bits >> (8 * BYTES * i));
+}
+
+// Eight codes. ALIGNED: the first group of their wire is, to CODES_UNIT.
+template <bool ALIGNED>
+DEVICE u64 load_codes(const u8* p) {
+  return ALIGNED ? load_units<CODES_UNIT>(p) : load_units<1>(p);
+}
+
+// Bytes that do not fill whole words of a thread go as words of their warp: word w has bytes of one lane or two.
+DEVICE void store_as_warp(u8* elements, int group, u64 packed, size_t end) {
+  const int lane = threadIdx.x % 32;
+  const size_t start = size_t(group - lane) * CODES_BYTES;
+#pragma unroll
+  for (int round = 0; round < (8 * CODES_BYTES + 31) / 32; round++) {
+    const int at = 4 * (32 * round + lane);  // byte of the warp's 32 * CODES_BYTES
+    const int first = at / CODES_BYTES, last = (at + 3) / CODES_BYTES;
+    const u64 low = __shfl_sync(FULL_WARP, packed, first & 31), high = __shfl_sync(FULL_WARP, packed, last & 31);
+    u32 word = u32(low >> (8 * (at - first * CODES_BYTES)));
+    if (last != first) word |= u32(high << (8 * (last * CODES_BYTES - at)));
+    if (first >= 32) continue;
+    if (start + at + 4 <= end) {
+      *reinterpret_cast<u32*>(elements + start + at) = word;
+    } else {
+      for (int i = 0; i < 4; i++)
+        if (start + at + i < end) elements[start + at + i] = u8(word >> (8 * i));
+    }
+  }
+}
+
+// The codes of group number `group` to their place in `elements`, of which `end` bytes there are. All lanes of a
+// warp call it, with neighbouring groups; those beyond the end write nothing.
+DEVICE void store_codes(u8* elements, int group, u64 packed, size_t end) {
+  constexpr bool whole = CODES_UNIT == CODES_BYTES;
+  if (!whole && is_aligned(elements, 4)) return store_as_warp(elements, group, packed, end);
+  u8* p = elements + size_t(group) * CODES_BYTES;
+  if (size_t(group) * CODES_BYTES >= end) return;
+  if (whole && is_aligned(elements, CODES_UNIT)) store_units<CODES_UNIT>(p, packed);
+  else store_units<1>(p, packed);
+}

@@ -1,0 +1,93 @@
+// The wire of a block codec (its bytes are documented in cutpq/codec.py): eight numbers of each thread in, or out.
+// The numbers of a share are a row of groups of eight; a tile is THREADS of them.
+#pragma once
+#include "../target.cuh"
+#include "bit_pack.cuh"
+#include "block_scale.cuh"
+
+constexpr int GROUPS_OF_BLOCK = BLOCK / 8;
+constexpr int BLOCKS_OF_TILE = THREADS / GROUPS_OF_BLOCK;
+static_assert(BLOCKS_OF_TILE * SCALE_BITS % 8 == 0, "the scales of a tile are whole bytes");
+
+struct BlockWire {
+  static constexpr int GRANULE = BLOCK;           // numbers that a share may be cut at
+  static constexpr int SCRATCH = BLOCKS_OF_TILE;  // u16 of shared memory for `put`
+
+  static __device__ __forceinline__ size_t elements_bytes(int blocks) {
+    return size_t(blocks) * (BLOCK / 8 * ELEMENT_BITS);
+  }
+  static __device__ __forceinline__ size_t scales_bytes(int blocks) {
+    return (size_t(blocks) * SCALE_BITS + 7) / 8;
+  }
+  static __device__ __forceinline__ size_t bytes(int blocks) { return elements_bytes(blocks) + scales_bytes(blocks); }
+
+  // Writes the wire of one tile of a share of `blocks` blocks: of each thread the numbers v. All threads call it;
+  // those beyond the share write nothing. smem_scales is free again after the next barrier.
+  static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
+    const int group = tile * THREADS + threadIdx.x;
+    u32 amax = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) amax = max(amax, __float_as_uint(v[i]) & FLOAT_MAGNITUDE);
+#pragma unroll
+    for (int distance = GROUPS_OF_BLOCK / 2; distance; distance /= 2)
+      amax = max(amax, __shfl_xor_sync(FULL_WARP, amax, distance));
+    const u32 scale = scale_code(amax);
+    const Divisor X(scale);
+    u64 packed = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) packed |= u64(element_code(X.divide(v[i]))) << (ELEMENT_BITS * i);
+    if (scale == u32(SCALE_NAN)) packed = 0;
+    store_codes(wire, group, packed, elements_bytes(blocks));
+
+    const bool inside = group / GROUPS_OF_BLOCK < blocks;
+    if (group % GROUPS_OF_BLOCK == 0) smem_scales[threadIdx.x / GROUPS_OF_BLOCK] = u16(inside ? scale : 0);
+    __syncthreads();  // scales of the tile
+    u8* scales = wire + elements_bytes(blocks);
+    for (int i = threadIdx.x; i < BLOCKS_OF_TILE * SCALE_BITS / 8; i += THREADS) {
+      const size_t at = size_t(tile) * (BLOCKS_OF_TILE * SCALE_BITS / 8) + i;
+      if (at < scales_bytes(blocks)) scales[at] = scale_byte(smem_scales, i);
+    }
+  }
+
+  // Eight numbers as they travel.
+  struct Raw {
+    u64 packed;
+    u32 scale;
+  };
+
+  static __device__ __forceinline__ bool is_aligned(const u8* wire) { return ::is_aligned(wire, CODES_UNIT); }
+
+  // A group of the share. ALIGNED: is_aligned(wire).
+  template <bool ALIGNED>
+  static __device__ __forceinline__ Raw load(const u8* wire, int blocks, int group) {
+    const u64 packed = load_codes<ALIGNED>(wire + size_t(group) * CODES_BYTES);
+    return {packed, load_scale(wire + elements_bytes(blocks), group / GROUPS_OF_BLOCK)};
+  }
+
+  static __device__ __forceinline__ void unpack(float* v, Raw raw) {
+    const float X = scale_value(raw.scale);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const u32 code = u32(raw.packed >> (ELEMENT_BITS * i)) & ((1u << ELEMENT_BITS) - 1);
+      v[i] = __fmul_rn(element_value(code), X);
+    }
+  }
+
+ private:
+  // Byte i of the string that the codes of these scales make.
+  static __device__ __forceinline__ u8 scale_byte(const u16* codes, int i) {
+    u32 byte = 0;
+    for (int k = 8 * i / SCALE_BITS; k <= (8 * i + 7) / SCALE_BITS; k++) {
+      const int shift = k * SCALE_BITS - 8 * i;
+      byte |= shift >= 0 ? u32(codes[k]) << shift : u32(codes[k]) >> -shift;
+    }
+    return u8(byte);
+  }
+
+  static __device__ __forceinline__ u32 load_scale(const u8* scales, int block) {
+    const size_t bit = size_t(block) * SCALE_BITS;
+    u32 code = scales[bit / 8];
+    if (SCALE_BITS == 16 || bit % 8 + SCALE_BITS > 8) code |= u32(scales[bit / 8 + 1]) << 8;
+    return code >> (bit % 8) & ((1u << SCALE_BITS) - 1);
+  }
+};

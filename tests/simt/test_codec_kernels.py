@@ -1,0 +1,247 @@
+"""encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm, on the CPU runtime: byte for byte the formulas.
+
+The formulas run without the kernels, in NumPy; tests/test_codec.py holds them against a scalar oracle.
+"""
+
+import itertools
+from functools import partial
+
+import cpu_cuda
+import ml_dtypes
+import numpy as np
+import pytest
+from assertions import assert_exact
+
+from cutpq.all_reduce import all_reduce, all_reduce_rmsnorm
+from cutpq.codec import codec
+from cutpq.comm import run_threads
+from cutpq.cost import oneshot_sent, twoshot_sent
+from cutpq.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
+from cutpq.gather import rmsnorm_gather
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def covering():
+    """Every element, and every pair of block and scale, and of scale and rule."""
+    for k, (scale, block) in enumerate(itertools.product(SCALES, BLOCKS)):
+        yield f"{list(ELEMENTS)[k % len(ELEMENTS)]}-b{block}-{scale}-{RULES[k % len(RULES)]}"
+
+
+def formulas(monkeypatch, call):
+    with monkeypatch.context() as patch:
+        patch.delenv("CUTPQ_HOST_KERNELS", raising=False)
+        return call()
+
+
+@pytest.fixture(autouse=True)
+def _host_kernels(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+
+
+def specials():
+    """Both ends of float32 and of the scales, ties, zeros of both signs, and blocks with NaN and Inf."""
+    tops = 2.0 ** np.r_[-149, -140, -133, -127:-120, -20:20, 100:128]
+    steps = np.array([1, -0.75, 0.5, 0.3125, -0.1, 2.0**-4, 0, -0.0])
+    x = np.outer(np.r_[tops, 1.5 * tops, 1.9375 * tops[:-1]], steps).astype(np.float32).reshape(-1)
+    poisoned = x[: 8 * 128].copy()
+    poisoned[[3, 300, 301, 700]] = np.nan, np.inf, -np.inf, -np.nan
+    return np.concatenate([x, poisoned, np.zeros(256, np.float32), -poisoned])
+
+
+def real(n, seed=0):
+    return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+
+
+def heavy_tailed(n, seed=0):
+    return np.random.default_rng(seed).standard_t(1.5, n).astype(np.float32)
+
+
+DATA = {"normal": partial(real, 4500), "heavy_tailed": partial(heavy_tailed, 4096), "special_values": specials}
+
+
+def assert_same_numbers(have, want):
+    """Equal bits, the sign of zero included; a NaN equals any NaN."""
+    assert have.dtype == want.dtype
+    assert have.shape == want.shape
+    nan = np.isnan(want.astype(np.float32))
+    assert_exact(np.isnan(have.astype(np.float32)), nan)
+    zeroed = [np.where(nan, np.zeros_like(a), a) for a in (have, want)]
+    assert_exact(*[a.view(f"u{a.itemsize}") for a in zeroed])
+
+
+def assert_kernels_follow(monkeypatch, name, x):
+    c = codec(name)
+    wire = formulas(monkeypatch, lambda: c.encode(x))
+    assert_exact(c.encode(x, out=np.full(wire.size, 0xAA, np.uint8)), wire)
+    assert_same_numbers(c.decode(wire), formulas(monkeypatch, lambda: c.decode(wire)))
+
+
+@pytest.mark.parametrize("name", [*covering(), "mxint8"])
+def test_every_family_on_every_kind_of_data(monkeypatch, name):
+    for data in DATA.values():
+        assert_kernels_follow(monkeypatch, name, data())
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "int4-b8-float16"])
+def test_scale_at_ties_of_its_ratio(monkeypatch, name):
+    """The largest magnitude just in the middle of two scales, times the largest element."""
+    c = codec(name)
+    scales = scale_values(c.scale)[: c.scale.largest_code + 1].astype(np.float64)
+    ties = ((scales[1:] + scales[:-1]) / 2)[:: 1 if scales.size < 1000 else 31]
+    x = np.zeros((ties.size, c.block), np.float32)
+    x[:, 5] = ties * c.element.largest
+    assert_kernels_follow(monkeypatch, name, x)
+
+
+CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-float16"]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_no_race_in_any_order(monkeypatch, settings, name):
+    monkeypatch.setattr(cpu_cuda, "default_mode", "check")
+    for settings.seed in range(4):
+        for data in DATA.values():
+            assert_kernels_follow(monkeypatch, name, data())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
+def test_sixteen_bit_numbers(monkeypatch, mode, dtype):
+    with np.errstate(over="ignore"):
+        x = specials().astype(dtype)
+    assert_kernels_follow(monkeypatch, "mxfp4", x)
+    assert_kernels_follow(monkeypatch, "e2m2-b128-e5m0-rceil", x[:1001])
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 31, 33, 2047, 2048, 2049, 4096 + 17])
+def test_ragged_ends(monkeypatch, mode, n):
+    for name in "mxfp4", "e2m2-b128-e5m0-rceil":
+        assert_kernels_follow(monkeypatch, name, real(n, seed=n))
+
+
+def test_input_that_begins_at_no_16_byte_boundary(monkeypatch):
+    assert_kernels_follow(monkeypatch, "mxfp4", real(1000)[3:])
+
+
+def test_options_are_left_to_the_formulas(monkeypatch):
+    monkeypatch.setattr("cutpq.wire.encode", lambda *_, **__: pytest.fail("no kernel knows the options"))
+    x = real(128)
+    for c in codec("mxfp4", rotate=True), codec("mxfp4", outliers=np.arange(64) == 3):
+        assert c.decode(c.encode(x)).shape == (128,)
+
+
+# ---- sums
+
+
+def sum_on_ranks(size, n, dtype, name, algo):
+    def on_rank(comm):
+        x = (heavy_tailed(n, seed=comm.rank) * 4).astype(dtype)
+        total = all_reduce(x, comm, codec=name, algo=algo)
+        return total, comm.sent_bytes
+
+    return run_threads(size, on_rank)
+
+
+SUMS = {  # ranks, elements, dtype, codec
+    "two_ranks": (2, 4096, np.float16, "mxfp4"),
+    "share_without_blocks": (4, 96, np.float16, "mxfp4"),
+    "ragged_last_block": (3, 2500, BFLOAT16, "mxfp4"),
+    "unaligned_shares": (3, 1000, np.float16, "e2m0-b8-e5m0"),
+    "float32": (2, 777, np.float32, "nvfp4"),
+    "eight_ranks": (8, 3000, np.float16, "e2m2-b16-e5m0-rceil"),
+}
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+@pytest.mark.parametrize("case", SUMS)
+def test_sum_equals_the_formulas_on_every_rank(monkeypatch, case, algo):
+    size, n, dtype, name = SUMS[case]
+    want = formulas(monkeypatch, lambda: sum_on_ranks(size, n, dtype, name, algo))[0][0]
+    c = codec(name)
+    for rank, (total, sent_bytes) in enumerate(sum_on_ranks(size, n, dtype, name, algo)):
+        assert_same_numbers(total, want)
+        assert sent_bytes == (oneshot_sent(n, size, c) if algo == "oneshot" else twoshot_sent(n, size, rank, c))
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
+    monkeypatch.setattr(cpu_cuda, "default_mode", "check")
+    want = formulas(monkeypatch, lambda: sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo))[0][0]
+    for settings.seed in range(3):
+        for total, _ in sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo):
+            assert_same_numbers(total, want)
+
+
+def test_sum_of_special_values(monkeypatch):
+    def on_rank(comm):
+        x = np.roll(specials(), 64 * comm.rank)
+        return [all_reduce(x, comm, codec="mxfp4", algo=algo) for algo in ("oneshot", "twoshot")]
+
+    want = formulas(monkeypatch, lambda: run_threads(2, on_rank))[0]
+    for ranks_sums in run_threads(2, on_rank):
+        for have, expected in zip(ranks_sums, want, strict=True):
+            assert_same_numbers(have, expected)
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+def test_order_of_the_ranks(monkeypatch, algo):
+    """Ranks 0 and 1 cancel and leave what rank 2 brings; in another order it would be lost beside them."""
+    small = real(500)
+
+    def on_rank(comm):
+        x = [small * 2.0**40, small * -(2.0**40), small][comm.rank]
+        return all_reduce(x.astype(np.float32), comm, codec="mxint8", algo=algo)
+
+    want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
+    assert (want != 0).mean() > 0.9
+    for total in run_threads(3, on_rank):
+        assert_same_numbers(total, want)
+
+
+# ---- the sum, and what follows it
+
+
+def normed_on_ranks(size, M, K, dtype, name, algo):
+    perm = np.random.default_rng(1).permutation(K).astype(np.int32)
+    weight = np.random.default_rng(2).uniform(0.5, 1.5, K).astype(dtype)
+    residual = real(M * K, seed=99).reshape(M, K).astype(dtype)
+
+    def apart(comm):
+        total = all_reduce(real(M * K, seed=comm.rank).reshape(M, K).astype(dtype), comm, codec=name, algo=algo)
+        after = (residual.astype(np.float32) + total.astype(np.float32)).astype(dtype)
+        return rmsnorm_gather(after, weight, perm, 1e-5), after
+
+    def together(comm):
+        x, mine = real(M * K, seed=comm.rank).reshape(M, K).astype(dtype), residual.copy()
+        y = all_reduce_rmsnorm(x, comm, mine, weight, perm, 1e-5, codec=name, algo=algo)
+        return y, mine
+
+    return run_threads(size, apart), run_threads(size, together)
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+@pytest.mark.parametrize(
+    ("M", "K", "dtype", "name"),
+    [
+        (3, 2056, np.float16, "nvfp4"),
+        (5, 40, BFLOAT16, "e2m0-b8-e5m0"),
+        (2, 9, np.float16, "mxfp4"),
+    ],
+)
+def test_fused_end_equals_its_steps(monkeypatch, mode, M, K, dtype, name, algo):
+    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo), strict=True):
+        for have, want in zip(together, apart, strict=True):
+            assert_exact(have, want)
+
+
+def test_fused_end_without_kernels(monkeypatch):
+    steps = formulas(monkeypatch, lambda: normed_on_ranks(2, 2, 64, np.dtype(np.float16), "mxfp4", "twoshot"))
+    for apart, together in zip(*steps, strict=True):
+        for have, want in zip(together, apart, strict=True):
+            assert_exact(have, want)
+
+
+def test_fused_end_refuses_a_residual_of_another_shape():
+    x, weight, perm = np.ones((2, 8), np.float16), np.ones(8, np.float16), np.arange(8, dtype=np.int32)
+    with pytest.raises(ValueError, match="residual must have"):
+        run_threads(1, lambda comm: all_reduce_rmsnorm(x, comm, x[:1].copy(), weight, perm))

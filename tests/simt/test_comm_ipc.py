@@ -1,0 +1,187 @@
+"""The ipc backend on host memory: the real class and the real kernels, with a stand-in for CUDA's memory handles.
+
+Ranks are threads that share a "GPU": they meet on the host. Sums that meet in the kernel: test_all_reduce_kernels.
+"""
+
+import threading
+from types import SimpleNamespace
+
+import ml_dtypes
+import mpi_worker
+import numpy as np
+import pytest
+from assertions import assert_exact
+
+from cutpq.all_reduce import all_reduce
+from cutpq.codec import codec
+from cutpq.comm import RanksDisagreeError, run_threads
+from cutpq.comm_ipc import SLAB_UNIT, IpcCommunicator, IpcError
+from cutpq.cost import oneshot_sent, twoshot_sent
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class HostMemory:
+    """Slabs of one process; a handle is a number."""
+
+    xp = np
+    slabs: dict = {}  # noqa: RUF012
+    lock = threading.Lock()
+
+    def __init__(self):
+        self.opened = set()
+        self.current = 7
+
+    def allocate(self, nbytes):
+        assert nbytes % SLAB_UNIT == 0
+        return np.zeros(nbytes, np.uint8)
+
+    def handle(self, slab):
+        with self.lock:
+            number = len(self.slabs)
+            self.slabs[number] = slab
+        return number.to_bytes(8, "little")
+
+    def open(self, handle, nbytes):
+        slab = self.slabs[int.from_bytes(handle, "little")]
+        assert slab.nbytes == nbytes
+        self.opened.add(slab.ctypes.data)
+        return slab
+
+    def close(self, slab):
+        self.opened.remove(slab.ctypes.data)
+
+    def addresses(self, slabs):
+        return slabs
+
+    def status(self):
+        word = np.zeros(1, np.uint32)
+        return word, word
+
+    def stream(self):
+        return SimpleNamespace(ptr=self.current, synchronize=lambda: None)
+
+
+def run_ipc(size, case, memory=HostMemory):
+    return run_threads(size, lambda control: case(IpcCommunicator(control, memory(), "0000:01")), timeout_s=20)
+
+
+@pytest.fixture(autouse=True)
+def _host_kernels(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    monkeypatch.setattr(HostMemory, "slabs", {})
+
+
+MOVES = {name: case for name, case in mpi_worker.CASES.items() if "sum" not in name and name != "splits"}
+
+
+@pytest.mark.parametrize("case", MOVES.values(), ids=MOVES)
+def test_collectives(case):
+    for size in (1, 2, 3):
+        run_ipc(size, case)
+
+
+def numbers(rank, n, dtype):
+    return (np.random.default_rng([3, rank]).standard_t(2, n) * 4).astype(dtype)
+
+
+SUMS = {  # elements, dtype, codec, algo
+    "plain_small": (1001, np.float16, None, "plain"),
+    "plain_two_shots": (131072 + 9, np.float16, None, "plain"),
+    "plain_float32": (77, np.float32, None, "oneshot"),
+    "oneshot": (1500, np.float16, "mxfp4", "oneshot"),
+    "twoshot": (1500, BFLOAT16, "mxfp4", "twoshot"),
+    "share_without_blocks": (40, np.float16, "nvfp4", "twoshot"),
+    "options": (96, np.float16, "mxfp4+hadamard", "twoshot"),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_sum_equals_that_of_threads(case):
+    n, dtype, name, algo = SUMS[case]
+    on_rank = lambda comm: all_reduce(numbers(comm.rank, n, dtype), comm, codec=name, algo=algo)  # noqa: E731
+    want = run_threads(3, on_rank)[0]
+    for total in run_ipc(3, on_rank):
+        assert_exact(total, want)
+
+
+def test_sums_count_what_the_formulas_say():
+    def on_rank(comm):
+        x = np.ones(1500, np.float16)
+        sent = []
+        for algo in "oneshot", "twoshot":
+            comm.reset_sent()
+            all_reduce(x, comm, codec="mxfp4", algo=algo)
+            sent.append(comm.sent_bytes)
+        comm.reset_sent()
+        comm.all_reduce(x)
+        return [*sent, comm.sent_bytes]
+
+    c = codec("mxfp4")
+    for rank, sent in enumerate(run_ipc(3, on_rank)):
+        assert sent == [oneshot_sent(1500, 3, c), twoshot_sent(1500, 3, rank, c), 2 * 3000]
+
+
+def test_slabs_grow_together_and_give_back_what_they_opened():
+    def on_rank(comm):
+        before = comm._slabs[0].nbytes
+        total = comm.all_reduce(np.ones(8 * SLAB_UNIT, np.uint8))
+        assert (total == 2).all()
+        assert comm._slabs[0].nbytes > before
+        assert comm._memory.opened == {slab.ctypes.data for r, slab in enumerate(comm._slabs) if r != comm.rank}
+
+    run_ipc(2, on_rank)
+
+
+def test_memory_that_cannot_be_opened_is_an_error_on_all_ranks():
+    class Closed(HostMemory):
+        def open(self, handle, nbytes):
+            if threading.current_thread().name == "rank 1":
+                raise OSError("cudaErrorInvalidValue")
+            return super().open(handle, nbytes)
+
+    def connect(control):
+        with pytest.raises(IpcError, match="on rank 1, OSError: cudaErrorInvalidValue"):
+            IpcCommunicator(control, Closed(), "0000:01")
+        control.barrier()
+
+    run_threads(3, connect, timeout_s=20)
+
+
+def test_memory_that_shows_nothing_is_an_error():
+    class Blind(HostMemory):
+        def open(self, handle, nbytes):
+            return np.zeros(nbytes, np.uint8)
+
+    with pytest.raises(IpcError, match="does not see what rank"):
+        run_ipc(2, lambda comm: None, Blind)
+
+
+def test_another_stream_is_refused():
+    def on_rank(comm):
+        comm.all_reduce(np.ones(8, np.float16))
+        comm._memory.current = 8
+        with pytest.raises(ValueError, match="another stream"):
+            comm.all_reduce(np.ones(8, np.float16))
+
+    run_ipc(2, on_rank)
+
+
+def test_peer_that_did_not_come_is_named_by_the_next_call():
+    def on_rank(comm):
+        comm._status[0] = 1 + 2
+        with pytest.raises(RanksDisagreeError, match="in a sum for rank 2, which did not come in 60 s"):
+            comm.all_reduce(np.ones(8, np.float16))
+        with pytest.raises(RanksDisagreeError, match="rank 2"):
+            comm.barrier()
+
+    run_ipc(3, on_rank)
+
+
+def test_ranks_with_a_gpu_each_meet_in_the_kernel():
+    def on_rank(control):
+        comm = IpcCommunicator(control, HostMemory(), f"0000:0{control.rank}")
+        assert not comm.shared
+        assert not comm.waits_on_host
+
+    run_threads(2, on_rank, timeout_s=20)
