@@ -113,7 +113,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=names(TRANSFORMERS), metavar="NAME,...", help=f"of {', '.join(TRANSFORMERS)}")
     parser.add_argument("--weights", type=names(projection.WEIGHTS), default=["int4"], help="int4, fp16 (int4)")
     parser.add_argument("--tp", type=numbers, default=[2, 8], metavar="N,...", help="ranks of projections (2,8)")
-    parser.add_argument("--prompt", type=prompts, metavar="BxT,...", help="batch x length (1x128,8x1024)")
+    parser.add_argument(
+        "--prompt",
+        type=prompts,
+        metavar="BxT,...",
+        help="batch x length (1x128,16x128,8x1024; 1x128,4x128,16x32 where it runs)",
+    )
     parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
     parser.add_argument("--algo", choices=("auto", "oneshot", "twoshot"), default="twoshot", help="in what runs")
     parser.add_argument(
@@ -131,8 +136,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             import matplotlib  # noqa: F401
         except ImportError:
             parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
-    args.run_prompts = args.prompt or ([(2, 8)] if args.smoke else [(1, 128), (4, 128)])
-    args.prompt = args.prompt or [(1, 128), (8, 1024)]
+    args.run_prompts = args.prompt or ([(2, 8)] if args.smoke else [(1, 128), (4, 128), (16, 32)])
+    args.prompt = args.prompt or [(1, 128), (16, 128), (8, 1024)]
     return args
 
 
