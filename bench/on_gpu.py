@@ -46,6 +46,11 @@ class Step:
     limit_s: float
     keeps: str | None = None
 
+    @property
+    def shown(self) -> str:
+        """The command as one would type it from the repository's root."""
+        return shlex.join("python" if part == PYTHON else part.removeprefix(f"{ROOT}/") for part in self.command)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -77,7 +82,7 @@ def steps(out: Path) -> list[Step]:
     return [
         Step("nvidia-smi", ("nvidia-smi", "-q", "-d", "CLOCK,MEMORY,POWER,ECC"), 10),
         Step("cupy", (PYTHON, "-c", "import cupy; cupy.show_config()"), 15),
-        Step("packages", (PYTHON, "-m", "pip", "freeze"), 15),
+        Step("packages", (PYTHON, "-m", "pip", "list", "--format=freeze"), 15),
         Step("tests", (PYTHON, "-m", "pytest", "-q", GPU_TESTS), 90),
         Step("recordings", (PYTHON, "tests/simt/conformance.py"), 20, keeps="tests/recordings/*.npz"),
         Step("ceilings", bench("gpu_clock"), 20),
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.resolve()
     if args.dry_run:
         for step in steps(out):
-            print(f"{step.name:14} {step.limit_s:4.0f} s  {shlex.join(step.command)}")
+            print(f"{step.name:14} {step.limit_s:4.0f} s  {step.shown}")
         print(f"# into {out}; all together {BUDGET_S:.0f} s at most")
         return 0
     try:
@@ -133,11 +138,11 @@ def run(step: Step, log: Path, left_s: float) -> Result:
     """One step: its command, output, and how it ended, in `log`; never raises for what the step does."""
     limit_s = min(step.limit_s, left_s)
     if limit_s < 1:
-        log.write_text(f"$ {shlex.join(step.command)}\n[no time left]\n")
+        log.write_text(f"$ {step.shown}\n[no time left]\n")
         return Result(step, "no time left", 0.0, "")
     start = time.monotonic()
     with log.open("w") as output:
-        output.write(f"$ {shlex.join(step.command)}\n")
+        output.write(f"$ {step.shown}\n")
         output.flush()
         outcome = _run(step, output.fileno(), limit_s)
         seconds = time.monotonic() - start
