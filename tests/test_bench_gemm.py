@@ -46,6 +46,12 @@ def test_layers_are_the_ranks_largest_shards() -> None:
     ]  # fmt: skip
 
 
+def test_sorted_ranks_take_whole_groups_and_others_an_even_share() -> None:
+    (_, down) = layers(("qwen2-72b",), (8,))
+    assert {scheme: down.rows(scheme).stop for scheme in SCHEMES} == {
+        "plain": 3712, "tp-aware": 3712, "local": 3696, "unordered": 3696}  # fmt: skip
+
+
 def test_copies_exceed_four_times_the_l2() -> None:
     tops = replace(NOTHING, l2_bytes=50 << 20)
     for nbytes in (3 << 20, 15 << 20, 235 << 20):
