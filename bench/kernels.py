@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel: registers, shared memory, spills. Needs NVRTC, but no GPU.
 
-    python bench/kernels.py [--arch sm_90a,sm_80]
+python bench/kernels.py [--arch sm_90a,sm_80]
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from cutpq.communicator import SelfCommunicator
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 CODECS = "mxint8,e2m2-b32,int4-b8,mxfp4,e1m1"
 
-# (dtype, window, windows) -> perplexity of the carried model, weights dequantized to float16 and widened, as
-# transformers 5.23.0 on torch 2.13.0 with GPTQModel 7.6.0 computed it.
+# (dtype, window, windows) -> perplexity that came with the carried model: float32 arithmetic on weights that GPTQModel
+# 7.6.0 had dequantized.
 KNOWN = {("float32", 512, 24): 24.1865, ("float32", 512, 128): 32.6527}
 
 TABLE = Table(
@@ -274,24 +274,28 @@ def plot(path: Path, rows: list[Row]) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for series in dict.fromkeys((row["tp"], row["scheme"]) for row in rows):
-        of_series = [row for row in rows if (row["tp"], row["scheme"]) == series and row["bits"] is not None]
+    every = dict.fromkeys((row["tp"], row["scheme"]) for row in rows if row["bits"] is not None)
+    for number, (tp, scheme) in enumerate(every):
+        of_series = [r for r in rows if (r["tp"], r["scheme"]) == (tp, scheme) and r["bits"] is not None]
         front = pareto(of_series)
-        (line,) = axis.plot(
-            [r["bits"] for r in front], [r["kl"] for r in front], "-", label=f"tp={series[0]} {series[1]}, Pareto front"
-        )
-        for marker, some in (("o", front), ("x", [r for r in of_series if r not in front])):
-            axis.plot([r["bits"] for r in some], [r["kl"] for r in some], marker, color=line.get_color())
-        for row in of_series:
-            axis.annotate(
-                row["codec"], (row["bits"], row["kl"]), fontsize="x-small", xytext=(3, 3), textcoords="offset points"
-            )
+        (line,) = axis.plot(*_points(front), "-", label=f"tp={tp} {scheme}, Pareto front")
+        axis.plot(*_points(front), "o", color=line.get_color())
+        axis.plot(*_points([r for r in of_series if r not in front]), "x", color=line.get_color())
+        for row in of_series if number == 0 else []:  # the others stand above or below
+            left = {"xytext": (-5, -9), "ha": "right"} if row in front else {"xytext": (5, 3)}
+            at = (row["bits"], row["kl"])
+            axis.annotate(row["codec"], at, fontsize="x-small", textcoords="offset points", **left)
+    axis.margins(x=0.1)
     axis.set_yscale("log")
     axis.set_xlabel("bits per value on the wire")
     axis.set_ylabel("mean KL divergence, nats")
     axis.set_title(f"{rows[0]['checkpoint']}: {rows[0]['windows']} windows of {rows[0]['window']}")
     axis.legend(fontsize="small")
     figure.savefig(path)
+
+
+def _points(rows: list[Row]) -> tuple[list[float], list[float]]:
+    return [row["bits"] for row in rows], [row["kl"] for row in rows]
 
 
 if __name__ == "__main__":

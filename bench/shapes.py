@@ -71,6 +71,10 @@ class RandomCheckpoint:
         what = "order of down" if name == "down" else "order of gate and up"
         return random_order(what, self.shape(name)[0], self.group_size)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name: all modules here are quantized, and none has a plain weight."""
+        return False
+
     def weight(self, name: str, rows: Selection = None, columns: Selection = None) -> QuantWeight:
         """gate, up or down, or these rows and columns of it; g_idx and scales as Checkpoint.weight gives them."""
         return random_weight(

@@ -117,7 +117,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
     parser.add_argument("--algo", choices=("auto", "oneshot", "twoshot"), default="twoshot", help="in what runs")
     parser.add_argument(
-        "--link", type=names(LINKS), default=["l4-pcie", "a100-nvlink", "h100-nvlink"], help=f"of {', '.join(LINKS)}"
+        "--link",
+        type=names(LINKS),
+        default=["l4-pcie-2s", "l4-pcie", "a100-nvlink", "h100-nvlink"],
+        help=f"of {', '.join(LINKS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a block's time by its parts")

@@ -12,6 +12,7 @@ NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neith
 
 from .all_reduce import all_reduce
 from .architectures import MlpModules, mlp_modules, mlps
+from .cache import Cache
 from .checkpoint import Checkpoint, open_checkpoint
 from .codec import Codec, codec
 from .comm import Communicator, init, run_threads
@@ -23,7 +24,7 @@ from .plan import LayerPlan, plan
 from .reorder import invert, permute_columns, sort_groups
 from .shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
 from .tensors import CheckpointError, CheckpointWarning
-from .transformer import Cache, Transformer, load_model
+from .transformer import Transformer, load_model
 from .weight import PlainWeight, QuantWeight
 
 __version__ = "0.1.0"

@@ -161,11 +161,10 @@ class GemmConfig(Config):
 
     def objections(self, device: Device) -> list[str]:
         """Every reason why this configuration cannot run on a device; empty when it can."""
+        each, together, limit = self.smem_bytes, self.BLOCKS_PER_SM * (self.smem_bytes + 1024), device.smem_limit
         facts = {
-            f"{self.smem_bytes} bytes of shared memory exceed the {device.smem_limit} of sm_{device.arch}":
-                self.smem_bytes > device.smem_limit,
-            f"{self.BLOCKS_PER_SM} blocks of {self.smem_bytes} bytes exceed the memory of a multiprocessor":
-                self.BLOCKS_PER_SM * (self.smem_bytes + 1024) > device.smem_limit + 1024,
+            f"{each} bytes of shared memory exceed the {limit} of sm_{device.arch}": each > limit,
+            f"{self.BLOCKS_PER_SM} such blocks take {together} bytes of a multiprocessor": together > limit + 1024,
         }
         return [text for text, bad in facts.items() if bad]
 
@@ -234,7 +233,11 @@ def _gemm_config(
     problem: GemmProblem, block_m: int, warps: tuple[int, int], slab: int, stages: int, blocks: int
 ) -> GemmConfig:
     return GemmConfig(
-        BLOCK_M=block_m, WARPS_N=warps[0], WARPS_K=warps[1], SLAB=slab, STAGES=stages,
+        BLOCK_M=block_m,
+        WARPS_N=warps[0],
+        WARPS_K=warps[1],
+        SLAB=slab,
+        STAGES=stages,
         GROUP_SIZE=problem.group_size,
         DTYPE=problem.dtype,
         ORDER=("grouped", "local", "unordered").index(problem.order),
@@ -271,13 +274,18 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     groups = [("grouped", size) for size in (0, 32, 128)] + [("local", 0), ("unordered", 0)]
     problems = [
         GemmProblem(M, 4096, 4096, dtype, order, size, zero)
-        for M in (8, 16, 32, 64) for dtype in dtypes for order, size in groups for zero in (8, None)
+        for M in (8, 16, 32, 64)
+        for dtype in dtypes
+        for order, size in groups
+        for zero in (8, None)
     ]
     gated = [GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, gated=True) for M in (8, 16, 32, 64)]
-    gemm = {select_gemm(problem, Device(arch, 108))[0] for problem in problems + gated}
+    gemm = dict.fromkeys(select_gemm(problem, Device(arch, 108))[0] for problem in problems + gated)  # each once
     dequant = [
         ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
-        for bits in (2, 3, 4, 8) for dtype in dtypes for lookup in (False, True)
+        for bits in (2, 3, 4, 8)
+        for dtype in dtypes
+        for lookup in (False, True)
     ]
     rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
     return [*dequant, ("gather_columns", GatherConfig()), *rmsnorm, *(("gemm_w4a16", config) for config in gemm)]

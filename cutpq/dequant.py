@@ -54,7 +54,19 @@ def dequantize_columns(
     )
     kernel = kernels.load("dequant", config, xp)
     kernel(
-        config.grid(p.K, shape[1]), config.THREADS, p.words, p.scales, p.zeros, p.g_idx, rows, weight,
-        p.K, p.padded_K, p.padded_N, p.group_size or ONE_GROUP, columns.start, shape[1],
+        config.grid(p.K, shape[1]),
+        config.THREADS,
+        p.words,
+        p.scales,
+        p.zeros,
+        p.g_idx,
+        rows,
+        weight,
+        p.K,
+        p.padded_K,
+        p.padded_N,
+        p.group_size or ONE_GROUP,
+        columns.start,
+        shape[1],
     )
     return weight

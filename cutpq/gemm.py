@@ -130,9 +130,22 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, gated: bool) ->
     columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)
     partial_sums, arrivals = _workspace(xp, rows * blocks * 2 * config.tile_words * 4, rows * columns)
     kernel(
-        (blocks, rows), config.threads,
-        x, p.words, p.scales, p.zeros, p.g_idx, p.bias, y, partial_sums, arrivals,
-        M, p.N, p.K, p.padded_N // 64, p.padded_K // 16,
+        (blocks, rows),
+        config.threads,
+        x,
+        p.words,
+        p.scales,
+        p.zeros,
+        p.g_idx,
+        p.bias,
+        y,
+        partial_sums,
+        arrivals,
+        M,
+        p.N,
+        p.K,
+        p.padded_N // 64,
+        p.padded_K // 16,
         smem_bytes=config.smem_bytes,
     )
 

@@ -38,8 +38,13 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
 
 SCALARS: dict[str, Any] = {"int": np.int32, "u32": np.uint32, "float": np.float32}
 ELEMENTS = {
-    "half": np.dtype(np.float16), "__nv_bfloat16": bfloat16, "float": np.dtype(np.float32),
-    "int": np.dtype(np.int32), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16),
+    "half": np.dtype(np.float16),
+    "__nv_bfloat16": bfloat16,
+    "float": np.dtype(np.float32),
+    "int": np.dtype(np.int32),
+    "u32": np.dtype(np.uint32),
+    "u8": np.dtype(np.uint8),
+    "u16": np.dtype(np.uint16),
 }
 
 

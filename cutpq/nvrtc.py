@@ -46,9 +46,7 @@ class Nvrtc:
     def compile(self, source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
         """The cubin, and what compiler and assembler had to say. `name` stands for the source in messages."""
         program = ctypes.c_void_p()
-        self._check(
-            self._lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
-        )
+        self._check(self._lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
         try:
             texts = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
             status = self._lib.nvrtcCompileProgram(program, len(options), texts)

@@ -84,14 +84,16 @@ def pack(w: QuantWeight) -> PackedWeight:
     """
     xp = array_module(w.codes)
     if not scales_are_exact(w):
-        raise ValueError("kernels take scales in float16, and some of this weight are no float16 numbers: "
-                         "round them with .astype, or let matmul take the weight as it is")
+        raise ValueError(
+            "kernels take scales in float16, and some of this weight are no float16 numbers: "
+            "round them with .astype, or let matmul take the weight as it is"
+        )
     scales, zeros, g_idx = w.scales.astype(xp.float16), w.zeros, w.g_idx
     if w.is_ordered:
         used, renumbered = xp.unique(g_idx, return_inverse=True)
         scales, zeros, g_idx = scales[used], zeros[used], renumbered.ravel().astype(xp.int32)
     order, group_size = _order(w, g_idx)
-    common = int(zeros.flat[0]) if zeros.size and bool((zeros == zeros.flat[0]).all()) else None
+    common = int(zeros[0, 0]) if zeros.size and bool((zeros == zeros[0, 0]).all()) else None
     fragments = w.bits == 4
     multiple = TILE if fragments else 32
     codes = _pad(w.codes, multiple, TILE if fragments else 1)
@@ -103,7 +105,12 @@ def pack(w: QuantWeight) -> PackedWeight:
         scales=_to_lanes(scales) if fragments else scales,
         zeros=_to_lanes(zeros) if fragments else zeros,
         g_idx=None if order == GROUPED else g_idx,
-        order=order, group_size=group_size, zero=common, bits=w.bits, K=w.K, N=w.N,
+        order=order,
+        group_size=group_size,
+        zero=common,
+        bits=w.bits,
+        K=w.K,
+        N=w.N,
         bias=None if w.bias is None else w.bias.astype(xp.float32),
     )
 
@@ -139,16 +146,23 @@ def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
     """
     xp = array_module(gate.codes, up.codes)
     if (gate.K, gate.N, gate.bits) != (up.K, up.N, up.bits) or gate.N % 8 or not bool((gate.g_idx == up.g_idx).all()):
-        raise ValueError(f"gate ({gate.K}, {gate.N}) and up ({up.K}, {up.N}) must have equal shapes, bits and groups, "
-                         "and N must be a multiple of 8")
+        raise ValueError(
+            f"gate ({gate.K}, {gate.N}) and up ({up.K}, {up.N}) must have equal shapes, bits and groups, "
+            "and N must be a multiple of 8"
+        )
 
     def both(a: Array, b: Array) -> Array:
         pairs = xp.stack([a.reshape(*a.shape[:-1], -1, 8), b.reshape(*b.shape[:-1], -1, 8)], axis=-2)
         return pairs.reshape(*a.shape[:-1], -1)
 
     biases = None if gate.bias is None or up.bias is None else both(gate.bias, up.bias)
-    return replace(gate, codes=both(gate.codes, up.codes), scales=both(gate.scales, up.scales),
-                   zeros=both(gate.zeros, up.zeros), bias=biases)
+    return replace(
+        gate,
+        codes=both(gate.codes, up.codes),
+        scales=both(gate.scales, up.scales),
+        zeros=both(gate.zeros, up.zeros),
+        bias=biases,
+    )
 
 
 def as_unordered(p: PackedWeight) -> PackedWeight:
@@ -226,4 +240,3 @@ def _from_stream(words: Array, bits: int) -> Array:
     stream = (words[:, None] >> xp.arange(32, dtype=xp.uint32)[:, None]) & 1
     planes = stream.reshape(-1, bits, N) << xp.arange(bits, dtype=xp.uint32)[:, None]
     return planes.sum(axis=1).astype(xp.uint8)
-

@@ -61,14 +61,15 @@ def attention(
     queries = xp.moveaxis(q.astype(xp.float32) * np.float32(scale), 2, 1)
     keys, values = (xp.moveaxis(a[:, :, kv_of_head].astype(xp.float32), 2, 1) for a in (k, v))
     out = xp.empty_like(queries)
+    own = xp.asarray(positions)[:, :, None]
     step = max(1, _SCORES // (B * H * k.shape[1]))
     for t in range(0, T, step):
         rows = slice(t, t + step)
         seen = int(positions[:, rows].max()) + 1
-        distance = positions[:, rows, None] - np.arange(seen)
+        distance = own[:, rows] - xp.arange(seen)
         hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
         scores = queries[:, :, rows] @ keys[:, :, :seen].swapaxes(-1, -2)
-        scores = xp.where(xp.asarray(hidden)[:, None], np.float32(-np.inf), scores)
+        scores = xp.where(hidden[:, None], np.float32(-np.inf), scores)
         scores -= scores.max(axis=-1, keepdims=True)
         xp.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)

@@ -12,8 +12,6 @@ key/value heads than ranks, ranks hold copies of those that their query heads ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from . import bigcode, llama, phi3
 from . import ref_transformer as ref
 from .all_reduce import ALGOS, all_reduce
 from .architectures import mlp_modules
-from .array import Array, array_module, bfloat16, to_numpy
+from .array import Array, array_module, bfloat16
+from .cache import Batch, Cache, Kept
 from .checkpoint import Checkpoint, open_checkpoint
 from .codec import Codec
 from .codec import codec as find_codec
@@ -32,9 +31,9 @@ from .comm import Communicator
 from .decoder import Config, Decoder
 from .linear import ColumnParallelLinear, RowParallelLinear
 from .mlp import Mlp
+from .parts import Parts, head_bounds
 from .plan import plan
-from .shard import GROUP_ALIGNED, SCHEMES, even_bounds
-from .source import WeightInFile
+from .shard import SCHEMES, even_bounds
 from .tensors import CheckpointError
 from .trace import span
 from .weight import PlainWeight
@@ -48,6 +47,9 @@ FAMILIES = {
     "gpt_bigcode": bigcode,
     "phi3": phi3,
 }
+
+# cos and sin of each token's angles, (M, head_dim / 2) float32; None without rotation
+Angles = tuple[Array, Array] | None
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
 
@@ -82,7 +84,7 @@ def load_model(
         raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
     codec = None if codec is None else find_codec(codec)
     planned = {layer.name: layer.chosen for layer in plan(ckpt, comm.size, link)}
-    parts = _Parts(ckpt, decoder, comm, scheme, planned, codec, algo)
+    parts = Parts(ckpt, decoder, comm, scheme, planned, codec, algo)
     return Transformer(parts, _activation_dtype(ckpt, dtype))
 
 
@@ -109,7 +111,7 @@ class Transformer:
     dtype    of activations, cache and logits
     """
 
-    def __init__(self, parts: _Parts, dtype: np.dtype):
+    def __init__(self, parts: Parts, dtype: np.dtype):
         self.decoder, self.comm, self.dtype = parts.decoder, parts.comm, dtype
         self.embedding = Embedding(parts, dtype)
         self.blocks = [Block(parts, layer) for layer in range(parts.decoder.layers)]
@@ -126,8 +128,8 @@ class Transformer:
         M counts the tokens of all sequences, one sequence after the other. Raises ValueError, on every rank and
         before anything is computed, for a token out of range and a cache that is full.
         """
-        batch = Batch.of(tokens, cache, self.decoder)
-        angles = _cos_and_sin(self.decoder.rope, batch.positions, self.comm.xp)
+        batch = Batch.of(tokens, cache, self.decoder.vocabulary, self.comm.xp)
+        angles = _cos_and_sin(self.decoder.rope, batch.at[1])
         x = self.embedding(batch)
         for block, kept in zip(self.blocks, cache.layers, strict=True):
             x = block(x, batch, kept, angles)
@@ -146,13 +148,14 @@ class Transformer:
         """An empty cache for `batch` sequences of at most `length` tokens each."""
         if self.decoder.positions is not None and length > self.decoder.max_positions:
             raise ValueError(f"length={length} is more than the {self.decoder.max_positions} positions of the model")
-        return Cache(batch, length, self.blocks, self.decoder.head_dim, self.dtype, self.comm)
+        heads = [block.attention.kv_heads for block in self.blocks]
+        return Cache(batch, length, heads, self.decoder.head_dim, self.dtype, self.comm.xp)
 
 
 class Block:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, parts: _Parts, layer: int):
+    def __init__(self, parts: Parts, layer: int):
         at, d = parts.decoder.block.format(layer) + ".", parts.decoder
         parts.check_biases(at)
         self.first_norm = Norm(parts, at + d.first_norm)
@@ -178,7 +181,7 @@ class Block:
 class Attention:
     """output(attend(q, k, v)), this rank's heads."""
 
-    def __init__(self, parts: _Parts, at: str):
+    def __init__(self, parts: Parts, at: str):
         d, comm = parts.decoder, parts.comm
         bounds = head_bounds(d.heads, d.kv_heads, comm.size)
         heads = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
@@ -206,9 +209,9 @@ class Attention:
             if angles is not None:
                 q, k = ref.rotate(q, *angles), ref.rotate(k, *angles)
             keys, values = kept.extend(k, v, batch)
-            queries, positions = batch.pad(q)
             scale, window = self.decoder.attention_scale, self.decoder.window
-            y = batch.unpad(ref.attention(queries, keys, values, positions, self.kv_of_head, scale, window))
+            y = ref.attention(batch.pad(q), keys, values, batch.positions, self.kv_of_head, scale, window)
+            y = batch.unpad(y)
         with span("o_proj"):
             return self.output(y.reshape(len(x), -1))
 
@@ -216,7 +219,7 @@ class Attention:
 class Norm:
     """RMSNorm or LayerNorm, on every rank alike."""
 
-    def __init__(self, parts: _Parts, name: str):
+    def __init__(self, parts: Parts, name: str):
         d = parts.decoder
         self.eps = d.eps
         self.weight = parts.vector(name + ".weight", d.hidden)
@@ -235,7 +238,7 @@ class Embedding:
     A rank holds the rows of its part of the vocabulary. The sum over the ranks is exact: all but one add zero.
     """
 
-    def __init__(self, parts: _Parts, dtype: np.dtype):
+    def __init__(self, parts: Parts, dtype: np.dtype):
         d, self.comm, self.dtype = parts.decoder, parts.comm, dtype
         self.first, last = parts.vocabulary
         self.table = parts.table(d.embedding, d.vocabulary, slice(self.first, last))
@@ -250,14 +253,14 @@ class Embedding:
             x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
             x = all_reduce(xp.where(mine[:, None], x, self.dtype.type(0)), self.comm)
             if self.positions is not None:
-                x = x + self.positions[xp.asarray(batch.positions)].astype(self.dtype)
+                x = x + self.positions[batch.at[1]].astype(self.dtype)
             return x if self.scale == 1 else x * self.dtype.type(self.scale)
 
 
 class Head:
     """Logits: each rank computes those of its part of the vocabulary, then all gather them."""
 
-    def __init__(self, parts: _Parts, embedding: Embedding):
+    def __init__(self, parts: Parts, embedding: Embedding):
         d, self.comm = parts.decoder, parts.comm
         self.counts = np.diff(even_bounds(d.vocabulary, self.comm.size)).tolist()
         if d.tied:
@@ -278,206 +281,6 @@ class Head:
             return self.comm.xp.concatenate(parts, axis=1)
 
 
-# --- tokens and what is kept of them -------------------------------------------------------------------------------
-
-Angles = tuple[Array, Array] | None
-
-
-class Cache:
-    """Keys and values of some sequences, for the key/value heads of one rank; made by Transformer.new_cache.
-
-    lengths  (batch,) tokens of each sequence so far, in host memory
-    length   most that a sequence can have
-    """
-
-    def __init__(
-        self, batch: int, length: int, blocks: list[Block], head_dim: int, dtype: np.dtype, comm: Communicator
-    ):
-        if batch < 1 or length < 1:
-            raise ValueError(f"a cache needs batch >= 1 and length >= 1, got batch={batch}, length={length}")
-        self.length = length
-        self.lengths = np.zeros(batch, np.int64)
-        self.layers = [Kept(comm.xp, (batch, length, b.attention.kv_heads, head_dim), dtype) for b in blocks]
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self.lengths[:] = 0
-        for layer in self.layers:
-            layer.keys[:] = layer.values[:] = 0  # what lies beyond a sequence's end must be finite
-
-
-class Kept:
-    """Keys and values of one layer: (batch, length, key/value heads, head_dim)."""
-
-    def __init__(self, xp: Any, shape: tuple[int, ...], dtype: np.dtype):
-        self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
-
-    def extend(self, k: Array, v: Array, batch: Batch) -> tuple[Array, Array]:
-        """Put the new tokens' (M, heads, D) into their places; all that is kept up to the last of them."""
-        self.keys[batch.sequences, batch.positions] = k
-        self.values[batch.sequences, batch.positions] = v
-        seen = int(batch.positions.max()) + 1
-        return self.keys[:, :seen], self.values[:, :seen]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """New tokens of several sequences, one sequence after the other: all in host memory.
-
-    tokens, positions, sequences  (M,) int64: the token, its place in its sequence, and which sequence that is
-    counts                        (batch,) new tokens of each sequence
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    sequences: np.ndarray
-    counts: np.ndarray
-
-    @classmethod
-    def of(cls, tokens: Any, cache: Cache, decoder: Decoder) -> Batch:
-        """From what a caller passes, checked against cache and model."""
-        rows = [_token_row(row, i) for i, row in enumerate(tokens)]
-        if len(rows) != len(cache.lengths):
-            raise ValueError(f"tokens of {len(rows)} sequences do not fit a cache of {len(cache.lengths)}")
-        counts = np.array([len(row) for row in rows])
-        for i, (count, length) in enumerate(zip(counts, cache.lengths, strict=True)):
-            if length + count > cache.length:
-                raise ValueError(
-                    f"the cache is full: sequence {i} has {length} tokens, {count} more do not fit its "
-                    f"length of {cache.length}"
-                )
-        flat = np.concatenate(rows)
-        wrong = (flat < 0) | (flat >= decoder.vocabulary)
-        if wrong.any():
-            raise ValueError(f"token {flat[wrong][0]} is out of range: the vocabulary is 0 .. {decoder.vocabulary - 1}")
-        sequences = np.repeat(np.arange(len(rows)), counts)
-        positions = np.concatenate([np.arange(n) + start for n, start in zip(counts, cache.lengths, strict=True)])
-        return cls(flat, positions, sequences, counts)
-
-    def pad(self, q: Array) -> tuple[Array, np.ndarray]:
-        """(M, ...) as (batch, T, ...), and the positions as (batch, T); zeros where a sequence has fewer than T."""
-        B, T = len(self.counts), int(self.counts.max())
-        if (self.counts == T).all():
-            return q.reshape(B, T, *q.shape[1:]), self.positions.reshape(B, T)
-        at = self._places
-        padded = np.zeros((B, T), np.int64)
-        padded.reshape(-1)[at] = self.positions
-        wide = array_module(q).zeros((B * T, *q.shape[1:]), q.dtype)
-        wide[at] = q
-        return wide.reshape(B, T, *q.shape[1:]), padded
-
-    def unpad(self, y: Array) -> Array:
-        """What `pad` made (batch, T, ...), as (M, ...) again."""
-        flat = y.reshape(-1, *y.shape[2:])
-        return flat if len(flat) == len(self.tokens) else flat[self._places]
-
-    @property
-    def _places(self) -> np.ndarray:
-        """Index of each token in (batch * T)."""
-        starts = np.cumsum(self.counts) - self.counts
-        within = np.arange(len(self.tokens)) - starts[self.sequences]
-        return self.sequences * int(self.counts.max()) + within
-
-
-def _token_row(row: Any, i: int) -> np.ndarray:
-    row = to_numpy(row) if hasattr(row, "dtype") else np.asarray(row)
-    if row.ndim != 1 or row.dtype.kind not in "iu" or not len(row):
-        raise ValueError(
-            f"tokens of sequence {i} must be a row of one integer or more, got {row.dtype} of shape {row.shape}"
-        )
-    return row.astype(np.int64)
-
-
-def _cos_and_sin(rope: np.ndarray | None, positions: np.ndarray, xp: Any) -> Angles:
-    if rope is None:
-        return None
-    angle = positions[:, None] * rope
-    return xp.asarray(np.cos(angle).astype(np.float32)), xp.asarray(np.sin(angle).astype(np.float32))
-
-
-# --- loading -------------------------------------------------------------------------------------------------------
-
-
-def head_bounds(heads: int, kv_heads: int, tp: int) -> np.ndarray:
-    """(tp + 1,) bounds of the ranks' query heads: between key/value heads while there are enough of these.
-
-    Raises ValueError for more ranks than heads.
-    """
-    if tp > heads:
-        raise ValueError(f"tp={tp} ranks cannot share {heads} attention heads: at most tp={heads}")
-    if tp <= kv_heads:
-        return even_bounds(kv_heads, tp) * (heads // kv_heads)
-    return even_bounds(heads, tp)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A checkpoint, seen from one rank that builds its part of the model."""
-
-    ckpt: Checkpoint
-    decoder: Decoder
-    comm: Communicator
-    scheme: str
-    planned: dict[str, str]
-    codec: Codec | None
-    algo: str
-
-    @property
-    def vocabulary(self) -> tuple[int, int]:
-        """First and last of this rank's part of the vocabulary."""
-        bounds = even_bounds(self.decoder.vocabulary, self.comm.size)
-        return int(bounds[self.comm.rank]), int(bounds[self.comm.rank + 1])
-
-    def source(self, name: str, K: int, N: int) -> WeightInFile:
-        """A module that must be (K, N)."""
-        source = WeightInFile.whole(self.ckpt, name)
-        if (source.K, source.N) != (K, N):
-            raise CheckpointError(
-                f"{self.ckpt.folder}: {name}: expected (K, N) = ({K}, {N}) by config.json, "
-                f"found ({source.K}, {source.N})"
-            )
-        return source
-
-    def qkv(self, at: str) -> Sequence[WeightInFile]:
-        """q, k and v of a block, from three modules or one."""
-        d = self.decoder
-        ends = [0, *accumulate(n * d.head_dim for n in (d.heads, d.kv_heads, d.kv_heads))]
-        if len(d.qkv) == 1:
-            fused = self.source(at + d.qkv[0], d.hidden, ends[-1])
-            return [fused.columns(i, j) for i, j in pairwise(ends)]
-        return [self.source(at + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
-
-    def output_scheme(self, output: WeightInFile) -> str:
-        """The scheme of attention's output: the one asked for, or the plan's where that is not possible."""
-        planned = self.planned.get(output.name, "local")
-        impossible = self.scheme in GROUP_ALIGNED and self.comm.size > len(np.unique(output.g_idx))
-        if self.scheme in ("auto", "tp-aware") or impossible:
-            return "local" if planned == "none" else planned
-        return self.scheme
-
-    def table(self, name: str, rows: int, wanted: slice) -> Array:
-        """Rows of an embedding's (rows, hidden) table."""
-        name += ".weight"
-        self.check(name, (rows, self.decoder.hidden))
-        return self.comm.xp.asarray(self.ckpt.tensor(name, rows=wanted))
-
-    def vector(self, name: str, size: int) -> Array:
-        """A tensor of `size` numbers."""
-        self.check(name, (size,))
-        return self.comm.xp.asarray(self.ckpt.tensor(name))
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise unless there is a tensor of this name and shape."""
-        found = self.ckpt.tensor_shape(name)
-        if found != shape:
-            raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
-
-    def check_biases(self, at: str) -> None:
-        """Raise where a module of a block lacks the bias that its family has."""
-        for name in self.decoder.biased:
-            self.ckpt.tensor_shape(at + name + ".bias")
-
-
 def _activation_dtype(ckpt: Checkpoint, asked: Any) -> np.dtype:
     if asked is None:
         config = Config(ckpt.config, str(ckpt.folder / "config.json"))
@@ -487,3 +290,11 @@ def _activation_dtype(ckpt: Checkpoint, asked: Any) -> np.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
     return DTYPES[name]
+
+
+def _cos_and_sin(rope: np.ndarray | None, positions: Array) -> Angles:
+    if rope is None:
+        return None
+    xp = array_module(positions)
+    angle = positions[:, None] * xp.asarray(rope)
+    return xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32)

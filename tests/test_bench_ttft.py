@@ -60,7 +60,7 @@ def test_projected_numbers_stand_apart(smoke) -> None:
     assert "PROJECTED" in printed
     assert not any(key.startswith("projected_") for row in measured for key in row)
     assert not any(key in row for row in projected for key in ("ttft_ms", "tpot_ms", "check"))
-    assert {r["link"] for r in projected} == {"l4-pcie", "a100-nvlink", "h100-nvlink"}
+    assert {r["link"] for r in projected} == {"l4-pcie-2s", "l4-pcie", "a100-nvlink", "h100-nvlink"}
     assert {r["model"] for r in projected} == {"llama-3-8b", "llama-2-70b", "granite-20b"}
     assert {(r["batch"], r["length"]) for r in projected} == {(1, 128), (8, 1024)}
 

@@ -61,6 +61,10 @@ def test_parts_of_a_block_are_those_of_cost() -> None:
     whole = step_cost(LLAMA, Step(2, 64), 4, INT4, L4, PCIE)
     ends = cost.all_reduce_us(128 * 4096 * 2, 4, PCIE) + cost.all_gather_us(2 * 32000 * 2, 4, PCIE)
     assert whole.collectives_us == pytest.approx(32 * 2 * block.all_reduce_1_us + ends)
+    own = block.norm_us + block.qkv_us + block.attention_us + block.o_proj_us + block.mlp_us
+    head = cost.gemm_us(2, 8000, 4096, FP16, L4)
+    assert whole.compute_us == pytest.approx(32 * own + head, rel=0.01)
+    assert whole.total_us == whole.compute_us + whole.collectives_us
 
 
 def test_key_value_heads_are_replicated_beyond_their_number() -> None:

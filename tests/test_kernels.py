@@ -50,8 +50,11 @@ def test_first_line_is_a_digest_of_all_sources(copied_sources):
     (copied_sources / "ptx" / "mma.cuh").write_text("// another header\n")
     after = kernels.translation_unit("gather_columns", GATHER)
     assert before.splitlines()[0] != after.splitlines()[0]
-    assert before.splitlines()[1:] == after.splitlines()[1:] == [
-        "constexpr int THREADS = 128;", '#include "gather_columns.cu"']
+    assert (
+        before.splitlines()[1:]
+        == after.splitlines()[1:]
+        == ["constexpr int THREADS = 128;", '#include "gather_columns.cu"']
+    )
 
 
 def test_signature_is_read_from_the_source():
@@ -89,8 +92,11 @@ def test_every_shipped_config_compiles_without_spills(arch):
     shipped = configs.shipped(number)
     with ThreadPoolExecutor() as pool:
         made = list(pool.map(lambda s: (s, kernels.compile_kernel(*s, arch)), shipped))
-    spilling = [(name_and_config, cubin.resources) for name_and_config, cubin in made
-                if cubin.resources.spill_bytes or cubin.resources.stack_bytes]
+    spilling = [
+        (name_and_config, cubin.resources)
+        for name_and_config, cubin in made
+        if cubin.resources.spill_bytes or cubin.resources.stack_bytes
+    ]
     assert not spilling
     assert len(made) == len(shipped)
 
@@ -141,10 +147,13 @@ def test_another_header_architecture_or_constant_is_another_cubin(cache, copied_
 
 @needs_nvrtc
 def test_ranks_that_compile_at_once_end_with_one_result(cache):
-    code = ("from cutpq import configs, kernels;"
-            "print(kernels.compile_kernel('gather_columns', configs.GatherConfig(), 'sm_80').path)")
-    ranks = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-             for _ in range(3)]
+    code = (
+        "from cutpq import configs, kernels;"
+        "print(kernels.compile_kernel('gather_columns', configs.GatherConfig(), 'sm_80').path)"
+    )
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     paths = {rank.communicate(timeout=120)[0] for rank in ranks}
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert len(paths) == 1
@@ -170,9 +179,11 @@ def test_without_nvrtc_the_error_says_what_to_install(monkeypatch):
 
 
 def test_resources_are_read_from_what_ptxas_says():
-    log = ("ptxas info    : 0 bytes gmem\nptxas info    : Function properties for f\n"
-           "    8 bytes stack frame, 816 bytes spill stores, 4 bytes spill loads\n"
-           "ptxas info    : Used 40 registers, used 1 barriers")
+    log = (
+        "ptxas info    : 0 bytes gmem\nptxas info    : Function properties for f\n"
+        "    8 bytes stack frame, 816 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 1 barriers"
+    )
     assert kernels.resources_from(log) == kernels.Resources(registers=40, stack_bytes=8, spill_bytes=820)
     with pytest.raises(kernels.KernelError, match="did not report"):
         kernels.resources_from("silence")
@@ -207,12 +218,15 @@ def test_arguments_get_their_declared_types(rmsnorm):
     assert [type(a) for a in args[4:]] == [np.int32, np.float32]
 
 
-@pytest.mark.parametrize(("changed", "error", "message"), [
-    (dict(x=np.zeros((1, 8), np.float16)), TypeError, "rmsnorm_gather: x must be bfloat16, got float16"),
-    (dict(perm=np.zeros(8, np.int64)), TypeError, "perm must be int32"),
-    (dict(perm=np.zeros(16, np.int32)[::2]), ValueError, "perm must be contiguous"),
-    (dict(y=8), TypeError, "y must be an array, got int"),
-])
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        (dict(x=np.zeros((1, 8), np.float16)), TypeError, "rmsnorm_gather: x must be bfloat16, got float16"),
+        (dict(perm=np.zeros(8, np.int64)), TypeError, "perm must be int32"),
+        (dict(perm=np.zeros(16, np.int32)[::2]), ValueError, "perm must be contiguous"),
+        (dict(y=8), TypeError, "y must be an array, got int"),
+    ],
+)
 def test_arguments_of_the_wrong_kind_are_refused(rmsnorm, changed, error, message):
     with pytest.raises(error, match=message):
         rmsnorm((1,), 256, *arguments(**changed))

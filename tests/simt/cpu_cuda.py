@@ -30,13 +30,29 @@ import numpy as np
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 CACHE = Path(os.environ.get("CUTPQ_CACHE_DIR", Path.home() / ".cache" / "cutpq")) / "simt"
 
-COMMON = ["g++", "-std=c++20", "-g", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-march=native",
-          "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-unused-function"]
+COMMON = [
+    "g++",
+    "-std=c++20",
+    "-g",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-march=native",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-attributes",
+    "-Wno-unused-function",
+]
 MODES = {
     "fast": ["-O2"],
     # -O1, because the vectorizer and store merging of -O2 change the size of accesses
-    "check": ["-O1", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1",
-              "--param=tsan-instrument-func-entry-exit=0"],
+    "check": [
+        "-O1",
+        "-fsanitize=thread",
+        "--param=tsan-distinguish-volatile=1",
+        "--param=tsan-instrument-func-entry-exit=0",
+    ],
 }
 SCALAR, POINTER_TO_CONST, POINTER = range(3)  # kinds of parameters, as in runtime/cuda.h
 
@@ -69,8 +85,11 @@ class _Parameter(ctypes.Structure):
 
 class _Launch(ctypes.Structure):
     _fields_ = [
-        ("name", ctypes.c_char_p), ("args", ctypes.POINTER(ctypes.c_void_p)),
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("name", ctypes.c_char_p),
+        ("args", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
     ]
 
 
@@ -136,9 +155,7 @@ class Kernel:
             raise SimtError(f'no kernel extern "C" {name} in this source')
         self.parameters = [(p.bytes, p.kind) for p in parameters[:count]]
 
-    def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
-    ) -> None:
+    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
         launch([(self, grid, block, args, shared_mem)])
 
 
@@ -224,8 +241,19 @@ def _build(name: str, source: str, include: Path, mode: str) -> Kernel:
         CACHE.mkdir(parents=True, exist_ok=True)
         unit = CACHE / f"{name}-{mode}-{tag[:-1]}-{os.getpid()}.cpp"
         unit.write_text(f'#line 1 "{name}.cu"\n{source}\nSIMT_EXPORT({name})\n')
-        command = [*COMMON, *MODES[mode], "-DCUTPQ_HOST", f'-DSIMT_TAG="{tag}"', f"-I{include}", "-include",
-                   str(RUNTIME / "cuda.h"), "-fvisibility=hidden", "-fno-gnu-unique", "-c", str(unit)]
+        command = [
+            *COMMON,
+            *MODES[mode],
+            "-DCUTPQ_HOST",
+            f'-DSIMT_TAG="{tag}"',
+            f"-I{include}",
+            "-include",
+            str(RUNTIME / "cuda.h"),
+            "-fvisibility=hidden",
+            "-fno-gnu-unique",
+            "-c",
+            str(unit),
+        ]
         try:
             objects = _compile(library.with_suffix(f".{os.getpid()}.o"), command)
             # linked without the sanitizer's library: the runtime answers the calls

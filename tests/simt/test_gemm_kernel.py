@@ -1,7 +1,5 @@
 """gemm_w4a16 on the CPU runtime, through matmul: exact data, bounded data, and every way to find a scale."""
 
-
-
 import cpu_cuda
 import ml_dtypes
 import numpy as np
@@ -93,13 +91,15 @@ GROUPS = {
     "last_group_short": dict(K=160, N=64, group_size=64, g_idx=contiguous(160, 64)),
     "one_group": dict(K=200, N=64, group_size=200, g_idx=contiguous(200, 200)),
     "groups_of_one_row": dict(K=96, N=64, group_size=1, g_idx=contiguous(96, 1)),
-    "sparse_groups": dict(K=128, N=64, group_size=16,
-                          g_idx=lengths(3, 1, 16, 2, 9, 5, 1, 7, 13, 4, 8, 16, 11, 15, 1, 16)),
+    "sparse_groups": dict(
+        K=128, N=64, group_size=16, g_idx=lengths(3, 1, 16, 2, 9, 5, 1, 7, 13, 4, 8, 16, 11, 15, 1, 16)
+    ),
     "empty_groups": dict(K=64, N=64, group_size=32, g_idx=lengths(0, 31, 0, 0, 1, 32, 0)),
     "long_groups_off_the_grid": dict(K=256, N=64, group_size=128, g_idx=lengths(100, 130, 26)),
     "act_order": dict(K=256, N=64, group_size=64),
-    "act_order_of_unequal_groups": dict(K=72, N=64, group_size=32,
-                                        g_idx=np.random.default_rng(5).permutation(lengths(40, 0, 1, 31))),
+    "act_order_of_unequal_groups": dict(
+        K=72, N=64, group_size=32, g_idx=np.random.default_rng(5).permutation(lengths(40, 0, 1, 31))
+    ),
 }
 
 
@@ -224,8 +224,10 @@ def test_gated(mode, M):
     gate, up = (random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True, seed=s) for s in (0, 1))
     x = tokens(M, 128)
     y = gated_matmul(x, pack(interleave(gate, up)))
-    a, b = (x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float)
-            + w.bias.astype(float) for w in (gate, up))
+    a, b = (
+        x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
+        for w in (gate, up)
+    )
     exact = a / (1 + np.exp(-a)) * b
     sums = 2.0**-18 * (1 + np.abs(a)) * (1 + np.abs(b))
     assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + sums)
@@ -251,10 +253,13 @@ def test_no_bank_conflicts(M):
 # ---- wrong operands
 
 
-@pytest.mark.parametrize(("x", "error", "message"), [
-    (np.zeros((2, 72), np.float16), ValueError, r"x must have shape \(M, 64\)"),
-    (np.zeros((2, 64), np.float64), TypeError, "x must be float16 or bfloat16"),
-])
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((2, 72), np.float16), ValueError, r"x must have shape \(M, 64\)"),
+        (np.zeros((2, 64), np.float64), TypeError, "x must be float16 or bfloat16"),
+    ],
+)
 def test_wrong_operands(x, error, message):
     with pytest.raises(error, match=message):
         matmul(x, pack(random_weight(64, 64, 32)))

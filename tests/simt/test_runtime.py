@@ -63,9 +63,13 @@ def exact_fma(a, b, c, dtype):
     return min(candidates, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint16)) & 1))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [
-    ("fma_pairs", np.float16), ("fma_bfloat_pairs", ml_dtypes.bfloat16),
-])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("fma_pairs", np.float16),
+        ("fma_bfloat_pairs", ml_dtypes.bfloat16),
+    ],
+)
 def test_fma_rounds_once(name, dtype):
     rng = np.random.default_rng(3)
     a, b = (rng.standard_normal(2048).astype(dtype) for _ in range(2))
@@ -113,10 +117,12 @@ def exchange(kernel_, world=4, n=100):
     ins = [np.full(n, 1.0 + r, np.float32) for r in range(world)]
     parts, outs = ([np.full(n, np.nan, np.float32) for _ in ins] for _ in range(2))
     flags = [np.zeros(world, np.uint32) for _ in ins]
-    cpu_cuda.launch([
-        (kernel_, (1,), (64,), (parts, flags, ins[r], outs[r], np.int32(n), np.int32(r), np.int32(world)), 0)
-        for r in range(world)
-    ])
+    cpu_cuda.launch(
+        [
+            (kernel_, (1,), (64,), (parts, flags, ins[r], outs[r], np.int32(n), np.int32(r), np.int32(world)), 0)
+            for r in range(world)
+        ]
+    )
     return all((out == sum(ins)).all() for out in outs)
 
 
@@ -146,20 +152,30 @@ BARRIER = "    __syncthreads();  // stage i has landed for all\n"
 LOAD = "if (next < n) cp_async_16(shared_address(stages + next % STAGES"
 
 
-@pytest.mark.parametrize(("message", "replacement"), [
-    ("in flight", ("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>")),
-    ("uninitialized|race on shared", (BARRIER, "")),
-    ("in flight|race on shared", (LOAD, LOAD.replace("next % STAGES", "(next + 1) % STAGES"))),
-    ("never waited for", ("out[i * 32", "if (i + 1 == n) cp_async_16(shared_address(stages + 32), in);"
-                                        "    out[i * 32")),
-    ("shared memory read out of bounds", ("31 - t]", "127 - t]")),
-    ("shared address out of bounds", ("next % STAGES * 32", "next * 32")),
-    ("invalid global access|past the end", ("in + next * 32 + t", "in + (next + 1) * 32 + t")),
-    ("misaligned", ("in + next * 32 + t)", "(const char*)(in + next * 32 + t - 1) + 8)")),
-    ("too small", ("STAGES * 32)", "STAGES * 32 + 1)")),
-    ("exited|deadlock", ("const int t = threadIdx.x;\n  for (int i = 0; i < STAGES",
-                "const int t = threadIdx.x;\n  if (t > 30) return;\n  for (int i = 0; i < STAGES")),
-])
+@pytest.mark.parametrize(
+    ("message", "replacement"),
+    [
+        ("in flight", ("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>")),
+        ("uninitialized|race on shared", (BARRIER, "")),
+        ("in flight|race on shared", (LOAD, LOAD.replace("next % STAGES", "(next + 1) % STAGES"))),
+        (
+            "never waited for",
+            ("out[i * 32", "if (i + 1 == n) cp_async_16(shared_address(stages + 32), in);    out[i * 32"),
+        ),
+        ("shared memory read out of bounds", ("31 - t]", "127 - t]")),
+        ("shared address out of bounds", ("next % STAGES * 32", "next * 32")),
+        ("invalid global access|past the end", ("in + next * 32 + t", "in + (next + 1) * 32 + t")),
+        ("misaligned", ("in + next * 32 + t)", "(const char*)(in + next * 32 + t - 1) + 8)")),
+        ("too small", ("STAGES * 32)", "STAGES * 32 + 1)")),
+        (
+            "exited|deadlock",
+            (
+                "const int t = threadIdx.x;\n  for (int i = 0; i < STAGES",
+                "const int t = threadIdx.x;\n  if (t > 30) return;\n  for (int i = 0; i < STAGES",
+            ),
+        ),
+    ],
+)
 def test_check_names_the_mistake(message, replacement):
     with pytest.raises(SimtError, match=message):
         run_ring("check", replacement)
@@ -182,7 +198,8 @@ def test_writing_past_a_shared_array_is_found_without_checks():
 def test_reading_shared_memory_before_writing_it():
     with pytest.raises(SimtError, match="uninitialized"):
         kernel("last_block_sums", "check", ("if (t == 0) *before = atomic_add_acq_rel(arrivals, 1);", ""))(
-            (1,), (32,), (numbers(1, 32), numbers(1, 32), numbers(32), np.zeros(1, np.uint32)), shared_mem=16)
+            (1,), (32,), (numbers(1, 32), numbers(1, 32), numbers(32), np.zeros(1, np.uint32)), shared_mem=16
+        )
 
 
 def test_global_read_past_the_end(mode):
@@ -193,11 +210,14 @@ def test_global_read_past_the_end(mode):
 # ---- mistakes in order: found even where this schedule gave the right result
 
 
-@pytest.mark.parametrize("replacement", [
-    ("atomic_add_acq_rel", "atomic_add_relaxed"),
-    ("  __syncthreads();  // partial sums stored\n", ""),
-    ("  __syncthreads();  // count known\n", ""),
-])
+@pytest.mark.parametrize(
+    "replacement",
+    [
+        ("atomic_add_acq_rel", "atomic_add_relaxed"),
+        ("  __syncthreads();  // partial sums stored\n", ""),
+        ("  __syncthreads();  // count known\n", ""),
+    ],
+)
 def test_last_block_sums_needs_every_step(replacement):
     with pytest.raises(SimtError, match=r"race on|uninitialized"):
         last_block_sums(kernel("last_block_sums", "check", replacement))
@@ -209,11 +229,16 @@ def test_relaxed_flag_is_a_race():
 
 
 def test_relaxed_counter_between_two_fences_is_none():
-    assert last_block_sums(kernel(
-        "last_block_sums", "check",
-        ("*before = atomic_add_acq_rel(arrivals, 1);",
-         "{ __threadfence(); *before = atomic_add_relaxed(arrivals, 1); __threadfence(); }"),
-    ))
+    assert last_block_sums(
+        kernel(
+            "last_block_sums",
+            "check",
+            (
+                "*before = atomic_add_acq_rel(arrivals, 1);",
+                "{ __threadfence(); *before = atomic_add_relaxed(arrivals, 1); __threadfence(); }",
+            ),
+        )
+    )
 
 
 def test_missing_named_barrier_is_a_race():
@@ -226,13 +251,15 @@ def test_missing_named_barrier_is_a_race():
 def test_missing_syncwarp_is_a_race():
     with pytest.raises(SimtError, match=r"race on shared|uninitialized"):
         kernel("matrix_product", "check", ("__syncwarp();", ""))(
-            (1,), (32,), (numbers(16, 8), numbers(8, 8), np.zeros((16, 8), np.float32)), shared_mem=768)
+            (1,), (32,), (numbers(16, 8), numbers(8, 8), np.zeros((16, 8), np.float32)), shared_mem=768
+        )
 
 
 def test_divergent_collective():
     with pytest.raises(SimtError, match="exited"):
         kernel("warp_ops", "fast", ("const u32 later", "if (t == 5) return;\n  const u32 later"))(
-            (1,), (32,), (np.zeros(32, np.uint32), np.zeros((3, 32), np.uint32)))
+            (1,), (32,), (np.zeros(32, np.uint32), np.zeros((3, 32), np.uint32))
+        )
 
 
 # ---- calling
@@ -240,19 +267,23 @@ def test_divergent_collective():
 
 def test_bank_conflicts_are_counted():
     before = cpu_cuda.ldmatrix_passes()
-    kernel("matrix_product")((1,), (32,), (numbers(16, 8), numbers(8, 8), np.zeros((16, 8), np.float32)),
-                             shared_mem=768)
+    kernel("matrix_product")(
+        (1,), (32,), (numbers(16, 8), numbers(8, 8), np.zeros((16, 8), np.float32)), shared_mem=768
+    )
     taken, ideal = np.subtract(cpu_cuda.ldmatrix_passes(), before)
     assert ideal == 6  # six matrices; their rows are 32 bytes apart, so rows 0 and 4 share banks
     assert taken == 12
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ((np.zeros((9, 32), np.float32), np.zeros(96, np.float32), 9), "argument 2 of producer has 8 bytes"),
-    ((np.zeros((9, 32), np.float32), np.zeros(96, np.float32)), "takes 3 arguments, 2 given"),
-    ((np.zeros((9, 32), np.float32), 7, np.int32(9)), "argument 1 of producer must be an array"),
-    ((np.zeros((9, 64), np.float32)[:, ::2], np.zeros(96, np.float32), np.int32(9)), "contiguous"),
-])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((np.zeros((9, 32), np.float32), np.zeros(96, np.float32), 9), "argument 2 of producer has 8 bytes"),
+        ((np.zeros((9, 32), np.float32), np.zeros(96, np.float32)), "takes 3 arguments, 2 given"),
+        ((np.zeros((9, 32), np.float32), 7, np.int32(9)), "argument 1 of producer must be an array"),
+        ((np.zeros((9, 64), np.float32)[:, ::2], np.zeros(96, np.float32), np.int32(9)), "contiguous"),
+    ],
+)
 def test_wrong_arguments(args, message):
     with pytest.raises(SimtError, match=message):
         kernel("producer")((1,), (128,), args, shared_mem=128)

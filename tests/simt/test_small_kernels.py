@@ -148,13 +148,16 @@ def test_rmsnorm_is_deterministic(settings):
         assert_exact(other, runs[0])
 
 
-@pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda x: rmsnorm_gather(x.astype(np.float32), x[0], np.zeros(16, np.int32)), TypeError, "x must be float16"),
-    (lambda x: gather_columns(x, np.zeros(8, np.int64)), TypeError, "perm must be int32"),
-    (lambda x: gather_columns(x[0], np.zeros(8, np.int32)), ValueError, "x must have shape"),
-    (lambda x: rmsnorm_gather(x, np.ones(8, np.float16), np.zeros(16, np.int32)), ValueError, "weight must have"),
-    (lambda x: rmsnorm_gather(x, np.ones(16, np.float16), np.zeros(8, np.int32)), ValueError, "perm must have"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: rmsnorm_gather(x.astype(np.float32), x[0], np.zeros(16, np.int32)), TypeError, "x must be float16"),
+        (lambda x: gather_columns(x, np.zeros(8, np.int64)), TypeError, "perm must be int32"),
+        (lambda x: gather_columns(x[0], np.zeros(8, np.int32)), ValueError, "x must have shape"),
+        (lambda x: rmsnorm_gather(x, np.ones(8, np.float16), np.zeros(16, np.int32)), ValueError, "weight must have"),
+        (lambda x: rmsnorm_gather(x, np.ones(16, np.float16), np.zeros(8, np.int32)), ValueError, "perm must have"),
+    ],
+)
 def test_wrong_operands(call, error, message):
     with pytest.raises(error, match=message):
         call(np.ones((2, 16), np.float16))
