@@ -1,0 +1,325 @@
+"""gemm_w4a16 on a GPU: every shape of four models' MLPs, in plain order and act-ordered, timed and checked.
+
+    python bench/gemm.py --model llama-70b --tp 1,8      needs a GPU
+    python bench/gemm.py --all                           every model, tp and M
+    python bench/gemm.py --predict                       no GPU: what it should take on an H200 and on an A100
+    CUTPQ_HOST_KERNELS=1 python bench/gemm.py --smoke    no GPU: a tiny product through the kernel on the CPU
+
+A row is one rank's product at M tokens under a scheme:
+plain      groups one behind the other, as if the weight had never been act-ordered
+tp-aware   act-ordered, sorted before it is shared out; whatever writes x writes it in this order
+local      a rank's rows in disk order, sorted on the rank: all groups' scales, and x gathered by a kernel of its own
+           where rows are shared out (its time is in the row)
+unordered  disk order; the kernel looks a scale up for every row
+
+time_us   one product, of a replayed CUDA graph over copies of the weight four times the L2's size together; from
+          configs.DEQUANT_FROM tokens on of queued calls, since CuPy does not capture cuBLAS
+GB_s      codes, scales, g_idx, x and y, each once; share: of what a copy reaches in this run
+cublas    fp16 cupy.matmul of the same shape, queued; ratio: its time over this one's
+check     sampled columns of y against float64, element by element (bench/reference.py gemm_bound)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gemm_model
+import machine_code
+import numpy as np
+from gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
+from gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, queued_us
+from mlp import names, positive_numbers
+from reference import gemm_bound, outside, unit_roundoff
+from report import Column, Table, header, progress, write_json
+from shapes import MODELS
+
+from cutpq import configs, kernels, ref
+from cutpq.array import to_numpy
+from cutpq.communicator import SelfCommunicator
+from cutpq.gather import gather_columns
+from cutpq.gemm import matmul
+from cutpq.pack import PackedWeight, pack
+from cutpq.reorder import sort_groups
+from cutpq.weight import QuantWeight
+
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
+TPS = (1, 2, 4, 8)
+DEFAULT_MODEL, DEFAULT_TOKENS = ("llama-70b",), (1, 16, 64, 256)
+CHECKED_COLUMNS, CHECKED_TOKENS = 64, 16
+LEAST_CALLS = 8
+TINY = Layer("tiny", "down", tp=2, K=256, N=192, total_K=512)
+
+SHAPE_COLUMNS = (
+    Column("model", "model", 11),
+    Column("layer", "layer", 7),
+    Column("tp", "tp", 2),
+    Column("K", "K", 5),
+    Column("N", "N", 5),
+    Column("M", "M", 4),
+    Column("scheme", "scheme", 9),
+)
+TABLE = Table(
+    (
+        *SHAPE_COLUMNS,
+        Column("time_us", "time_us", 9, ".1f"),
+        Column("GB_s", "GB_s", 6, ".0f"),
+        Column("share", "share", 5, ".2f"),
+        Column("cublas_us", "cublas_us", 9, ".1f"),
+        Column("ratio", "ratio", 5, ".2f"),
+        Column("launch_us", "launch_us", 9, ".2f"),
+        Column("max_err", "max_err", 8, ".1e"),
+        Column("check", "check", 5),
+    )
+)
+PREDICTED_TABLE = Table(
+    (
+        Column("machine", "machine", 7),
+        *SHAPE_COLUMNS,
+        Column("time_us", "predicted_us", 12, ".1f"),
+        Column("share", "share", 5, ".2f"),
+        Column("cublas_us", "cublas_us", 9, ".1f"),
+        Column("ratio", "ratio", 5, ".2f"),
+        Column("per_load", "per_load", 8, ".0f"),
+        Column("bound", "bound", 13),
+    )
+)
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.predict:
+        return predict(args)
+    try:
+        xp = np if args.smoke else gpu_module()
+    except NoGpu as error:
+        print(f"gemm.py: measuring {error}; --predict and --smoke work without", file=sys.stderr)
+        return 2
+    if args.smoke and not kernels.usable(np):
+        print("gemm.py: --smoke runs the kernel on the CPU: set CUTPQ_HOST_KERNELS=1", file=sys.stderr)
+        return 2
+    device = None if xp is np else int(xp.cuda.runtime.getDevice())
+    comm = SelfCommunicator("one GPU" if device is not None else "smoke", xp, device)
+    tops = ceilings(xp)
+    print("\n".join([*header(comm), *described(tops), TABLE.heading()]), flush=True)
+    rows = []
+    wanted = [TINY] if args.smoke else layers(args.model, args.tp)
+    with progress(len(wanted), "gemm", comm) as bar:
+        for layer in wanted:
+            for row in measure(layer, args.m, args.schemes, tops, xp):
+                print(TABLE.line(row), flush=True)
+                rows.append(row)
+            if args.json:
+                write_json(args.json, rows)  # what is measured is kept, should a later shape fail
+            bar.update()
+    return 1 if any(row["check"] != "ok" for row in rows) else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--predict", action="store_true", help="counted, not measured; needs NVRTC and nvdisasm")
+    what.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does the bench work?")
+    parser.add_argument("--model", type=names(tuple(MODELS)), help=f"of {', '.join(MODELS)}; default llama-70b")
+    parser.add_argument("--tp", type=positive_numbers, default=TPS, metavar="TP,...", help="default 1,2,4,8")
+    parser.add_argument("--m", type=positive_numbers, metavar="M,...", help="tokens; default 1,16,64,256")
+    parser.add_argument("--schemes", type=names(SCHEMES), default=SCHEMES, help=f"of {', '.join(SCHEMES)}")
+    parser.add_argument("--all", action="store_true", help="every model, and M from 1 to 4096")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    args = parser.parse_args(argv)
+    args.model = args.model or (tuple(MODELS) if args.all else DEFAULT_MODEL)
+    args.m = args.m or ((1, 9) if args.smoke else TOKENS if args.all else DEFAULT_TOKENS)
+    return args
+
+
+def described(tops: Ceilings) -> list[str]:
+    """The ceilings of this run, as header lines."""
+    if tops.copy_gb_s is None:
+        return ["# the kernel runs on the CPU: times mean nothing"]
+    return [
+        f"# copy {tops.copy_gb_s:.0f} GB/s, empty kernel in a graph {tops.launch_us:.2f} us, "
+        f"cuBLAS fp16 {tops.library_tflops:.0f} TFLOPS, L2 {tops.l2_bytes >> 20} MiB"
+    ]
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rank's weight under a scheme: packed copies, the columns of x to gather first, and what it stands for."""
+
+    copies: list[PackedWeight]
+    gather: Any | None
+    rows: QuantWeight
+
+    @property
+    def packed(self) -> PackedWeight:
+        return self.copies[0]
+
+
+def measure(
+    layer: Layer, tokens: Sequence[int], schemes: Sequence[str], tops: Ceilings, xp: ModuleType
+) -> Iterator[Row]:
+    """The rows of one layer, scheme by scheme."""
+    library = library_times(layer, tokens, tops, xp)
+    x = xp.asarray(np.random.default_rng(0).standard_normal((max(tokens), layer.K), np.float32).astype(np.float16))
+    for scheme in schemes:
+        case = make_case(layer, scheme, copies_for(layer.K * layer.N // 2, tops), xp)
+        for M in tokens:
+            x_now = x[:M, : case.rows.K]
+            y, took = run(case, xp.ascontiguousarray(x_now), layer.N, xp)
+            yield row(layer, scheme, case, M, took, library.get(M), tops) | judge(case, x_now, y, xp)
+
+
+def run(case: Case, x: Any, N: int, xp: ModuleType) -> tuple[Any, float]:
+    """The product, and the time of one in us."""
+    y = xp.empty((len(x), N), np.float16)
+    scratch = xp.empty_like(x)
+
+    def product(i: int) -> None:
+        columns = x if case.gather is None else gather_columns(x, case.gather, out=scratch)
+        matmul(columns, case.copies[i % len(case.copies)], out=y)
+
+    by_library = len(x) >= configs.DEQUANT_FROM
+    clock: Callable[..., float] = queued_us if by_library else graph_us
+    calls = 1 if xp is np else len(case.copies) if by_library else max(LEAST_CALLS, len(case.copies))
+    return y, clock(product, calls, xp)
+
+
+def row(layer: Layer, scheme: str, case: Case, M: int, took: float, library: float | None, tops: Ceilings) -> Row:
+    """The figures of one product."""
+    moved = case.packed.nbytes + 2 * M * (case.packed.K + layer.N)
+    rate = moved / took / 1e3
+    return {
+        "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": case.packed.K, "N": layer.N, "M": M,
+        "scheme": scheme, "time_us": took, "moved_bytes": moved, "GB_s": rate,
+        "share": tops.copy_gb_s and rate / tops.copy_gb_s,
+        "cublas_us": library, "ratio": library and library / took, "launch_us": tops.launch_us, "projected": False,
+    }  # fmt: skip
+
+
+def judge(case: Case, x: Any, y: Any, xp: ModuleType) -> Row:
+    """check and max_err, of some columns and of the first and the last tokens."""
+    w, M = case.rows, len(x)
+    columns = np.unique(np.linspace(0, w.N - 1, CHECKED_COLUMNS).astype(np.int64))
+    tokens = np.unique(np.linspace(0, M - 1, CHECKED_TOKENS).astype(np.int64))
+    codes, scales, zeros, g_idx = (
+        to_numpy(part) for part in (w.codes[:, columns], w.scales[:, columns], w.zeros[:, columns], w.g_idx)
+    )
+    weight = ref.dequant(codes, scales, zeros, g_idx, np.dtype(np.float16)).astype(np.float64)
+    x64 = to_numpy(x[tokens]).astype(np.float64)
+    exact = x64 @ weight
+    got = to_numpy(y[tokens][:, columns])
+    wrong = outside(got, exact, gemm_bound(x64, weight, exact, unit_roundoff(np.float16)))
+    return {"max_err": float(np.abs(got - exact).max()), "check": "FAIL" if wrong.any() else "ok"}
+
+
+def make_case(layer: Layer, scheme: str, copies: int, xp: ModuleType) -> Case:
+    """Rank 0's random weight, in the order of rows that the scheme reads it in.
+
+    `rows` has the order of x: where the rank gathers x's columns itself, that of the disk.
+    """
+    order = layer.order()
+    if scheme == "plain":
+        order = np.arange(layer.total_K, dtype=np.int32) // GROUP_SIZE
+    elif scheme == "tp-aware":
+        order = np.sort(order, kind="stable")
+    rows = random_rows(layer, order[layer.rows(scheme)], xp)
+    if scheme != "local":
+        return Case(copies_of(pack(rows), copies), None, rows)
+    ordered, perm = sort_groups(rows)
+    gather = xp.asarray(perm).astype(np.int32)
+    if not layer.shares_rows:  # as under tp-aware: x comes in the order of the weight
+        return Case(copies_of(pack(ordered), copies), None, ordered)
+    return Case(copies_of(pack(ordered), copies), gather, rows)
+
+
+def random_rows(layer: Layer, g_idx: np.ndarray, xp: ModuleType) -> QuantWeight:
+    """A symmetric weight with random codes, made where it is wanted; about 1 / sqrt(K) large."""
+    rng = np.random.default_rng(layer.tp)
+    of_row, of_column = (xp.asarray(rng.integers(0, 2**32, n, np.uint32) | np.uint32(1)) for n in (len(g_idx), layer.N))
+    codes = (of_row[:, None] * of_column[None, :] >> np.uint32(28)).astype(np.uint8)
+    used, g_idx = np.unique(g_idx, return_inverse=True)
+    scales = (rng.uniform(0.5, 1.5, (len(used), layer.N)) / (8 * layer.K**0.5)).astype(np.float16)
+    return QuantWeight(
+        codes=codes,
+        scales=xp.asarray(scales),
+        zeros=xp.full(scales.shape, ZERO, np.uint8),
+        g_idx=xp.asarray(g_idx.astype(np.int32)),
+        bits=4,
+        group_size=GROUP_SIZE,
+    )
+
+
+def copies_for(nbytes: int, tops: Ceilings) -> int:
+    """Copies of a weight that together are four times the L2; two at least, so that no call finds its own traces."""
+    return max(2, configs.ceil_div(4 * tops.l2_bytes, nbytes))
+
+
+def copies_of(p: PackedWeight, count: int) -> list[PackedWeight]:
+    """The weight `count` times in memory."""
+    return [p, *(replace(p, words=p.words.copy(), scales=p.scales.copy()) for _ in range(count - 1))]
+
+
+def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: ModuleType) -> dict[int, float]:
+    """The fp16 product's time for each number of tokens, its weight rotated likewise; none with NumPy."""
+    if xp is np:
+        return {}
+    nbytes = 2 * layer.K * layer.N
+    weights = [xp.full((layer.K, layer.N), 0.01, np.float16) for _ in range(copies_for(nbytes, tops))]
+    found = {}
+    for M in tokens:
+        x, y = xp.full((M, layer.K), 0.01, np.float16), xp.empty((M, layer.N), np.float16)
+        calls = max(LEAST_CALLS if M < 1024 else 2, len(weights))
+        found[M] = queued_us(lambda i, x=x, y=y: xp.matmul(x, weights[i % len(weights)], out=y), calls, xp)
+    return found
+
+
+# --- predicting ----------------------------------------------------------------------------------------------------
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print the predicted table; 2 where the compiler or the disassembler is missing."""
+    print(f"# all predicted, nothing measured: bench/gemm_model.py; cuda_src {kernels.source_digest()}")
+    for machine in gemm_model.MACHINES.values():
+        print(f"# {machine}")
+    print(PREDICTED_TABLE.heading())
+    rows = []
+    try:
+        for machine in gemm_model.MACHINES.values():
+            for layer in layers(args.model, args.tp):
+                for M in args.m:
+                    for scheme in args.schemes:
+                        rows.append(predicted_row(layer, M, scheme, machine))
+                        print(PREDICTED_TABLE.line(rows[-1]))
+    except (kernels.KernelError, machine_code.DisassemblerMissing, ImportError) as error:
+        print(f"gemm.py: --predict counts instructions: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        write_json(args.json, rows)
+    return 0
+
+
+def predicted_row(layer: Layer, M: int, scheme: str, machine: gemm_model.Machine) -> Row:
+    """One row of the predicted table, with the parts that it was made of."""
+    p = gemm_model.predict(layer, M, scheme, machine)
+    library = gemm_model.library_us(M, layer.K, layer.N, machine)
+    rate = p.read_bytes / p.time_us / 1e3
+    return {
+        "machine": machine.name, "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": layer.K,
+        "N": layer.N, "M": M, "scheme": scheme, "time_us": p.time_us, "GB_s": rate, "share": rate / machine.copy_gb_s,
+        "cublas_us": library, "ratio": library / p.time_us, "per_load": p.per_load, "bound": p.bound,
+        "work_us": p.work, "tail_us": p.tail_us, "fixed_us": p.fixed_us, "projected": True,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
