@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import perplexity as bench
 import pytest
-from conftest import ROOT
 
 import cutpq as cq
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SHORT = ["--windows", "2", "--window", "32"]
 

@@ -11,7 +11,6 @@ import numpy as np
 import projection_ttft as projection
 import pytest
 import ttft
-from conftest import ROOT
 from random_model import RandomModel
 from shapes import TRANSFORMERS
 from silent import SilentCommunicator
@@ -19,6 +18,8 @@ from silent import SilentCommunicator
 import cutpq as cq
 from cutpq.communicator import SelfCommunicator
 from cutpq.dequant import dequantize
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = replace(TRANSFORMERS["llama-3-8b"], layers=3, hidden=64, heads=8, kv_heads=2, head_dim=16, intermediate=256,
                 vocabulary=96)  # fmt: skip
