@@ -301,7 +301,7 @@ def predict(args: argparse.Namespace) -> int:
                         rows.append(predicted_row(layer, M, scheme, machine))
                         print(PREDICTED_TABLE.line(rows[-1]))
     except (kernels.KernelError, machine_code.DisassemblerMissing, ImportError) as error:
-        print(f"gemm.py: --predict counts instructions: {error}", file=sys.stderr)
+        print(f"gemm.py: --predict: {error}", file=sys.stderr)
         return 2
     if args.json:
         write_json(args.json, rows)

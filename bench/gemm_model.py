@@ -1,7 +1,8 @@
 """What gemm_w4a16 should take on a GPU that is not here, from bytes and from counted instructions. All predicted.
 
 time = launch + first bytes + work + adding up.  The work takes the longest of
-memory  codes, scales, g_idx and x from memory, y to it, at the bandwidth of a copy
+memory  codes, scales, g_idx and x from memory, y to it, at the bandwidth of a copy; codes of further tokens again,
+        if they exceed the L2
 L2      the same, what blocks read again (x, codes of further tokens, scales by row), and sums of columns that
         several blocks share
 issue   instructions that the warps issue (machine_code.py), four a clock and multiprocessor
@@ -33,6 +34,7 @@ class Machine:
     clock_ghz          the clock at which the data sheet's tensor peak is that many products (sm_80 2048 flops a clock
                        and multiprocessor, sm_90 4096)
     l2_gb_s            A100: 5120 bytes a clock; H200: for want of a published figure the same bytes a clock
+    l2_bytes           of the data sheets
     issue_fraction     of the four instructions a clock: assumed
     library_fraction   of the tensor peak that cuBLAS reaches in large products: assumed
     launch_us          one empty node of a graph after the other: assumed
@@ -45,6 +47,7 @@ class Machine:
     copy_gb_s: float
     clock_ghz: float
     tflops: float
+    l2_bytes: int
     issue_fraction: float = 0.75
     library_fraction: float = 0.7
     launch_us: float = 1.5
@@ -56,8 +59,8 @@ class Machine:
 
 
 MACHINES = {
-    "h200": Machine("h200", "sm_90a", Device(90, 132), 4300.0, 1.83, GPUS["h200"].fp16_tflops),
-    "a100": Machine("a100", "sm_80", Device(80, 108), 4300 / 4800 * 2039.0, 1.41, GPUS["a100"].fp16_tflops),
+    "h200": Machine("h200", "sm_90a", Device(90, 132), 4300.0, 1.83, GPUS["h200"].fp16_tflops, 50 << 20),
+    "a100": Machine("a100", "sm_80", Device(80, 108), 4300 / 4800 * 2039.0, 1.41, GPUS["a100"].fp16_tflops, 40 << 20),
 }
 
 
@@ -110,10 +113,12 @@ def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     computed = {what: mean * us for what, us in per_block.items()}
     longest = most * max(per_block.values())
 
-    again = token_blocks * read.codes + columns * read.x + _scales_by_row(problem, config, in_row_ways, token_blocks)
+    twice = (token_blocks - 1) * read.codes  # blocks of further tokens come when the others are through
+    again = twice + (columns - 1) * read.x + _scales_by_row(problem, config, in_row_ways, token_blocks)
     shared = 2 * 4 * M * config.block_n * blocks if cuts > 1 else 0
+    moved = read.total + (twice if read.codes > machine.l2_bytes else 0)
     work = computed | {
-        "memory": read.total / machine.copy_gb_s / 1e3,
+        "memory": moved / machine.copy_gb_s / 1e3,
         "L2": (read.total + again + shared) / machine.l2_gb_s / 1e3,
     }
     busy = max(*work.values(), longest)

@@ -40,7 +40,7 @@ def gpu_module() -> ModuleType:
     except ImportError as error:
         raise NoGpu(f"{NEEDS_GPU} ({error})") from None
     try:
-        cupy.cuda.runtime.getDevice()
+        cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise NoGpu(f"{NEEDS_GPU} ({error})") from None
     return cupy
