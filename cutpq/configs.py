@@ -306,8 +306,12 @@ DEQUANT_FROM = 256
 
 
 def dequant_columns(K: int) -> int:
-    """Columns to dequantize at a time: their 16-bit weights stay in a part of L2 (16 MiB)."""
-    return max(256, (8 << 20) // K // 256 * 256)
+    """Columns to dequantize at a time: their 16-bit weights stay in a part of L2 (16 MiB) where K is small.
+
+    At least 4096, which are 32 tiles of a product for each 128 tokens: fewer would leave multiprocessors idle, and
+    that costs more than weights that leave L2.
+    """
+    return max(4096, (8 << 20) // K // 256 * 256)
 
 
 # Shapes of blocks: warps along N, along K. Wide ones read x less often, narrow ones have less to add up in the end.
@@ -372,13 +376,13 @@ def _blocks(config: GemmConfig, problem: GemmProblem, device: Device) -> int:
     `tp-aware` equals `naive`. The kernel takes any number. As many blocks as run at once would fill the device with
     any shape, which is worth most from 32 tokens on, but cut each column elsewhere.
 
-    Time goes like the waves of blocks times the units that each has; starting and adding up cost about two more.
+    Time goes like the waves of blocks times the rows that each has; starting and adding up cost about 256 more.
     """
     columns, units_k = ceil_div(problem.N, config.block_n), ceil_div(problem.K, config.block_k)
     at_once = max(1, device.sms * config.BLOCKS_PER_SM // ceil_div(problem.M, config.BLOCK_M))
 
     def cost(cuts: int) -> int:
-        return ceil_div(columns * cuts, at_once) * (ceil_div(units_k, cuts) + 2)
+        return ceil_div(columns * cuts, at_once) * (ceil_div(units_k, cuts) * config.block_k + 256)
 
     return columns * min(range(1, units_k + 1), key=cost)
 
