@@ -30,12 +30,13 @@ from typing import Any
 import blas  # noqa: F401  before NumPy
 import codec_kernels
 import numpy as np
+from flags import codecs, names
 from report import Column, Table, header, progress, time_us, write_json
 from verifiable import slices, sum_and_bound, term, verify
 
 import cutpq as cq
 from cutpq.array import Array, bfloat16, to_numpy
-from cutpq.codec import Codec, codec
+from cutpq.codec import Codec
 from cutpq.comm import Communicator
 from cutpq.cost import LINKS, all_reduce_us, compressed_all_reduce_us
 
@@ -97,8 +98,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-c", "--check", type=int, choices=(0, 1), default=1, help="compare with the float64 sum (1)")
     add("-d", "--datatype", choices=DTYPES, default="float16", help="(float16)")
     add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
-    add("--algos", type=one_of(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
-    add("--project", type=one_of([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="or none")
+    add("--algos", type=names(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
+    add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="or none")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
     add("--plot", type=Path, metavar="FILE", help="time against size, and error against bits per value")
     add("--smoke", action="store_true", help="few sizes and repetitions: does everything work?")
@@ -137,27 +138,6 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
-
-
-def one_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """A reader of "a,b" that accepts only known names, in their order."""
-
-    def read(text: str) -> tuple[str, ...]:
-        wanted = text.split(",")
-        for name in wanted:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return tuple(name for name in known if name in wanted)
-
-    return read
-
-
-def codecs(text: str) -> tuple[Codec, ...]:
-    """ "mxfp4,int4-b8" -> their codecs."""
-    try:
-        return tuple(dict.fromkeys(map(codec, text.split(","))))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ from typing import Any
 import gemm_model
 import machine_code
 import numpy as np
+from flags import names, positive_numbers
 from gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
 from gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, queued_us
-from mlp import names, positive_numbers
 from reference import gemm_bound, outside, unit_roundoff
 from report import Column, Table, header, progress, write_json
 from shapes import MODELS

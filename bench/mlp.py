@@ -33,6 +33,7 @@ from typing import Any
 import blas  # noqa: F401  before NumPy
 import numpy as np
 import projection
+from flags import codecs, names, positive_numbers
 from reference import Features, outside, reference_mlp, unit_roundoff
 from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
@@ -41,7 +42,7 @@ from verifiable import coding_bound
 import cutpq as cq
 from cutpq.architectures import MlpModules
 from cutpq.array import to_numpy
-from cutpq.codec import Codec, codec
+from cutpq.codec import Codec
 from cutpq.comm import Communicator
 from cutpq.cost import LINKS
 from cutpq.formats import BLOCKS
@@ -127,38 +128,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.plot_projected = args.project not in (None, ("none",))
     args.project = [link for link in links if link != "none"]
     return args
-
-
-def positive_numbers(text: str) -> tuple[int, ...]:
-    """ "1,2,4" -> (1, 2, 4), each at least 1, ascending."""
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4") from None
-    if numbers[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds {numbers[0]}, and each must be at least 1")
-    return tuple(numbers)
-
-
-def names(known: Sequence[str]) -> Any:
-    """A reader of "a,b" that accepts only known names, and keeps the order of the known."""
-
-    def read(text: str) -> tuple[str, ...]:
-        wanted = text.split(",")
-        for name in wanted:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return tuple(name for name in known if name in wanted)
-
-    return read
-
-
-def codecs(text: str) -> tuple[Codec, ...]:
-    """ "mxfp4,int4-b8" -> their codecs."""
-    try:
-        return tuple(dict.fromkeys(map(codec, text.split(","))))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- what to run ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import Any
 
 import blas_single  # noqa: F401  before NumPy
 import numpy as np
+from flags import positive_numbers
 from report import Column, Table, header, progress, same_on_ranks, write_json
 
 import cutpq as cq
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=Path, metavar="FILE.npy", help="default: eval_tokens.npy of the checkpoint")
     parser.add_argument("--window", type=positive, default=512, metavar="N", help="tokens of a window (512)")
     parser.add_argument("--windows", type=positive, default=24, metavar="N", help="how many (24)")
-    parser.add_argument("--tp", type=numbers, metavar="N,...", help="numbers of ranks, as threads (2)")
+    parser.add_argument("--tp", type=positive_numbers, metavar="N,...", help="numbers of ranks, as threads (2)")
     parser.add_argument("--scheme", type=schemes, default=["auto"], metavar="S,...", help="of cutpq.SCHEMES, or all")
     parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
     parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="of the codecs (twoshot)")
@@ -113,11 +114,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def numbers(text: str) -> list[int]:
-    """ "1,2,4" -> [1, 2, 4]."""
-    return [positive(part) for part in text.split(",")]
-
-
 def schemes(text: str) -> list[str]:
     """ "local,naive", or all of them."""
     wanted = list(cq.SCHEMES) if text == "all" else text.split(",")
@@ -138,8 +134,8 @@ def codecs(text: str) -> list[cq.Codec]:
 def ranks(args: argparse.Namespace, comm: Communicator) -> list[int]:
     """Which tp to run: what was asked for as threads, or the processes that there are."""
     if comm.size == 1:
-        return args.tp or [2]
-    if args.tp not in (None, [comm.size]):
+        return list(args.tp or (2,))
+    if args.tp not in (None, (comm.size,)):
         raise ValueError(f"{comm.size} processes were started, so --tp is {comm.size}")
     return [comm.size]
 

@@ -29,6 +29,7 @@ from typing import Any
 import blas_single  # noqa: F401  before NumPy
 import numpy as np
 import projection_ttft as projection
+from flags import names, positive_numbers
 from random_model import RandomModel
 from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
 from shapes import TRANSFORMERS
@@ -112,7 +113,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Hugging Face folder to run; default: carried")
     parser.add_argument("--model", type=names(TRANSFORMERS), metavar="NAME,...", help=f"of {', '.join(TRANSFORMERS)}")
     parser.add_argument("--weights", type=names(projection.WEIGHTS), default=["int4"], help="int4, fp16 (int4)")
-    parser.add_argument("--tp", type=numbers, default=[2, 8], metavar="N,...", help="ranks of projections (2,8)")
+    parser.add_argument(
+        "--tp", type=positive_numbers, default=[2, 8], metavar="N,...", help="ranks of projections (2,8)"
+    )
     parser.add_argument(
         "--prompt",
         type=prompts,
@@ -139,26 +142,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.run_prompts = args.prompt or ([(2, 8)] if args.smoke else [(1, 128), (4, 128), (16, 32)])
     args.prompt = args.prompt or [(1, 128), (16, 128), (8, 1024)]
     return args
-
-
-def names(known: Any) -> Any:
-    """A reader of "a,b" that accepts only known names."""
-
-    def read(text: str) -> list[str]:
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return text.split(",")
-
-    return read
-
-
-def numbers(text: str) -> list[int]:
-    """ "1,2,4" -> [1, 2, 4], each at least 1."""
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4")
-    return [int(part) for part in parts]
 
 
 def prompts(text: str) -> list[tuple[int, int]]:
@@ -204,7 +187,7 @@ def measure(args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], li
     for name in args.model:
         for weights in args.weights:
             job = random_job(TRANSFORMERS[name], weights)
-            if comm.size > 1 or args.tp == [1]:
+            if comm.size > 1 or args.tp == (1,):
                 measured += run(comm, args, job)
             else:
                 mixed += [row for tp in args.tp for row in run_shard(comm, args, job, tp)]

@@ -154,7 +154,7 @@ def test_a_wrong_argument_is_told_without_a_traceback(flags, said, capsys) -> No
     [
         (["--codec", "zip"], "no codec is called 'zip'"),
         (["--scheme", "fast"], "'fast' is not one of all, auto, unordered"),
-        (["--tp", "2,x"], "'x' is not a whole number"),
+        (["--tp", "2,x"], "'2,x' is not a list of whole numbers"),
         (["--window", "1"], "the first token is not scored"),
     ],
 )
