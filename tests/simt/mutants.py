@@ -450,6 +450,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "smem_scales[0] =",
             ),
             Mutant("no end of the scales", "tile/block_wire.cuh", "if (at < scales_bytes(blocks)) scales", "scales"),
+            Mutant("scales a block further", "decode_sum_encode.cu", "blocks, group);", "blocks + 1, group);"),
         ],
     ),
     "decode_sum_rmsnorm": (
