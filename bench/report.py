@@ -34,8 +34,8 @@ def header(comm: Communicator) -> list[str]:
     ]
     if comm.xp is np:
         lines.append("# no GPU: times are of the NumPy reference; results and bytes are those of any run")
-    if comm.xp is not np and comm.backend == "host":
-        lines.append("# ranks share a GPU or lack NCCL, and exchange through host memory: times are not meaningful")
+    if comm.xp is not np and comm.backend in ("host", "ipc"):
+        lines.append("# ranks share a GPU or go without NCCL: times are not meaningful")
     return lines
 
 

@@ -34,9 +34,9 @@ def init(backend: str = "auto") -> Communicator:
     backend  "auto", for which the environment variable CUTPQ_COMM may name another, or
              "self", "mpi", "nccl", "ipc", "host"
 
-    auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; ipc
-    where ranks of one machine share GPUs whose memory other processes can open; else host. The ranks decide together.
-    A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
+    auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; else
+    host. The ranks decide together. ipc is for one machine, and taken only when asked for as long as it has not run on
+    a GPU. A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
 
     With more than one process, an uncaught error on one rank from now on ends the whole job.
 
@@ -86,15 +86,10 @@ def _connect(asked: str) -> Communicator:
         return HostCommunicator(world, reason, mine.device)
 
     if chosen == "ipc":
-        from .comm_ipc import CudaMemory, IpcCommunicator, IpcError
+        from .comm_ipc import CudaMemory, IpcCommunicator
 
-        try:
-            memory = CudaMemory(cupy, cupy.cuda.Device().id)
-            return IpcCommunicator(MpiCommunicator(world, reason), memory, mine.bus, mine.device)
-        except IpcError as error:  # on all ranks
-            if asked == "ipc":
-                raise
-            return HostCommunicator(world, f"{reason}; {error}", mine.device)
+        memory = CudaMemory(cupy, cupy.cuda.Device().id)
+        return IpcCommunicator(MpiCommunicator(world, reason), memory, mine.bus, mine.device)
 
     from cupy.cuda import nccl
 

@@ -130,8 +130,7 @@ def choose(found: list[Gpu]) -> tuple[str, str]:
         return "mpi", f"only {with_gpu} of {len(found)} ranks have a GPU"
     gpus = _distinct(found)
     if gpus < len(found):
-        backend = "ipc" if all(gpu.ipc for gpu in found) and _nodes(found) == 1 else "host"
-        return backend, f"{len(found)} ranks share {gpus} GPU{'s' * (gpus > 1)}"
+        return "host", f"{len(found)} ranks share {gpus} GPU{'s' * (gpus > 1)}"
     without = [rank for rank, gpu in enumerate(found) if not gpu.nccl]
     if without:
         return "host", f"no NCCL on rank {without[0]}: {found[without[0]].problem}"

@@ -227,9 +227,7 @@ CHOICES = {
     "each_its_own": ([A, B], "nccl", "every rank has its own GPU"),
     "same_bus_on_two_nodes": ([A, FAR], "nccl", "every rank has its own GPU"),
     "shared": ([A, A, B], "host", "3 ranks share 2 GPUs"),
-    "shared_on_one_node": ([A_IPC, A_IPC, B_IPC], "ipc", "3 ranks share 2 GPUs"),
-    "one_exports_nothing": ([A_IPC, A], "host", "2 ranks share 1 GPU"),
-    "shared_on_two_nodes": ([A_IPC, A_IPC, FAR_IPC], "host", "3 ranks share 2 GPUs"),
+    "shared_with_ipc": ([A_IPC, A_IPC, B_IPC], "host", "3 ranks share 2 GPUs"),
     "shared_by_all": ([A, A], "host", "2 ranks share 1 GPU"),
     "nccl_missing": ([A, NO_NCCL], "host", "no NCCL on rank 1: CuPy finds no NCCL"),
 }
