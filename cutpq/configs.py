@@ -314,8 +314,8 @@ def dequant_columns(K: int) -> int:
     return max(4096, (8 << 20) // K // 256 * 256)
 
 
-# Shapes of blocks: warps along N, along K. Wide ones read x less often, narrow ones have less to add up in the end.
-_WIDE, _MEDIUM, _NARROW, _SMALL = (4, 2), (2, 4), (1, 8), (2, 2)
+# Shapes of blocks: warps along N, along K. Wide ones read x less often; small ones fit where shared memory is short.
+_WIDE, _MEDIUM, _SMALL = (4, 2), (2, 4), (2, 2)
 
 
 @cache
