@@ -43,19 +43,27 @@ def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> A
     return out
 
 
-def gated_matmul(x: Array, p: PackedWeight, *, out: Array | None = None) -> Array:
-    """y = silu(x @ gate) * (x @ up) in one pass over both weights, rounded once.
+def gated_matmul(x: Array, w: QuantWeight | PackedWeight, *, out: Array | None = None) -> Array:
+    """y = silu(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
 
-    x    (M, K) float16 or bfloat16, for kernels (see kernels.usable)
-    p    pack(interleave(gate, up)), 4 bits
+    x    (M, K) float16, bfloat16 or float32
+    w    interleave(gate, up), or what `prepare` makes of it
     out  (M, N / 2) of x's dtype, or None to allocate it
+
+    Where the product is no kernel's, gate and up are rounded to x's dtype before. Raises as matmul does.
     """
-    check_array("x", x, ("M", p.K), np.float16, bfloat16)
-    xp = array_module(x, p.words, out)
-    shape = (x.shape[0], p.N // 2)
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    xp = array_module(x, _codes(w), out)
+    shape = (x.shape[0], w.N // 2)
     y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
-    if y.size:
-        _launch(x, p, y, xp, gated=True)
+    if y.size == 0:
+        return y
+    prepared = prepare(w, xp) if x.dtype != np.float32 else w
+    if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
+        _launch(xp.ascontiguousarray(x), prepared, y, xp, gated=True)
+        return y
+    pairs = matmul(x, prepared).reshape(x.shape[0], -1, 2, 8)
+    y[...] = ref.activate("silu", pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)
     return y
 
 
@@ -92,10 +100,16 @@ def _by_library(x: Array, w: PlainWeight) -> Array:
 
 
 def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
-    if p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0 and x.shape[0] < configs.DEQUANT_FROM:
+    if _is_one_kernel(x, p):
         _launch(x, p, y, xp, gated=False)
     else:
         _by_plain_products(x, p, y, xp)
+
+
+def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
+    """Whether gemm_w4a16 multiplies these; else the weight is dequantized for the library to multiply."""
+    short = x.dtype != np.float32 and x.shape[0] < configs.DEQUANT_FROM
+    return short and p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:

@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from . import ref
 from .all_reduce import all_reduce
 from .array import Array, array_module, check_array, to_numpy
 from .codec import Codec
 from .comm import Communicator
 from .gather import gather_columns
-from .gemm import matmul, prepare
-from .pack import PackedWeight
+from .gemm import gated_matmul, matmul, prepare
+from .pack import PackedWeight, can_interleave, interleave
 from .reorder import invert, sort_groups, sorting_permutation
 from .shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds
 from .source import Index, Source, move, take
@@ -46,6 +47,7 @@ class ColumnParallelLinear:
     columns  this rank's columns in the order wanted: the same of each source, or a list with those of each;
              default: an even share of each
     sort     False leaves the rows in disk order (scheme `unordered`)
+    activation  one of ref.ACTIVATIONS: then y = act(x @ W) of one source, act(x @ gate) * (x @ up) of two
 
     Sources in the same order become one product; where their `g_idx` differ, each gets its own gather of x.
     """
@@ -57,33 +59,55 @@ class ColumnParallelLinear:
         columns: Index | list[Index] | None = None,
         *,
         sort: bool = True,
+        activation: str | None = None,
     ):
         sources = [sources] if isinstance(sources, Source) else list(sources)
         if columns is None:
             columns = [_even_share(source.N, comm) for source in sources]
         elif not isinstance(columns, list):
             columns = [columns] * len(sources)
+        self.sources, self.activation = len(sources), activation
+        self.product: Callable[..., Array] = matmul
+        weights: Sequence[Weight] = [take(source, columns=own) for source, own in zip(sources, columns, strict=True)]
+        if activation == "silu" and can_interleave(weights):
+            # Gate and up side by side: the kernel that sums both gates them as well.
+            weights, self.product, self.activation = [interleave(*weights)], gated_matmul, None
+        else:
+            weights = _merge(weights)
         self.parts: list[tuple[Weight | PackedWeight, Array | None]] = []
-        for weight in _merge([take(source, columns=own) for source, own in zip(sources, columns, strict=True)]):
+        for weight in weights:
             perm = None
             if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
                 weight, perm = sort_groups(weight)
                 perm = move(perm, comm.xp)
             self.parts.append((prepare(weight, comm.xp), perm))
 
-    def __call__(self, x: Array) -> Array:
-        """x (M, K), in disk order -> (M, columns of all sources)."""
+    @property
+    def order(self) -> Array | None:
+        """perm (K,) int32 where all sources want x[:, perm]; None where they differ, or want the disk's order.
+
+        Who writes x may write it in this order and spare the gather.
+        """
+        return self.parts[0][1] if len(self.parts) == 1 else None
+
+    def __call__(self, x: Array, *, in_order: bool = False) -> Array:
+        """x (M, K), its columns in disk order or in `order` -> (M, columns of all sources), or of one if activated."""
         check_array("x", x, ("M", self.parts[0][0].K))
+        sorted_already = in_order and self.order is not None
         ys = []
         for weight, perm in self.parts:
-            if perm is None:
+            if perm is None or sorted_already:
                 x_sorted = x
             else:
                 with span("permute"):
                     x_sorted = gather_columns(x, perm)
             with span("gemm 1"):
-                ys.append(matmul(x_sorted, weight))
-        return ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
+                ys.append(self.product(x_sorted, weight))
+        y = ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
+        if self.activation is None:
+            return y
+        gate, *up = array_module(x).split(y, self.sources, axis=1)
+        return ref.activate(self.activation, gate, *up)
 
 
 class RowParallelLinear:
@@ -140,14 +164,18 @@ class RowParallelLinear:
 
     def __call__(self, x: Array) -> Array:
         """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks."""
+        y = self.partial(x)
+        with span("all_reduce"):
+            return all_reduce(y, self.comm, self.codec, self.algo)
+
+    def partial(self, x: Array) -> Array:
+        """This rank's term of the sum: what is left to do is all_reduce, or all_reduce_rmsnorm."""
         width = self.weight.K if isinstance(self.x_columns, np.ndarray) else self.x_columns.stop - self.x_columns.start
         check_array("x", x, ("M", width))
         if self.prepare is not None:
             x = self.prepare(x)
         with span("gemm 2"):
-            y = matmul(x, self.weight)
-        with span("all_reduce"):
-            return all_reduce(y, self.comm, self.codec, self.algo)
+            return matmul(x, self.weight)
 
 
 class _Permute:

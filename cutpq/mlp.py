@@ -25,8 +25,8 @@ class Mlp:
     Make one with `from_checkpoint` or `from_weights`, on every rank alike.
     """
 
-    def __init__(self, first: ColumnParallelLinear, down: RowParallelLinear, gated: bool, activation: str):
-        self.first, self.down, self.gated, self.activation = first, down, gated, activation
+    def __init__(self, first: ColumnParallelLinear, down: RowParallelLinear):
+        self.first, self.down = first, down
 
     @classmethod
     def from_checkpoint(
@@ -87,8 +87,8 @@ class Mlp:
         scheme = choose_scheme(down, comm.size) if scheme == "auto" else scheme
         row = RowParallelLinear(down, comm, scheme, codec=codec, algo=algo)
         sources = [up] if gate is None else [gate, up]
-        first = ColumnParallelLinear(sources, comm, row.x_columns, sort=row.scheme != "unordered")
-        return cls(first, row, gate is not None, activation)
+        sort = row.scheme != "unordered"
+        return cls(ColumnParallelLinear(sources, comm, row.x_columns, sort=sort, activation=activation), row)
 
     @property
     def scheme(self) -> str:
@@ -97,12 +97,15 @@ class Mlp:
 
     def __call__(self, x: Array) -> Array:
         """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank."""
+        return self.down(self._features(x))
+
+    def partial(self, x: Array, *, in_order: bool = False) -> Array:
+        """This rank's term of the sum y, of an x whose columns are in disk order, or in the order of `first.order`."""
+        return self.down.partial(self._features(x, in_order))
+
+    def _features(self, x: Array, in_order: bool = False) -> Array:
         check_array("x", x, ("M", "H"), np.float16, bfloat16, np.float32)
-        y = self.first(x)
-        if not self.gated:
-            return self.down(ref.activate(self.activation, y))
-        middle = y.shape[1] // 2
-        return self.down(ref.activate(self.activation, y[:, :middle], y[:, middle:]))
+        return self.first(x, in_order=in_order)
 
 
 def choose_scheme(down: Source, tp: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 
 from .array import Array, array_module
-from .weight import QuantWeight
+from .weight import QuantWeight, Weight
 
 # Rows and columns of a fragment-ordered weight are padded to multiples of this.
 TILE = 64
@@ -139,29 +141,42 @@ def unpack(p: PackedWeight) -> QuantWeight:
     )
 
 
+def can_interleave(weights: Sequence[Weight]) -> TypeGuard[Sequence[QuantWeight]]:
+    """Whether `interleave` takes these: two quantized weights alike in all but their numbers, N a multiple of 8."""
+    quantized = [w for w in weights if isinstance(w, QuantWeight)]
+    if len(weights) != 2 or len(quantized) != 2:
+        return False
+    gate, up = quantized
+    return (
+        (gate.K, gate.N, gate.G, gate.bits) == (up.K, up.N, up.G, up.bits)
+        and gate.N % 8 == 0
+        and (gate.bias is None) == (up.bias is None)
+        and bool((gate.g_idx == up.g_idx).all())
+    )
+
+
 def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
     """One weight for gated_matmul: eight columns of gate, the eight of up that they gate, and so on.
 
     Both (K, N) with N a multiple of 8, of the same rows.  Raises ValueError where they differ.
     """
-    xp = array_module(gate.codes, up.codes)
-    if (gate.K, gate.N, gate.bits) != (up.K, up.N, up.bits) or gate.N % 8 or not bool((gate.g_idx == up.g_idx).all()):
+    if not can_interleave((gate, up)):
         raise ValueError(
             f"gate ({gate.K}, {gate.N}) and up ({up.K}, {up.N}) must have equal shapes, bits and groups, "
-            "and N must be a multiple of 8"
+            "N must be a multiple of 8, and both must have a bias or none"
         )
+    xp = array_module(gate.codes, up.codes)
 
     def both(a: Array, b: Array) -> Array:
         pairs = xp.stack([a.reshape(*a.shape[:-1], -1, 8), b.reshape(*b.shape[:-1], -1, 8)], axis=-2)
         return pairs.reshape(*a.shape[:-1], -1)
 
-    biases = None if gate.bias is None or up.bias is None else both(gate.bias, up.bias)
     return replace(
         gate,
         codes=both(gate.codes, up.codes),
         scales=both(gate.scales, up.scales),
         zeros=both(gate.zeros, up.zeros),
-        bias=biases,
+        bias=None if gate.bias is None else both(gate.bias, up.bias),
     )
 
 

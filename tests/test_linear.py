@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from assertions import assert_exact, assert_gemm_close, assert_same_on_ranks
+from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_same_on_ranks
 from random_weight import random_weight
 
 from cutpq.comm import run_threads
 from cutpq.dequant import dequantize
-from cutpq.gemm import matmul
+from cutpq.gemm import gated_matmul, matmul
 from cutpq.linear import ColumnParallelLinear, RowParallelLinear
 from cutpq.shard import SCHEMES
 
@@ -58,6 +58,42 @@ def test_sources_in_one_order_become_one_product():
         layer = run_threads(1, lambda comm, second=second: ColumnParallelLinear([one, second], comm))[0]
         assert len(layer.parts) == products
         assert_exact(layer(X), np.concatenate([matmul(X, one), matmul(X, second)], axis=1))
+
+
+GATE = dict(K=128, N=16, group_size=16, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "other", "together"),
+    [
+        (GATE, {}, True),
+        (GATE | dict(bits=3), {}, True),
+        (GATE | dict(N=12), {}, False),
+        (GATE, dict(bias=False), False),
+        (GATE, dict(g_idx=np.arange(128) // 16), False),
+    ],
+    ids=["alike", "three_bits", "ragged_N", "one_bias", "other_order"],
+)
+def test_gate_and_up_are_one_product_where_they_are_alike(kinds, other, together):
+    gate = random_weight(**kinds, seed=1)
+    up = random_weight(**({"g_idx": gate.g_idx} | kinds | other), seed=2)
+    layer = run_threads(1, lambda comm: ColumnParallelLinear([gate, up], comm, activation="silu"))[0]
+    assert (layer.product is gated_matmul) == together
+    a, b = (X.astype(np.float64) @ dequantize(w) + (0 if w.bias is None else w.bias) for w in (gate, up))
+    exact = a / (1 + np.exp(-a)) * b
+    # gate and up may be rounded; the derivative of silu is below 1.1
+    bound = 2.0**-11 * (1.1 * np.abs(a * b) + 2 * np.abs(exact)) * (1 + 2.0**-8) + 2.0**-24
+    assert_bounded(layer(X), exact, bound)
+
+
+def test_x_in_the_order_of_the_layer_needs_no_gather():
+    one = random_weight(128, 16, 16, seed=1)
+    other = random_weight(128, 16, 16, seed=3)
+    layer = run_threads(1, lambda comm: ColumnParallelLinear(one, comm))[0]
+    assert_exact(layer(X[:, layer.order], in_order=True), layer(X))
+    layer = run_threads(1, lambda comm: ColumnParallelLinear([one, other], comm))[0]
+    assert layer.order is None
+    assert_exact(layer(X, in_order=True), layer(X))
 
 
 @pytest.mark.parametrize("bounds", [[0, 64], [0, 64, 64, 128], [0, 64, 120], [8, 64, 128], [0, 130, 128]])
