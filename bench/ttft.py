@@ -298,11 +298,15 @@ def is_finite(logits: np.ndarray) -> bool:
 
 
 def breakdown(seconds: dict[tuple[str, ...], float], blocks: int) -> dict[str, float]:
-    """us of each part in one block; a part's all_reduce is counted by itself."""
+    """us of each part in one block; a part's all_reduce, and the norm that follows it, are counted by themselves.
+
+    Where a kernel makes the norm as it decodes the sum, its time is the all_reduce's.
+    """
     found = {name: seconds.get((name,), 0.0) for name in ("norm", "qkv", "attention", "o_proj", "mlp")}
     for part, name in (("o_proj", "all_reduce_1"), ("mlp", "all_reduce_2")):
-        found[name] = seconds.get((part, "all_reduce"), 0.0)
-        found[part] -= found[name]
+        found[name], norm = (seconds.get((part, inner), 0.0) for inner in ("all_reduce", "norm"))
+        found[part] -= found[name] + norm
+        found["norm"] += norm
     return {part: found[part] * 1e6 / blocks for part in PARTS}
 
 

@@ -28,6 +28,7 @@ from .comm import Communicator
 from .cost import LINKS, Link, choose_all_reduce
 from .gather import rmsnorm_gather
 from .ref_codec import to_float32
+from .trace import span
 
 ALGOS = ("auto", "plain", "oneshot", "twoshot")
 
@@ -84,25 +85,27 @@ def all_reduce_rmsnorm(
 ) -> Array:
     """residual += all_reduce(x), in place; rmsnorm_gather(residual, weight, perm, epsilon) is returned.
 
-    x         (M, K) float16 or bfloat16; codec and algo as in all_reduce
+    x         (M, K) float16, bfloat16 or float32; codec and algo as in all_reduce
     residual  (M, K) of x's dtype, changed; weight (K,) of it, in the order of x; perm (K,) int32, the column order
               of the weight that is multiplied next
 
     The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
     all of it in one pass. Raises as all_reduce and rmsnorm_gather do.
     """
-    check_array("x", x, ("M", "K"), np.float16, bfloat16)
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
     check_array("residual", residual, x.shape, x.dtype)
     check_array("weight", weight, x.shape[1:], x.dtype)
     check_array("perm", perm, x.shape[1:], np.int32)
     array_module(x, residual, weight, perm)
     chosen, algo = _agreed(x, comm, codec, algo)
-    if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
-        wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
-        return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
-    total = _reduce(x, comm, chosen, algo)
-    residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
-    return rmsnorm_gather(residual, weight, perm, epsilon)
+    with span("all_reduce"):
+        if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
+            wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
+            return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
+        total = _reduce(x, comm, chosen, algo)
+    with span("norm"):
+        residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
+        return rmsnorm_gather(residual, weight, perm, epsilon)
 
 
 def _agreed(x: Array, comm: Communicator, codec: str | Codec | None, algo: str) -> tuple[Codec | None, str]:

@@ -37,14 +37,14 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
 def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, *, out: Array | None = None) -> Array:
     """y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon) with k = perm[j]; rounded once.
 
-    x       (M, K) float16 or bfloat16
+    x       (M, K) float16, bfloat16 or float32, which has no kernel
     weight  (K,) of x's dtype, in the order of x
     perm    (K,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
     out     (M, K) of x's dtype, or None to allocate it
 
     Deterministic. Raises TypeError for another dtype, ValueError for shapes that do not fit.
     """
-    check_array("x", x, ("M", "K"), np.float16, bfloat16)
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
     M, K = x.shape
     check_array("weight", weight, (K,), x.dtype)
     check_array("perm", perm, (K,), np.int32)
@@ -52,12 +52,11 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
     y = xp.empty_like(x) if out is None else check_array("out", out, (M, K), x.dtype)
     if y.size == 0:
         return y
-    config = configs.RmsnormConfig(DTYPE=configs.dtype_code(x.dtype))
-    smem_bytes = config.smem_bytes(K)
-    fits = K % 8 == 0 and smem_bytes <= kernels.device(xp).smem_limit
-    if not kernels.usable(xp) or not fits:
+    config = configs.RmsnormConfig(DTYPE=configs.payload_code(x.dtype))
+    has_kernel = kernels.usable(xp) and x.dtype != np.float32 and K % 8 == 0
+    if not has_kernel or config.smem_bytes(K) > kernels.device(xp).smem_limit:
         y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]
         return y
     kernel = kernels.load("rmsnorm_gather", config, xp)
-    kernel((M,), config.THREADS, x, weight, perm, y, K, epsilon, smem_bytes=smem_bytes)
+    kernel((M,), config.THREADS, x, weight, perm, y, K, epsilon, smem_bytes=config.smem_bytes(K))
     return y

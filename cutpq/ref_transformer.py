@@ -15,14 +15,6 @@ from .array import Array, array_module
 _SCORES = 1 << 20
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight, along the last axis. x (M, H), weight (H,) -> (M, H)"""
-    xp = array_module(x, weight)
-    v = x.astype(xp.float32)
-    scale = 1 / xp.sqrt((v * v).mean(axis=-1, keepdims=True) + np.float32(eps))
-    return (v * scale * weight.astype(xp.float32)).astype(x.dtype)
-
-
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, along the last axis. x (M, H) -> (M, H)"""
     xp = array_module(x, weight, bias)

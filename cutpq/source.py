@@ -32,6 +32,8 @@ class WeightInFile:
     def whole(cls, ckpt: Checkpoint, name: str) -> WeightInFile:
         """All columns of the module `name`."""
         plain = name + ".weight"
+        if not ckpt.has(plain) and name not in ckpt.weights():
+            raise CheckpointError(f"{ckpt.folder}: expected a quantized module {name} or {plain}, found neither")
         if ckpt.has(plain) and len(ckpt.tensor_shape(plain)) != 2:
             raise CheckpointError(f"{ckpt.folder}: {plain}: expected shape (N, K), found {ckpt.tensor_shape(plain)}")
         found = cls(ckpt, name, 0, 0)

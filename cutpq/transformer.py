@@ -6,7 +6,8 @@
     logits = model([[9], [31]], cache)                # decode: one more token each
 
 Attention is cut by heads, the MLP by its features, embedding and head by the vocabulary. Two all_reduces in a block
-add the ranks' parts, and may carry a codec; everything else is exact or rounded once. Where there are fewer
+add the ranks' parts, and may carry a codec; what they add to, the norm that follows and the order of columns that the
+next weight wants belong to the same step. Everything else is exact or rounded once. Where there are fewer
 key/value heads than ranks, ranks hold copies of those that their query heads need.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import bigcode, llama, phi3
 from . import ref_transformer as ref
-from .all_reduce import ALGOS, all_reduce
+from .all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from .architectures import mlp_modules
 from .array import Array, array_module, bfloat16
 from .cache import Batch, Cache, Kept
@@ -29,6 +30,7 @@ from .codec import Codec
 from .codec import codec as find_codec
 from .comm import Communicator
 from .decoder import Config, Decoder
+from .gather import gather_columns, rmsnorm_gather
 from .linear import ColumnParallelLinear, RowParallelLinear
 from .mlp import Mlp
 from .parts import Parts, head_bounds
@@ -114,9 +116,9 @@ class Transformer:
     def __init__(self, parts: Parts, dtype: np.dtype):
         self.decoder, self.comm, self.dtype = parts.decoder, parts.comm, dtype
         self.embedding = Embedding(parts, dtype)
-        self.blocks = [Block(parts, layer) for layer in range(parts.decoder.layers)]
-        self.norm = Norm(parts, parts.decoder.last_norm)
+        self.blocks = [Block(parts, layer, dtype) for layer in range(parts.decoder.layers)]
         self.head = Head(parts, self.embedding)
+        self.norm = Norm(parts, parts.decoder.last_norm, self.head.linear, dtype)
 
     def __call__(self, tokens: Any, cache: Cache, *, last_only: bool = False) -> Array:
         """Logits after each of the new tokens, which are appended to the cache: (M, vocabulary), on all ranks equal.
@@ -131,12 +133,14 @@ class Transformer:
         batch = Batch.of(tokens, cache, self.decoder.vocabulary, self.comm.xp)
         angles = _cos_and_sin(self.decoder.rope, batch.at[1])
         x = self.embedding(batch)
-        for block, kept in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, batch, kept, angles)
+        norms = [*(block.first_norm for block in self.blocks), self.norm]
+        y = norms[0](x)
+        for block, kept, next_norm in zip(self.blocks, cache.layers, norms[1:], strict=True):
+            y = block(x, y, batch, kept, angles, next_norm)
         cache.lengths += batch.counts
         if last_only:
-            x = x[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
-        return self.head(self.norm(x))
+            y = y[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
+        return self.head(y)
 
     def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:
         """From now on the two all_reduces of each block carry this codec; to be called on every rank alike."""
@@ -153,33 +157,34 @@ class Transformer:
 
 
 class Block:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + output(attention(norm(x))), then x + mlp(norm(x)).
 
-    def __init__(self, parts: Parts, layer: int):
+    A sum over the ranks, what it adds to x, and the norm that follows, in the order of columns that its reader wants,
+    are one step: see Norm.after.
+    """
+
+    def __init__(self, parts: Parts, layer: int, dtype: np.dtype):
         at, d = parts.decoder.block.format(layer) + ".", parts.decoder
         parts.check_biases(at)
-        self.first_norm = Norm(parts, at + d.first_norm)
         self.attention = Attention(parts, at)
-        self.second_norm = Norm(parts, at + d.second_norm)
         modules = mlp_modules(parts.ckpt, layer)
         self.mlp = Mlp.from_checkpoint(
             parts.ckpt, comm=parts.comm, scheme=parts.scheme, modules=modules, codec=parts.codec, algo=parts.algo
         )
-        self.scale = d.residual_scale
+        self.first_norm = Norm(parts, at + d.first_norm, self.attention.qkv, dtype)
+        self.second_norm = Norm(parts, at + d.second_norm, self.mlp.first, dtype)
 
-    def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
-        x = self.add(x, self.attention(self.first_norm(x), batch, kept, angles))
-        y = self.second_norm(x)
+    def __call__(self, x: Array, y: Array, batch: Batch, kept: Kept, angles: Angles, next_norm: Norm) -> Array:
+        """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x)."""
+        y = self.attention(y, batch, kept, angles)
+        with span("o_proj"):
+            y = self.second_norm.after(self.attention.output.partial(y), x, self.attention.output)
         with span("mlp"):
-            y = self.mlp(y)
-        return self.add(x, y)
-
-    def add(self, x: Array, y: Array) -> Array:
-        return x + (y if self.scale == 1 else y * x.dtype.type(self.scale))
+            return next_norm.after(self.mlp.partial(y, in_order=True), x, self.mlp.down)
 
 
 class Attention:
-    """output(attend(q, k, v)), this rank's heads."""
+    """What this rank's heads attend to, which `output` multiplies."""
 
     def __init__(self, parts: Parts, at: str):
         d, comm = parts.decoder, parts.comm
@@ -203,7 +208,7 @@ class Attention:
 
     def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
         with span("qkv"):
-            y = self.qkv(x).reshape(len(x), self.heads + 2 * self.kv_heads, self.decoder.head_dim)
+            y = self.qkv(x, in_order=True).reshape(len(x), self.heads + 2 * self.kv_heads, self.decoder.head_dim)
             q, k, v = y[:, : self.heads], y[:, self.heads : -self.kv_heads], y[:, -self.kv_heads :]
         with span("attention"):
             if angles is not None:
@@ -211,25 +216,36 @@ class Attention:
             keys, values = kept.extend(k, v, batch)
             scale, window = self.decoder.attention_scale, self.decoder.window
             y = ref.attention(batch.pad(q), keys, values, batch.positions, self.kv_of_head, scale, window)
-            y = batch.unpad(y)
-        with span("o_proj"):
-            return self.output(y.reshape(len(x), -1))
+            return batch.unpad(y).reshape(len(x), -1)
 
 
 class Norm:
-    """RMSNorm or LayerNorm, on every rank alike."""
+    """RMSNorm or LayerNorm, on every rank alike, its columns in the order that `reader` wants."""
 
-    def __init__(self, parts: Parts, name: str):
-        d = parts.decoder
-        self.eps = d.eps
-        self.weight = parts.vector(name + ".weight", d.hidden)
-        self.bias = parts.vector(name + ".bias", d.hidden) if d.norm == "layer" else None
+    def __init__(self, parts: Parts, name: str, reader: ColumnParallelLinear, dtype: np.dtype):
+        d, xp = parts.decoder, parts.comm.xp
+        self.eps, self.scale = d.eps, d.residual_scale
+        self.weight = parts.vector(name + ".weight", d.hidden).astype(dtype)
+        self.bias = parts.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
+        self.perm = xp.arange(d.hidden, dtype=np.int32) if reader.order is None else reader.order
 
     def __call__(self, x: Array) -> Array:
         with span("norm"):
             if self.bias is None:
-                return ref.rms_norm(x, self.weight, self.eps)
-            return ref.layer_norm(x, self.weight, self.bias, self.eps)
+                return rmsnorm_gather(x, self.weight, self.perm, self.eps)
+            return gather_columns(ref.layer_norm(x, self.weight, self.bias, self.eps), self.perm)
+
+    def after(self, term: Array, x: Array, layer: RowParallelLinear) -> Array:
+        """x += the sum over the ranks of the terms that `layer` gave them, in place -> norm(x)."""
+        if self.scale != 1:
+            term = term * term.dtype.type(self.scale)
+        if self.bias is None:
+            return all_reduce_rmsnorm(
+                term, layer.comm, x, self.weight, self.perm, self.eps, codec=layer.codec, algo=layer.algo
+            )
+        with span("all_reduce"):
+            x += all_reduce(term, layer.comm, layer.codec, layer.algo)
+        return self(x)
 
 
 class Embedding:
@@ -272,7 +288,7 @@ class Head:
 
     def __call__(self, x: Array) -> Array:
         with span("head"):
-            y = self.linear(x)
+            y = self.linear(x, in_order=True)
             if self.scale != 1:
                 y = y * y.dtype.type(self.scale)
             every = self.comm.all_gather(y.reshape(-1), [len(x) * count for count in self.counts])

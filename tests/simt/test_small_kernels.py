@@ -136,6 +136,14 @@ def test_rmsnorm_gather(mode, settings, M, K, dtype):
     assert_bounded(y, exact, unit * np.abs(exact) + (K**0.5 + 8) * 2.0**-23 * np.abs(exact) + 2.0**-25)
 
 
+def test_rmsnorm_of_float32_and_of_ragged_rows_has_no_kernel():
+    rng = np.random.default_rng(1)
+    for dtype, K in ((np.float32, 64), (np.float16, 9)):
+        x, weight, perm = rng.standard_normal((2, K)).astype(dtype), np.ones(K, dtype), rng.permutation(K)
+        y = rmsnorm_gather(x, weight, perm.astype(np.int32))
+        assert_exact(y, ref.rmsnorm(x, weight, 1e-5)[:, perm])
+
+
 def test_rmsnorm_is_deterministic(settings):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 640)).astype(np.float16), np.ones(640, np.float16)
@@ -151,7 +159,7 @@ def test_rmsnorm_is_deterministic(settings):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: rmsnorm_gather(x.astype(np.float32), x[0], np.zeros(16, np.int32)), TypeError, "x must be float16"),
+        (lambda x: rmsnorm_gather(x.astype(np.float64), x[0], np.zeros(16, np.int32)), TypeError, "x must be float16"),
         (lambda x: gather_columns(x, np.zeros(8, np.int64)), TypeError, "perm must be int32"),
         (lambda x: gather_columns(x[0], np.zeros(8, np.int32)), ValueError, "x must have shape"),
         (lambda x: rmsnorm_gather(x, np.ones(8, np.float16), np.zeros(16, np.int32)), ValueError, "weight must have"),
