@@ -183,7 +183,7 @@ class IpcCommunicator(Communicator):
         self._check_stream()
         shares = _share_bytes(x, codec, self.size)
         self.reserve(_half_bytes(shares, sum(shares), algo))
-        out = self._launch(_aligned(x, self.xp), codec, algo).reshape(x.shape)
+        out = self._launch(kernels.aligned(x).reshape(-1), codec, algo).reshape(x.shape)
         mine = shares[self.rank]
         others = (self.size - 1) * mine
         self.sent_bytes += sum(shares) - mine + others if algo == "twoshot" else self._oneshot_bytes(x, codec)
@@ -257,8 +257,3 @@ def _half_bytes(shares: list[int], whole: int, algo: str) -> int:
     """What a sum takes of half a slab: all shares and the sum of one, in places of equal size; or one wire."""
     place = math.ceil(shares[0] / 16) * 16
     return (len(shares) + 1) * place if algo == "twoshot" else whole + 16
-
-
-def _aligned(x: Array, xp: ModuleType) -> Array:
-    flat = xp.ascontiguousarray(x).reshape(-1)
-    return flat if kernels.address(flat) % 16 == 0 else flat.copy()

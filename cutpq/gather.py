@@ -58,5 +58,15 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
         y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]
         return y
     kernel = kernels.load("rmsnorm_gather", config, xp)
-    kernel((M,), config.THREADS, x, weight, perm, y, K, epsilon, smem_bytes=config.smem_bytes(K))
+    kernel(
+        (M,),
+        config.THREADS,
+        kernels.aligned(x),
+        kernels.aligned(weight),
+        perm,
+        y,
+        K,
+        epsilon,
+        smem_bytes=config.smem_bytes(K),
+    )
     return y

@@ -34,7 +34,7 @@ def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> A
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
         if y.size:
-            _by_kernel(xp.ascontiguousarray(x), prepared, y, xp)
+            _by_kernel(kernels.aligned(x), prepared, y, xp)
         return y
     y = _by_reference(x, w)
     if out is None:
@@ -60,7 +60,7 @@ def gated_matmul(x: Array, w: QuantWeight | PackedWeight, *, out: Array | None =
         return y
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
-        _launch(xp.ascontiguousarray(x), prepared, y, xp, gated=True)
+        _launch(kernels.aligned(x), prepared, y, xp, gated=True)
         return y
     pairs = matmul(x, prepared).reshape(x.shape[0], -1, 2, 8)
     y[...] = ref.activate("silu", pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)

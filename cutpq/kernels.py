@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from . import nvrtc
-from .array import Array, bfloat16
+from .array import Array, array_module, bfloat16
 from .configs import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 
 # Variants that a kernel is compiled for; "a" opens the instructions of that architecture alone.
@@ -110,7 +110,8 @@ class Kernel:
         dtype = self.types.get(parameter.type) or ELEMENTS.get(parameter.type)
         if dtype is not None and arg.dtype != dtype:  # what is in neither table is read in 16-byte words
             raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
-        align = 16 if dtype is None else dtype.itemsize
+        # activations are read in 16-byte words, as is what has no element type
+        align = 16 if dtype is None or parameter.type in self.types else dtype.itemsize
         if address(arg) % align:
             raise ValueError(f"{what} must be aligned to {align} bytes, its address is {address(arg):#x}")
         return arg
@@ -318,6 +319,12 @@ def cpu_runtime() -> Any:
     sys.modules["cpu_cuda"] = module
     spec.loader.exec_module(module)
     return module
+
+
+def aligned(x: Array) -> Array:
+    """x, or a copy where it is not contiguous or does not begin at a multiple of 16 bytes, as kernels read it."""
+    x = array_module(x).ascontiguousarray(x)
+    return x if address(x) % 16 == 0 else x.copy()
 
 
 def address(array: Array) -> int:

@@ -31,7 +31,7 @@ def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Ar
     padding  how many of them there are, for a wire that ends with their number; 0 for one that does not
     """
     xp = array_module(x, out)
-    x = _aligned(xp.ascontiguousarray(x))
+    x = kernels.aligned(x)
     sizes = codec.shares(x.size, shares)
     nbytes = sum(map(codec.wire_bytes, sizes)) + (padding > 0)
     direct = out is not None and out.flags.c_contiguous
@@ -107,7 +107,3 @@ def decode_sum_rmsnorm(
 
 def _config(codec: Codec, dtype: Any, ranks: int = 1) -> WireConfig:
     return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)
-
-
-def _aligned(x: Array) -> Array:
-    return x if kernels.address(x) % 16 == 0 else x.copy()

@@ -9,6 +9,7 @@ from random_weight import random_weight
 from cutpq import ref
 from cutpq.dequant import dequantize, dequantize_columns
 from cutpq.gather import gather_columns, rmsnorm_gather
+from cutpq.gemm import matmul
 from cutpq.pack import GROUPED, LOCAL, UNORDERED, pack, unpack
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -134,6 +135,18 @@ def test_rmsnorm_gather(mode, settings, M, K, dtype):
     exact = (x64 / np.sqrt((x64**2).mean(1, keepdims=True) + 1e-5) * weight.astype(np.float64))[:, perm]
     unit = 2.0 ** (-11 if dtype == np.float16 else -8)
     assert_bounded(y, exact, unit * np.abs(exact) + (K**0.5 + 8) * 2.0**-23 * np.abs(exact) + 2.0**-25)
+
+
+def test_operands_that_begin_anywhere(mode):
+    """On a GPU a 16-byte load from another address ends the context."""
+    rng = np.random.default_rng(2)
+    x, weight, perm = rng.standard_normal(2 * 64 + 1).astype(np.float16), np.ones(65, np.float16), np.arange(64)
+    shifted = rmsnorm_gather(x[1:].reshape(2, 64), weight[1:], perm.astype(np.int32))
+    assert_exact(shifted, rmsnorm_gather(x[1:].copy().reshape(2, 64), weight[:64].copy(), perm.astype(np.int32)))
+    w = pack(random_weight(64, 64, 32))
+    assert_exact(matmul(x[1:].reshape(2, 64), w), matmul(x[1:].copy().reshape(2, 64), w))
+    with pytest.raises(ValueError, match="y must be aligned to 16 bytes"):
+        matmul(x[1:].reshape(2, 64), w, out=np.empty(129, np.float16)[1:].reshape(2, 64))
 
 
 def test_rmsnorm_of_float32_and_of_ragged_rows_has_no_kernel():
