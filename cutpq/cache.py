@@ -10,6 +10,9 @@ import numpy as np
 
 from .array import Array, array_module, to_numpy
 
+# Keys are multiplied and read by so many at a time, a 16-byte word of their probabilities.
+KEYS_ALIGN = 8
+
 
 class Cache:
     """Keys and values of some sequences, in each layer for so many heads of this rank; see Transformer.new_cache.
@@ -23,7 +26,7 @@ class Cache:
             raise ValueError(f"a cache needs batch >= 1 and length >= 1, got batch={batch}, length={length}")
         self.length = length
         self.lengths = np.zeros(batch, np.int64)
-        self.layers = [Kept(xp, (batch, length, n, head_dim), dtype) for n in heads]
+        self.layers = [Kept(xp, batch, n, length, head_dim, dtype) for n in heads]
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -33,16 +36,22 @@ class Cache:
 
 
 class Kept:
-    """Keys and values of one layer: (batch, length, key/value heads, head_dim)."""
+    """Keys and values of one layer: (batch, heads, length, head_dim), so that those of a head are one matrix.
 
-    def __init__(self, xp: ModuleType, shape: tuple[int, ...], dtype: np.dtype):
+    heads   key/value heads of this rank
+    length  rounded up to a multiple of KEYS_ALIGN: what lies beyond a sequence's end is zero, or some old key
+    """
+
+    def __init__(self, xp: ModuleType, batch: int, heads: int, length: int, head_dim: int, dtype: np.dtype):
+        shape = batch, heads, -(-length // KEYS_ALIGN) * KEYS_ALIGN, head_dim
         self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
 
     def extend(self, k: Array, v: Array, batch: Batch) -> tuple[Array, Array]:
         """Put the new tokens' (M, heads, D) into their places; all that is kept up to the last of them."""
-        self.keys[batch.at], self.values[batch.at] = k, v
+        self.keys.swapaxes(1, 2)[batch.at] = k
+        self.values.swapaxes(1, 2)[batch.at] = v
         seen = int(batch.positions.max()) + 1
-        return self.keys[:, :seen], self.values[:, :seen]
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,10 @@ class Batch:
 
     tokens     (M,) int64, in host memory
     counts     (batch,) new tokens of each sequence, in host memory; T is the most
-    positions  (batch, T) int64 in host memory, each token's place in its sequence; 0 where a sequence has fewer than T
+    positions  (batch, T) int32 in host memory, each token's place in its sequence; -1 where a sequence has fewer than T
     at         which sequence and which position each token has, 2 x (M,), where the rank computes
-    places     (M,) index of each token in (batch * T), where the rank computes; None where all have T
+    places     (M,) int32 index of each token in (batch * T), where the rank computes; None where all have T
+    query_positions  positions, where the rank computes
     """
 
     tokens: np.ndarray
@@ -61,6 +71,7 @@ class Batch:
     positions: np.ndarray
     at: tuple[Array, Array]
     places: Array | None
+    query_positions: Array
 
     @classmethod
     def of(cls, tokens: Any, cache: Cache, vocabulary: int, xp: ModuleType) -> Batch:
@@ -73,9 +84,10 @@ class Batch:
         if wrong.any():
             raise ValueError(f"token {flat[wrong][0]} is out of range: the vocabulary is 0 .. {vocabulary - 1}")
         new = np.arange(counts.max()) < counts[:, None]  # (batch, T)
-        positions = np.where(new, cache.lengths[:, None] + np.arange(counts.max()), 0)
+        positions = np.where(new, cache.lengths[:, None] + np.arange(counts.max()), -1).astype(np.int32)
         at = xp.asarray(np.nonzero(new)[0]), xp.asarray(positions[new])
-        return cls(flat, counts, positions, at, None if new.all() else xp.asarray(np.flatnonzero(new)))
+        places = None if new.all() else xp.asarray(np.flatnonzero(new).astype(np.int32))
+        return cls(flat, counts, positions, at, places, xp.asarray(positions))
 
     def pad(self, q: Array) -> Array:
         """(M, ...) as (batch, T, ...), with zeros where a sequence has fewer than T."""

@@ -100,6 +100,37 @@ class RmsnormConfig(Config):
         return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 2 * K
 
 
+@dataclass(frozen=True)
+class RotateConfig(Config):
+    """rotate_qkv."""
+
+    DTYPE: int
+    THREADS: int = 128
+
+    def grid(self, n: int) -> tuple[int]:
+        """A thread takes sixteen of n numbers."""
+        return (ceil_div(n, 16 * self.THREADS),)
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig(Config):
+    """softmax: a block a row."""
+
+    DTYPE: int
+    THREADS: int
+
+    @property
+    def smem_bytes(self) -> int:
+        """Twice a float for every warp, both from multiples of 16 on."""
+        return 2 * ceil_div(self.THREADS // 32 * 4, 16) * 16
+
+
+def softmax_config(columns: int, dtype: int) -> SoftmaxConfig:
+    """A warp for short rows; a thread takes eight columns at a time, and about four times."""
+    threads = 32 if columns <= 1024 else 128 if columns <= 8192 else 512
+    return SoftmaxConfig(dtype, threads)
+
+
 def payload_code(dtype: Any) -> int:
     """FLOAT16, BFLOAT16 or FLOAT32."""
     return FLOAT32 if np.dtype(dtype) == np.float32 else dtype_code(dtype)
@@ -410,5 +441,7 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for lookup in (False, True)
     ]
     rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
+    attention: list[tuple[str, Config]] = [("rotate_qkv", RotateConfig(dtype)) for dtype in dtypes]
+    attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
     others = [("gather_columns", GatherConfig()), *rmsnorm, *(("gemm_w4a16", config) for config in gemm)]
-    return [*dequant, *others, *_shipped_wires()]
+    return [*dequant, *others, *attention, *_shipped_wires()]

@@ -24,6 +24,7 @@ from . import ref_transformer as ref
 from .all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from .architectures import mlp_modules
 from .array import Array, array_module, bfloat16
+from .attention import Angles, attention
 from .cache import Batch, Cache, Kept
 from .checkpoint import Checkpoint, open_checkpoint
 from .codec import Codec
@@ -49,9 +50,6 @@ FAMILIES = {
     "gpt_bigcode": bigcode,
     "phi3": phi3,
 }
-
-# cos and sin of each token's angles, (M, head_dim / 2) float32; None without rotation
-Angles = tuple[Array, Array] | None
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
 
@@ -203,20 +201,14 @@ class Attention:
         self.output = RowParallelLinear(
             output, comm, scheme, (bounds * d.head_dim).tolist(), codec=parts.codec, algo=parts.algo
         )
-        self.decoder, self.heads, self.kv_heads = d, heads.stop - heads.start, kv.stop - kv.start
-        self.kv_of_head = comm.xp.asarray(kv_of_head - kv.start)
+        self.scale, self.window = d.attention_scale, d.window
+        self.kv_heads, self.kv_of_head = kv.stop - kv.start, kv_of_head - kv.start
 
     def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
         with span("qkv"):
-            y = self.qkv(x, in_order=True).reshape(len(x), self.heads + 2 * self.kv_heads, self.decoder.head_dim)
-            q, k, v = y[:, : self.heads], y[:, self.heads : -self.kv_heads], y[:, -self.kv_heads :]
+            qkv = self.qkv(x, in_order=True)
         with span("attention"):
-            if angles is not None:
-                q, k = ref.rotate(q, *angles), ref.rotate(k, *angles)
-            keys, values = kept.extend(k, v, batch)
-            scale, window = self.decoder.attention_scale, self.decoder.window
-            y = ref.attention(batch.pad(q), keys, values, batch.positions, self.kv_of_head, scale, window)
-            return batch.unpad(y).reshape(len(x), -1)
+            return attention(qkv, angles, kept, batch, self.kv_of_head, self.scale, self.window)
 
 
 class Norm:

@@ -199,7 +199,7 @@ def test_ranks_hold_only_the_key_value_heads_that_they_need(tmp_path) -> None:
     write_model(tmp_path)  # 8 heads, 2 key/value heads
 
     def kv_heads(comm):
-        return load_model(tmp_path, comm).new_cache(1, 4).layers[0].keys.shape[2]
+        return load_model(tmp_path, comm).new_cache(1, 4).layers[0].keys.shape[1]
 
     assert run_threads(2, kv_heads) == [1, 1]
     assert run_threads(3, kv_heads) == [1, 2, 1]  # heads 0 .. 2, 3 .. 5, 6 .. 7

@@ -100,6 +100,80 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("scales in plain order", "tile/codes_fragments.cuh", "n % 8 * 8 + n / 8 % 8", "n % 64"),
         ],
     ),
+    "rotate_qkv": (
+        ["test_attention_kernels.py", "-k", "rotate_qkv"],
+        [
+            Mutant("no predicate", "rotate_qkv.cu", "if (m >= M) return;", ""),
+            Mutant("turned backwards", "rotate_qkv.cu", "fmaf(-imaginary, sin[i]", "fmaf(imaginary, sin[i]"),
+            Mutant("sine of the real part lost", "rotate_qkv.cu", "fmaf(real, sin[i],", "fmaf(imaginary, sin[i],"),
+            Mutant("four angles for eight", "rotate_qkv.cu", "(cosines + half)", "(cosines)"),
+            Mutant("sines of the first four", "rotate_qkv.cu", "(sines + half)", "(sines)"),
+            Mutant("angles of the first token", "rotate_qkv.cu", "size_t(m) * (D / 2) + i;", "i;"),
+            Mutant("angles of the first features", "rotate_qkv.cu", "size_t(m) * (D / 2) + i;", "size_t(m) * (D / 2);"),
+            Mutant(
+                "keys not rotated", "rotate_qkv.cu", "cosines && head < heads + kv_heads", "cosines && head < heads"
+            ),
+            Mutant("values rotated", "rotate_qkv.cu", "cosines && head < heads + kv_heads", "cosines"),
+            Mutant("neighbours rotated", "rotate_qkv.cu", "load_eight(b, from + D / 2", "load_eight(b, from + 8"),
+            Mutant("second half over the first", "rotate_qkv.cu", "store_eight(to + D / 2", "store_eight(to"),
+            Mutant("places ignored", "rotate_qkv.cu", "places ? places[m] : m", "m"),
+            Mutant("position of the token's number", "rotate_qkv.cu", "positions[place]", "positions[m]"),
+            Mutant("index for position", "rotate_qkv.cu", "positions[place];", "place % T;"),
+            Mutant("position for index", "rotate_qkv.cu", "* T + place % T)", "* T + positions[place])"),
+            Mutant("keys and values swapped", "rotate_qkv.cu", "? keys : values", "? values : keys"),
+            Mutant("first key head only", "rotate_qkv.cu", "(head - heads) % kv_heads)", "0)"),
+            Mutant("heads of a group apart", "rotate_qkv.cu", "head / rep) * T", "head % kv_heads) * T"),
+            Mutant("order within a group", "rotate_qkv.cu", "* rep + head % rep;", "* rep + rep - 1 - head % rep;"),
+            Mutant("length of T", "rotate_qkv.cu", "* length + positions", "* T + positions"),
+            Mutant("first sequence", "rotate_qkv.cu", "sequence = place / T;", "sequence = 0;"),
+        ],
+    ),
+    "softmax": (
+        ["test_attention_kernels.py", "-k", "test_softmax"],
+        [
+            Mutant(
+                "own key hidden", "softmax.cu", "max(0, position + 1 - first_key)}", "max(0, position - first_key)}"
+            ),
+            Mutant("next key seen", "softmax.cu", "max(0, position + 1 - first_key)}", "position + 2 - first_key}"),
+            Mutant(
+                "window one key wide",
+                "softmax.cu",
+                "position - window + 1 - first_key",
+                "position - window - first_key",
+            ),
+            Mutant("window one key short", "softmax.cu", "position - window + 1 -", "position - window + 2 -"),
+            Mutant("first key forgotten", "softmax.cu", "position + 1 - first_key)}", "position + 1)}"),
+            Mutant("window from the first key", "softmax.cu", "window + 1 - first_key", "window + 1"),
+            Mutant("keys before the window", "softmax.cu", "begin <= j + i && j + i < end", "j + i < end"),
+            Mutant("keys after the query", "softmax.cu", "begin <= j + i && j + i < end", "begin <= j + i"),
+            Mutant("positions of the first sequence", "softmax.cu", "sequence * T + first_query", "first_query"),
+            Mutant("positions from the first query", "softmax.cu", "+ first_query + blockIdx.x", "+ blockIdx.x"),
+            Mutant("a query each head", "softmax.cu", "% rows / rep]", "% rows % queries]"),
+            Mutant("a sequence each head", "softmax.cu", "/ rows / kv_heads", "/ rows % kv_heads"),
+            Mutant("scale forgotten in the sum", "softmax.cu", "sum += expf(scale *", "sum += expf("),
+            Mutant(
+                "scale of the largest only", "softmax.cu", "? expf(scale * (s[i] - largest))", "? expf(s[i] - largest)"
+            ),
+            Mutant("no largest", "softmax.cu", "largest = fmaxf(largest, s[i])", "largest = 0"),
+            Mutant("one step of the sum", "softmax.cu", "sum += expf", "sum = expf"),
+            Mutant("zeros forgotten", "softmax.cu", ": 0.0f;", ": s[i];"),
+            Mutant("row not finished", "softmax.cu", "j < columns; j", "j < seen.end; j"),
+            Mutant("whole group hidden", "softmax.cu", "seen.begin < j + 8 &&", "seen.begin <= j &&"),
+            Mutant("left half twice", "softmax.cu", "(row + j + 4)", "(row + j)"),
+            Mutant(
+                "row of another query", "softmax.cu", "scores + size_t(blockIdx.x)", "scores + size_t(blockIdx.x / 2)"
+            ),
+            Mutant("largest of the first warp", "tile/block_max.cuh", "warp < THREADS / 32", "warp < 1"),
+            Mutant("half of a warp's lanes", "tile/block_max.cuh", "distance = 16", "distance = 8"),
+            Mutant("no barrier", "tile/block_max.cuh", "__syncthreads();  // maxima of all warps", ""),
+            Mutant(
+                "maxima and sums in one place",
+                "softmax.cu",
+                "block_sum(smem_sums, sum)",
+                "block_sum(smem_largest, sum)",
+            ),
+        ],
+    ),
     "gather_columns": (
         ["test_small_kernels.py", "-k", "gather_columns"],
         [
