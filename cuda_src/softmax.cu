@@ -25,13 +25,14 @@ struct Seen {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-softmax(const float* __restrict__ scores,   // (batch * kv_heads, queries * rep, columns)
+softmax(const float* __restrict__ scores,   // (pairs, rows, columns), of pairs of a sequence and a key/value head
         const int* __restrict__ positions,  // (batch, T), each below first_key + columns
         act_t* __restrict__ probabilities,  // as scores
         int T,
-        int first_query,                    // of these, among T
-        int queries,
+        int first_pair,                     // of batch * kv_heads
         int kv_heads,
+        int first_query,                    // of T
+        int rows,                           // of a pair: rep for each query
         int rep,                            // query heads of each key/value head
         int first_key,
         int columns,                        // a multiple of 8
@@ -42,8 +43,8 @@ softmax(const float* __restrict__ scores,   // (batch * kv_heads, queries * rep,
   float* smem_largest = carver.take<float>(THREADS / 32);
   float* smem_sums = carver.take<float>(THREADS / 32);
 
-  const int rows = queries * rep, sequence = blockIdx.x / rows / kv_heads;
-  const int position = positions[sequence * T + first_query + blockIdx.x % rows / rep];
+  const int sequence = (first_pair + int(blockIdx.x) / rows) / kv_heads;
+  const int position = positions[sequence * T + first_query + int(blockIdx.x) % rows / rep];
   const Seen seen = {max(0, position - window + 1 - first_key), max(0, position + 1 - first_key)};
   const float* row = scores + size_t(blockIdx.x) * columns;
 

@@ -10,6 +10,7 @@ arrays take the formulas in ref_transformer.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,15 +18,15 @@ from . import configs, kernels
 from . import ref_transformer as ref
 from .array import Array, array_module, bfloat16, check_array
 from .cache import KEYS_ALIGN, Batch, Kept
-from .configs import ceil_div
 from .cublas import batched_product
 
 # cos and sin of each token's angles, (M, head_dim / 2) float32; None without rotation
 Angles = tuple[Array, Array] | None
 
-# Scores are computed for so many queries at a time that they take at most this: they stay in the L2 of an A100
-# (40 MiB) or H100 (50 MiB). One query of each sequence at least.
+# Scores are computed in chunks that take at most this: they stay in the L2 of an A100 (40 MiB) or H100 (50 MiB).
 SCORE_BYTES = 32 << 20
+# So many rows of scores make a product that reads its keys seldom enough: rather fewer heads at a time than fewer rows.
+CHUNK_ROWS = 512
 
 
 def attention(
@@ -113,59 +114,80 @@ def _attend(q: Array, kept: Kept, batch: Batch, scale: float, window: int | None
     y = xp.empty_like(q)
     queries, results = q.reshape(B * KV, T * rep, D), y.reshape(B * KV, T * rep, D)
     keys, values = kept.keys.reshape(B * KV, -1, D), kept.values.reshape(B * KV, -1, D)
-    for some, seen in _chunks(batch.positions, B * KV * rep, window):
-        rows = slice(some.start * rep, some.stop * rep)
-        scores = xp.empty((B * KV, rows.stop - rows.start, seen.stop - seen.start), np.float32)
-        batched_product(queries[:, rows], keys[:, seen].swapaxes(1, 2), scores)
-        shares = softmax(scores, batch.query_positions, some.start, seen.start, KV, rep, scale, window, q.dtype)
-        batched_product(shares, values[:, seen], results[:, rows])
+    for chunk in chunks(batch.positions, B * KV, rep, window):
+        pairs, rows, seen = chunk.pairs, slice(chunk.queries.start * rep, chunk.queries.stop * rep), chunk.keys
+        scores = xp.empty(chunk.shape(rep), np.float32)
+        batched_product(queries[pairs, rows], keys[pairs, seen].swapaxes(1, 2), scores)
+        shares = softmax(scores, batch.query_positions, chunk, KV, scale, window, q.dtype)
+        batched_product(shares, values[pairs, seen], results[pairs, rows])
     return y
 
 
-def _chunks(positions: np.ndarray, rows: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """Some of the queries at a time, and the keys that they see: so many that `rows` of scores fit SCORE_BYTES."""
-    T, align = positions.shape[1], KEYS_ALIGN
-    step = max(1, SCORE_BYTES // (4 * rows * ceil_div(int(positions.max()) + 1, align) * align))
-    for start in range(0, T, step):
-        some = slice(start, min(start + step, T))
-        own = positions[:, some]
+@dataclass(frozen=True)
+class Chunk:
+    """Scores that are computed at a time: of some pairs of sequence and key/value head, queries, and keys they see."""
+
+    pairs: slice
+    queries: slice
+    keys: slice
+
+    def shape(self, rep: int) -> tuple[int, int, int]:
+        """Of the scores, where `rep` query heads share a key/value head."""
+        pairs, queries, keys = (part.stop - part.start for part in (self.pairs, self.queries, self.keys))
+        return pairs, queries * rep, keys
+
+
+def chunks(positions: np.ndarray, pairs: int, rep: int, window: int | None) -> Iterator[Chunk]:
+    """Every query of every pair once, each chunk with the keys that any of its queries sees, from an eighth on.
+
+    positions  (batch, T) of the queries, -1 for those that do not exist
+    pairs      of a sequence and a key/value head, which has `rep` query heads
+
+    A chunk's scores fit SCORE_BYTES, unless those of a single query and pair do not.
+    """
+    T = positions.shape[1]
+    fit = SCORE_BYTES // (4 * _aligned(int(positions.max()) + 1))  # rows
+    step = max(1, min(max(fit // pairs, CHUNK_ROWS), fit) // rep)
+    pair_step = max(1, fit // (min(step, T) * rep))
+    for first in range(0, T, step):
+        queries = slice(first, min(first + step, T))
+        own = positions[:, queries]
         own = own[own >= 0]
-        first = 0 if window is None else max(0, int(own.min()) - window + 1)
-        yield some, slice(first // align * align, ceil_div(int(own.max()) + 1, align) * align)
+        first_key = 0 if window is None else max(0, int(own.min()) - window + 1)
+        keys = slice(first_key // KEYS_ALIGN * KEYS_ALIGN, _aligned(int(own.max()) + 1))
+        for pair in range(0, pairs, pair_step):
+            yield Chunk(slice(pair, min(pair + pair_step, pairs)), queries, keys)
+
+
+def _aligned(keys: int) -> int:
+    return -(-keys // KEYS_ALIGN) * KEYS_ALIGN
 
 
 def softmax(
-    scores: Array,
-    positions: Array,
-    first_query: int,
-    first_key: int,
-    kv_heads: int,
-    rep: int,
-    scale: float,
-    window: int | None,
-    dtype: np.dtype,
+    scores: Array, positions: Array, chunk: Chunk, kv_heads: int, scale: float, window: int | None, dtype: np.dtype
 ) -> Array:
     """exp(scale * scores) / sum over the keys that a query sees, 0 for the others: probabilities, as scores' shape.
 
-    scores     (batch * kv_heads, queries * rep, columns) float32, columns a multiple of 8; of the queries from
-               first_query on and the keys from first_key on
+    scores     (pairs, queries * rep, keys) float32 of a chunk; a multiple of 8 keys
     positions  (batch, T) int32 of all queries; -1 for one that does not exist, and whose row becomes zero
+    kv_heads   of each sequence
     dtype      of the probabilities: float16 or bfloat16
 
     Deterministic.
     """
-    check_array("scores", scores, ("pairs", "rows", "columns"), np.float32)
+    rows, columns = scores.shape[1:]
+    rep = rows // (chunk.queries.stop - chunk.queries.start)
+    check_array("scores", scores, chunk.shape(rep), np.float32)
     check_array("positions", positions, ("batch", "T"), np.int32)
-    xp = array_module(scores, positions)
-    pairs, rows, columns = scores.shape
     if columns % 8:
-        raise ValueError(f"scores must have a multiple of 8 columns, got {columns}")
+        raise ValueError(f"scores must be of a multiple of 8 keys, got {columns}")
+    xp = array_module(scores, positions)
     shares = xp.empty(scores.shape, dtype)
     config = configs.softmax_config(columns, configs.dtype_code(dtype))
-    sight = first_key + columns if window is None else min(window, first_key + columns)
     kernel = kernels.load("softmax", config, xp)
     kernel(
-        (pairs * rows,), config.THREADS, scores, positions, shares, positions.shape[1], first_query, rows // rep,
-        kv_heads, rep, first_key, columns, sight, scale, smem_bytes=config.smem_bytes,
+        (len(scores) * rows,), config.THREADS, scores, positions, shares, positions.shape[1],
+        chunk.pairs.start, kv_heads, chunk.queries.start, rows, rep, chunk.keys.start, columns,
+        chunk.keys.stop if window is None else min(window, chunk.keys.stop), scale, smem_bytes=config.smem_bytes,
     )  # fmt: skip
     return shares

@@ -1,8 +1,7 @@
 """What a transformer's forward pass costs on a named machine: cost.py's products and collectives, block by block.
 
-Besides those it counts: norms and residual sums, each read and written once, one launch each; attention as one fused
-kernel that never stores its scores (FlashAttention, arXiv 2205.14135), bound by the key/value cache or by arithmetic;
-rotation and the cache's append as one more launch. Weights of blocks have `form`; embedding and head are float16.
+Besides those it counts: norms and residual sums, each read and written once, one launch each; attention as
+attention.py computes it, whose scores pass through L2. Weights of blocks have `form`; embedding and head are float16.
 Elementwise work inside the MLP is fused into its products. Nothing here is fitted to a measurement.
 """
 
@@ -10,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
+
+from .attention import chunks
 from .codec import Codec
 from .cost import (
     ACTIVATION_BYTES,
@@ -144,14 +146,25 @@ def block_cost(
 
 
 def attention_us(step: Step, heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> float:
-    """Time of rotation, the cache's append and a fused causal attention over a rank's heads."""
-    M, row_bytes = step.tokens, head_dim * ACTIVATION_BYTES
-    seen = step.new * step.past + step.new * (step.new + 1) / 2  # keys that the queries of a sequence see, in all
-    arithmetic_us = 4 * step.batch * seen * heads * head_dim / (gpu.fp16_tflops * gpu.compute_fraction * 1e6)
-    cache_bytes = 2 * step.batch * (step.past + step.new) * kv_heads * row_bytes
-    moved_us = gpu.read_us(2 * M * heads * row_bytes + cache_bytes)
-    rotation_us = gpu.launch_us + gpu.read_us(2 * M * (heads + 2 * kv_heads) * row_bytes)
-    return rotation_us + gpu.launch_us + max(arithmetic_us, moved_us)
+    """Time of attention over a rank's heads, by attention.py's launches.
+
+    Rotation with the cache's append; for each chunk of queries two products and the softmax between them, which write
+    and read a score's 4 bytes and its probability's 2 in L2; and the heads of a token put together where there is more
+    than one token and key/value head.
+    """
+    row_bytes = step.batch * head_dim * ACTIVATION_BYTES  # of one token or key, and one head, in every sequence
+    total_us = gpu.launch_us + gpu.read_us(2 * step.new * (heads + 2 * kv_heads) * row_bytes)
+    positions = np.arange(step.past, step.past + step.new)[None]
+    rep = -(-heads // kv_heads)
+    for chunk in chunks(positions, step.batch * kv_heads, rep, None):
+        pairs, rows, keys = chunk.shape(rep)
+        scores = pairs * rows * keys
+        arithmetic_us = 4 * scores * head_dim / (gpu.fp16_tflops * gpu.compute_fraction * 1e6)
+        moved_us = gpu.read_us(2 * pairs * (rows + keys) * head_dim * ACTIVATION_BYTES)
+        total_us += 3 * gpu.launch_us + max(arithmetic_us, moved_us) + gpu.read_us(12 * scores) / gpu.cache_ratio
+    if step.new > 1 and kv_heads > 1:
+        total_us += gpu.launch_us + gpu.read_us(2 * step.new * heads * row_bytes)
+    return total_us
 
 
 def reduce_us(count: int, tp: int, link: Link, codec: Codec | None) -> tuple[float, str]:

@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -294,6 +295,8 @@ def _cache_dir() -> Path:
 
 # ---- the CPU runtime
 
+_runtime_once = Lock()
+
 
 @cache
 def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
@@ -306,19 +309,19 @@ def _host_mode() -> str:
     return "check" if os.environ.get("CUTPQ_HOST_KERNELS") == "check" else cpu_runtime().default_mode
 
 
-@cache
 def cpu_runtime() -> Any:
     """tests/simt/cpu_cuda.py of a source checkout."""
-    if "cpu_cuda" in sys.modules:
-        return sys.modules["cpu_cuda"]
-    path = source_dir().parent / "tests" / "simt" / "cpu_cuda.py"
-    spec = importlib.util.spec_from_file_location("cpu_cuda", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise KernelError(f"CUTPQ_HOST_KERNELS needs a source checkout of cutpq: there is no {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cpu_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
+    with _runtime_once:  # ranks may be threads
+        if "cpu_cuda" in sys.modules:
+            return sys.modules["cpu_cuda"]
+        path = source_dir().parent / "tests" / "simt" / "cpu_cuda.py"
+        spec = importlib.util.spec_from_file_location("cpu_cuda", path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise KernelError(f"CUTPQ_HOST_KERNELS needs a source checkout of cutpq: there is no {path}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["cpu_cuda"] = module
+        spec.loader.exec_module(module)
+        return module
 
 
 def aligned(x: Array) -> Array:

@@ -50,7 +50,7 @@ def attend(q, k, v, positions, kv_of_head, scale, window):
     for b, t, h in np.ndindex(q.shape[:3]):
         p = positions[b, t]
         first = 0 if window is None else max(0, p - window + 1)
-        keys, values = (a[b, first : p + 1, kv_of_head[h]].astype(np.float64) for a in (k, v))
+        keys, values = (a[b, kv_of_head[h], first : p + 1].astype(np.float64) for a in (k, v))
         scores = np.exp(scale * (keys @ q[b, t, h]) - 30)
         out[b, t, h] = (scores / scores.sum()) @ values
     return out
@@ -61,15 +61,23 @@ def attend(q, k, v, positions, kv_of_head, scale, window):
 def test_attention_of_queries_anywhere(window, pieces, monkeypatch) -> None:
     """Prompts that start at different positions, heads that share keys unevenly, keys beyond the last query."""
     monkeypatch.setattr(ref, "_SCORES", pieces)
-    q, k, v = normal(2, 5, 3, 4), normal(2, 11, 2, 4, seed=1), normal(2, 11, 2, 4, seed=2)
+    q, k, v = normal(2, 5, 3, 4), normal(2, 2, 11, 4, seed=1), normal(2, 2, 11, 4, seed=2)
     positions = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
-    k[:, 10:] = 1e30  # nobody may see it
+    k[:, :, 10:] = 1e30  # nobody may see it
     heads = np.array([0, 0, 1])
     near(ref.attention(q, k, v, positions, heads, 0.7, window), attend(q, k, v, positions, heads, 0.7, window))
 
 
 def test_large_scores_do_not_overflow() -> None:
-    q, k, v = normal(1, 4, 1, 8) * 100, normal(1, 4, 1, 8, seed=1) * 100, normal(1, 4, 1, 8, seed=2)
+    q, k, v = normal(1, 4, 1, 8) * 100, normal(1, 1, 4, 8, seed=1) * 100, normal(1, 1, 4, 8, seed=2)
     got = ref.attention(q, k, v, np.arange(4)[None], np.array([0]), 1.0)
-    best = [np.argmax(k[0, : t + 1, 0] @ q[0, t, 0]) for t in range(4)]
-    near(got[0, :, 0], v[0, best, 0].astype(np.float64))
+    best = [np.argmax(k[0, 0, : t + 1] @ q[0, t, 0]) for t in range(4)]
+    near(got[0, :, 0], v[0, 0, best].astype(np.float64))
+
+
+def test_a_query_that_does_not_exist_gets_zeros() -> None:
+    q, k, v = normal(2, 2, 1, 4), normal(2, 1, 3, 4, seed=1), normal(2, 1, 3, 4, seed=2)
+    positions = np.array([[1, 2], [0, -1]])
+    got = ref.attention(q, k, v, positions, np.array([0]), 1.0)
+    assert (got[1, 1] == 0).all()
+    near(got[:, :1], attend(q, k, v, positions, [0], 1.0, None)[:, :1])

@@ -1,6 +1,7 @@
 """Whole models over ranks: logits against float64, decode against prefill, and what wrong input is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,24 @@ def test_short_activations(family, dtype, relative, tmp_path) -> None:
     assert results[0].dtype == dtype
     assert_close(results[0], logits(model.config, model.tensors, TOKENS), relative)
     assert_same_on_ranks(results)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU, and is not here")
+@pytest.mark.parametrize("family", ["mistral", "gpt_bigcode"])  # with rotation and a window, and without either
+def test_kernels_of_attention_agree_with_the_formulas(family, tmp_path, monkeypatch) -> None:
+    """Ragged sequences, prefill and decode, on the CPU's twin of the GPU; 16 features a head."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    launched = []
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda name, *args: launched.append(name) or load(name, *args))
+    model = write_model(tmp_path, family, **({"n_head": 4} if family == "gpt_bigcode" else {}))
+    steps = [[TOKENS[:9], TOKENS[9:12]], [TOKENS[:1], TOKENS[:1]]]
+    results = run(tmp_path, 2, *steps, dtype="float16")[0]
+    assert {"rotate_qkv", "softmax"} <= set(launched)
+    first, second = np.concatenate([TOKENS[:9], TOKENS[:1]]), np.concatenate([TOKENS[9:12], TOKENS[:1]])
+    wanted = [logits(model.config, model.tensors, tokens) for tokens in (first, second)]
+    assert_close(results[0], np.concatenate([wanted[0][:9], wanted[1][:3]]), 0.01)
+    assert_close(results[1], np.stack([wanted[0][9], wanted[1][3]]), 0.01)
 
 
 @pytest.mark.parametrize("scheme", ["auto", *SCHEMES])

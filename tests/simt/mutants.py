@@ -147,9 +147,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("keys before the window", "softmax.cu", "begin <= j + i && j + i < end", "j + i < end"),
             Mutant("keys after the query", "softmax.cu", "begin <= j + i && j + i < end", "begin <= j + i"),
             Mutant("positions of the first sequence", "softmax.cu", "sequence * T + first_query", "first_query"),
-            Mutant("positions from the first query", "softmax.cu", "+ first_query + blockIdx.x", "+ blockIdx.x"),
-            Mutant("a query each head", "softmax.cu", "% rows / rep]", "% rows % queries]"),
-            Mutant("a sequence each head", "softmax.cu", "/ rows / kv_heads", "/ rows % kv_heads"),
+            Mutant("positions from the first query", "softmax.cu", "+ first_query + int", "+ int"),
+            Mutant("a query each head", "softmax.cu", "% rows / rep]", "% rep]"),
+            Mutant("a sequence each head", "softmax.cu", "/ rows) / kv_heads", "/ rows) % kv_heads"),
+            Mutant("pairs from the first on", "softmax.cu", "(first_pair + int", "(int"),
             Mutant("scale forgotten in the sum", "softmax.cu", "sum += expf(scale *", "sum += expf("),
             Mutant(
                 "scale of the largest only", "softmax.cu", "? expf(scale * (s[i] - largest))", "? expf(s[i] - largest)"

@@ -10,7 +10,7 @@ from reference import unit_roundoff
 
 from cutpq import attention as module
 from cutpq import configs
-from cutpq.attention import attention, rotate_qkv, softmax
+from cutpq.attention import Chunk, attention, rotate_qkv, softmax
 from cutpq.cache import Batch, Cache
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -145,16 +145,21 @@ def probabilities(scores, seen, scale, dtype):
     return p, p * (unit + 1.01 * relative) + np.where(p > 0, tiny, 0)
 
 
-SOFTMAX = {  # positions, KV, rep, first query, queries, first key, columns, window
-    "one_key": ([[0]], 1, 1, 0, 1, 0, 8, None),
-    "causal": ([[0, 1, 2, 3, 4, 5, 6, 7, 8]], 2, 3, 0, 9, 0, 16, None),
-    "later_queries": ([[3, 4, 5, 6], [11, 12, 13, 14]], 2, 2, 1, 2, 0, 16, None),
-    "padding": ([[5, 6, 7], [0, -1, -1], [9, 10, -1]], 2, 2, 0, 3, 0, 16, None),
-    "window": ([[20, 21, 22, 23], [13, 14, -1, -1]], 1, 2, 0, 4, 8, 16, 5),
-    "window_beyond_the_first_key": ([[9, 10]], 1, 1, 0, 2, 8, 8, 100),
-    "several_steps_of_a_warp": ([[700, 701]], 1, 1, 0, 2, 0, 704, 690),
-    "four_warps": ([[1100, 2999, 17]], 1, 1, 0, 3, 0, 3000, None),
-    "sixteen_warps": ([[8998]], 1, 1, 0, 1, 0, 9000, 8900),
+def chunk(pairs, queries, keys):
+    return Chunk(slice(*pairs), slice(*queries), slice(*keys))
+
+
+SOFTMAX = {  # positions, KV, rep, chunk of pairs and queries and keys, window
+    "one_key": ([[0]], 1, 1, chunk((0, 1), (0, 1), (0, 8)), None),
+    "causal": ([[0, 1, 2, 3, 4, 5, 6, 7, 8]], 2, 3, chunk((0, 2), (0, 9), (0, 16)), None),
+    "later_queries": ([[3, 4, 5, 6], [11, 12, 13, 14]], 2, 2, chunk((0, 4), (1, 3), (0, 16)), None),
+    "later_pairs": ([[3, 4, 5], [11, 12, 13], [0, 1, 2]], 2, 2, chunk((3, 6), (1, 3), (0, 16)), None),
+    "padding": ([[5, 6, 7], [0, -1, -1], [9, 10, -1]], 2, 2, chunk((0, 6), (0, 3), (0, 16)), None),
+    "window": ([[20, 21, 22, 23], [13, 14, -1, -1]], 1, 2, chunk((0, 2), (0, 4), (8, 24)), 5),
+    "window_beyond_the_first_key": ([[9, 10]], 1, 1, chunk((0, 1), (0, 2), (8, 16)), 100),
+    "several_steps_of_a_warp": ([[700, 701]], 1, 1, chunk((0, 1), (0, 2), (0, 704)), 690),
+    "four_warps": ([[1100, 2999, 17]], 1, 1, chunk((0, 1), (0, 3), (0, 3000)), None),
+    "sixteen_warps": ([[8998]], 1, 1, chunk((0, 1), (0, 1), (0, 9000)), 8900),
 }
 
 
@@ -162,17 +167,17 @@ SOFTMAX = {  # positions, KV, rep, first query, queries, first key, columns, win
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax(mode, settings, name, dtype):
     settings.seed = 3
-    positions, KV, rep, first_query, queries, first_key, columns, window = SOFTMAX[name]
+    positions, KV, rep, some, window = SOFTMAX[name]
     positions = np.array(positions, np.int32)
-    own = positions[:, None, first_query : first_query + queries, None, None]
-    key = first_key + np.arange(columns)
+    own = np.repeat(np.repeat(positions, KV, axis=0), rep, axis=1)  # of every row of every pair
+    own = own[some.pairs, some.queries.start * rep : some.queries.stop * rep, None]
+    key = np.arange(some.keys.start, some.keys.stop)
     seen = (key <= own) & (True if window is None else own - key < window)
-    seen = np.broadcast_to(seen, (len(positions), KV, queries, rep, columns))
-    shape = len(positions) * KV, queries * rep, columns
-    seen = seen.reshape(shape)
-    scores = (np.random.default_rng(columns).standard_normal(shape) * 30).astype(np.float32)
+    shape = some.shape(rep)
+    assert seen.shape == shape
+    scores = (np.random.default_rng(shape).standard_normal(shape) * 30).astype(np.float32)
     scores[~seen] = np.nan  # nobody may see it
-    got = softmax(scores, positions, first_query, first_key, KV, rep, 0.125, window, dtype)
+    got = softmax(scores, positions, some, KV, 0.125, window, dtype)
     assert got.dtype == dtype
     assert_exact(got[~seen], np.zeros((~seen).sum(), dtype))
     assert_bounded(got, *probabilities(scores, seen, 0.125, dtype))
@@ -182,7 +187,7 @@ def test_softmax_of_large_scores_and_of_equal_ones(mode):
     scores = np.zeros((3, 1, 8), np.float32)
     scores[0, 0] = [3e38, -3e38, 3e38, 0, 1, 2, 3, 4]
     scores[1] = -3e38
-    got = softmax(scores, np.full((3, 1), 7, np.int32), 0, 0, 1, 1, 1.0, None, FLOAT16)
+    got = softmax(scores, np.full((3, 1), 7, np.int32), chunk((0, 3), (0, 1), (0, 8)), 1, 1.0, None, FLOAT16)
     assert_exact(got[0, 0], np.array([0.5, 0, 0.5, 0, 0, 0, 0, 0], np.float16))
     assert_exact(got[1:], np.full((2, 1, 8), 0.125, np.float16))
 
@@ -192,7 +197,8 @@ def test_softmax_with_the_largest_in_any_lane(mode):
     at = [0, 8 * 13, 8 * 31 + 7, 8 * 32, 8 * 77 + 1, 8 * 127 + 5, 8 * 128, 1503]
     scores = np.zeros((1, len(at), 1504), np.float32)
     scores[0, range(len(at)), at] = 1000
-    got = softmax(scores, np.full((1, len(at)), 1503, np.int32), 0, 0, 1, 1, 0.5, None, FLOAT16)
+    every = chunk((0, 1), (0, len(at)), (0, 1504))
+    got = softmax(scores, np.full((1, len(at)), 1503, np.int32), every, 1, 0.5, None, FLOAT16)
     assert_exact(got, (scores > 0).astype(np.float16))
 
 
@@ -201,7 +207,7 @@ def test_softmax_is_deterministic(settings):
     positions = np.array([[1400, 1401, 1500]] * 2, np.int32)
     runs = []
     for settings.seed in range(4):
-        runs.append(softmax(scores, positions, 0, 0, 1, 1, 1.0, None, FLOAT16))
+        runs.append(softmax(scores, positions, chunk((0, 2), (0, 3), (0, 1504)), 1, 1.0, None, FLOAT16))
     for other in runs[1:]:
         assert_exact(other, runs[0])
 
@@ -284,6 +290,14 @@ def test_rotate_qkv_wants_heads_of_sixteens_and_whole_groups_of_them():
             rotate_qkv(*case.run())
 
 
-def test_softmax_wants_columns_in_eights():
-    with pytest.raises(ValueError, match="a multiple of 8 columns, got 12"):
-        softmax(np.zeros((1, 1, 12), np.float32), np.zeros((1, 1), np.int32), 0, 0, 1, 1, 1.0, None, FLOAT16)
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.zeros((1, 2, 12), np.float32), "of a multiple of 8 keys, got 12"),
+        (np.zeros((2, 2, 12), np.float32), r"scores must have shape \(1, 2, 12\)"),
+    ],
+    ids=["columns", "pairs"],
+)
+def test_softmax_of_other_scores_than_the_chunk_has(scores, message):
+    with pytest.raises(ValueError, match=message):
+        softmax(scores, np.zeros((1, 1), np.int32), chunk((0, 1), (0, 1), (0, 12)), 1, 1.0, None, FLOAT16)
