@@ -1,8 +1,10 @@
 """Attention of new tokens to their sequences: rotation, the cache's append, softmax(scale q k^T) v.
 
 On a GPU two kernels and two products of cuBLAS: rotate_qkv puts queries, keys and values where the products read them,
-cuBLAS writes float32 scores, softmax makes them probabilities, and cuBLAS multiplies those by the values. Scores pass
-through memory; cuDNN's fused attention would save that, but its wheels are 700 MB and need a package of their own.
+cuBLAS writes float32 scores, softmax makes them probabilities, cuBLAS multiplies those by the values, and CuPy rounds
+the result and puts the heads of a token together. Scores pass through L2; cuDNN's fused attention would save that, but
+its wheels are 700 MB and need a package of their own.
+
 Float32 activations, head dimensions that are no multiple of 16, ranks whose heads share keys unevenly, and NumPy
 arrays take the formulas in ref_transformer.py.
 """
@@ -59,7 +61,7 @@ def attention(
         return _by_formula(qkv, angles, kept, batch, kv_of_head, scale, window)
     q = rotate_qkv(qkv, angles, kept, batch)
     y = _attend(q, kept, batch, scale, window)
-    return batch.unpad(y.swapaxes(1, 2).reshape(*batch.positions.shape, H * D))
+    return batch.unpad(y.swapaxes(1, 2).astype(qkv.dtype, order="C").reshape(*batch.positions.shape, H * D))
 
 
 def _has_kernels(qkv: Array, D: int, kv_of_head: np.ndarray, KV: int) -> bool:
@@ -101,17 +103,17 @@ def rotate_qkv(qkv: Array, angles: Angles, kept: Kept, batch: Batch) -> Array:
     config = configs.RotateConfig(configs.dtype_code(qkv.dtype))
     kernel = kernels.load("rotate_qkv", config, xp)
     kernel(
-        config.grid(qkv.size), config.THREADS, qkv, cosines, sines, batch.places, batch.query_positions,
-        q, kept.keys, kept.values, M, T, length, KV, rep, D,
+        config.grid(qkv.size), config.THREADS, xp.ascontiguousarray(qkv), cosines, sines,
+        batch.places, batch.query_positions, q, kept.keys, kept.values, M, T, length, KV, rep, D,
     )  # fmt: skip
     return q
 
 
 def _attend(q: Array, kept: Kept, batch: Batch, scale: float, window: int | None) -> Array:
-    """softmax(scale q k^T) v; q and the result (batch, KV, T, rep, D)."""
+    """softmax(scale q k^T) v in float32; q and the result (batch, KV, T, rep, D)."""
     xp = array_module(q)
     B, KV, T, rep, D = q.shape
-    y = xp.empty_like(q)
+    y = xp.empty(q.shape, np.float32)
     queries, results = q.reshape(B * KV, T * rep, D), y.reshape(B * KV, T * rep, D)
     keys, values = kept.keys.reshape(B * KV, -1, D), kept.values.reshape(B * KV, -1, D)
     for chunk in chunks(batch.positions, B * KV, rep, window):
@@ -138,7 +140,7 @@ class Chunk:
 
 
 def chunks(positions: np.ndarray, pairs: int, rep: int, window: int | None) -> Iterator[Chunk]:
-    """Every query of every pair once, each chunk with the keys that any of its queries sees, from an eighth on.
+    """Every query of every pair once; each chunk has the keys that its queries see, from a multiple of 8 to another.
 
     positions  (batch, T) of the queries, -1 for those that do not exist
     pairs      of a sequence and a key/value head, which has `rep` query heads

@@ -148,22 +148,20 @@ def block_cost(
 def attention_us(step: Step, heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> float:
     """Time of attention over a rank's heads, by attention.py's launches.
 
-    Rotation with the cache's append; for each chunk of queries two products and the softmax between them, which write
-    and read a score's 4 bytes and its probability's 2 in L2; and the heads of a token put together where there is more
-    than one token and key/value head.
+    Rotation with the cache's append; for each chunk two products and the softmax between them, which write and read a
+    score's 4 bytes and its probability's 2 in L2; and the float32 heads of a token rounded and put together.
     """
-    row_bytes = step.batch * head_dim * ACTIVATION_BYTES  # of one token or key, and one head, in every sequence
-    total_us = gpu.launch_us + gpu.read_us(2 * step.new * (heads + 2 * kv_heads) * row_bytes)
-    positions = np.arange(step.past, step.past + step.new)[None]
+    features = step.batch * head_dim  # of one token or key, and one head, in every sequence
+    moved = 2 * step.new * (heads + 2 * kv_heads) * features * ACTIVATION_BYTES
+    moved += step.new * heads * features * (4 + ACTIVATION_BYTES)
+    total_us = 2 * gpu.launch_us + gpu.read_us(moved)
     rep = -(-heads // kv_heads)
-    for chunk in chunks(positions, step.batch * kv_heads, rep, None):
+    for chunk in chunks(np.arange(step.past, step.past + step.new)[None], step.batch * kv_heads, rep, None):
         pairs, rows, keys = chunk.shape(rep)
         scores = pairs * rows * keys
         arithmetic_us = 4 * scores * head_dim / (gpu.fp16_tflops * gpu.compute_fraction * 1e6)
-        moved_us = gpu.read_us(2 * pairs * (rows + keys) * head_dim * ACTIVATION_BYTES)
+        moved_us = gpu.read_us(pairs * head_dim * (rows * (ACTIVATION_BYTES + 4) + keys * 2 * ACTIVATION_BYTES))
         total_us += 3 * gpu.launch_us + max(arithmetic_us, moved_us) + gpu.read_us(12 * scores) / gpu.cache_ratio
-    if step.new > 1 and kv_heads > 1:
-        total_us += gpu.launch_us + gpu.read_us(2 * step.new * heads * row_bytes)
     return total_us
 
 

@@ -14,11 +14,11 @@ DATA_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 2, bfloat16: 14}
 
 
 def batched_product(a: Array, b: Array, out: Array) -> None:
-    """out[i] = a[i] @ b[i], added up in float32 and rounded once to out's dtype. Nothing is copied on a GPU.
+    """out[i] = a[i] @ b[i], added up in float32. Nothing is copied on a GPU.
 
     a    (n, R, K) float16 or bfloat16
     b    (n, K, C) of a's dtype, or the transpose of such a matrix, as keys.swapaxes(1, 2)
-    out  (n, R, C) of a's dtype or float32
+    out  (n, R, C) float32: with 16 bits cuBLAS may add parts of a sum in 16 bits
 
     Neighbours in a row of a, out, and b or its transpose must be neighbours in memory; other strides are free.
     """

@@ -5,9 +5,10 @@ import pytest
 
 from cutpq import attention
 from cutpq.attention import CHUNK_ROWS, SCORE_BYTES, chunks
+from cutpq.cache import Batch, Cache
 
 PROMPT = np.arange(3000)[None]
-RAGGED = np.array([[500, 501, 502, 503], [7, -1, -1, -1], [90, 91, -1, -1]])
+RAGGED = np.array([[500, 501, 502, 503], [70, -1, -1, -1], [90, 91, -1, -1]])
 CASES = {  # positions, pairs, rep, window, how many chunks
     "one_query": (np.array([[4]]), 1, 1, None, 1),
     "decode": (np.array([[4095], [17]]), 64, 4, None, 1),
@@ -45,6 +46,16 @@ def test_chunks_hold_every_query_once_and_the_keys_it_sees(name) -> None:
 def test_fewer_heads_rather_than_fewer_rows() -> None:
     first = next(chunks(PROMPT, 32, 4, None))
     assert first.shape(4)[1] == CHUNK_ROWS
+
+
+def test_places_of_a_batch_and_of_what_it_lacks() -> None:
+    cache = Cache(3, 12, [1], 16, np.dtype(np.float16), np)
+    cache.lengths[:] = 4, 0, 9
+    batch = Batch.of([[1, 1], [1], [1, 1, 1]], cache, 2, np)
+    assert batch.positions.tolist() == batch.query_positions.tolist() == [[4, 5, -1], [0, -1, -1], [9, 10, 11]]
+    assert batch.places.tolist() == [0, 1, 3, 6, 7, 8]
+    assert batch.query_positions.dtype == batch.places.dtype == np.int32
+    assert Batch.of([[1], [1], [1]], cache, 2, np).places is None
 
 
 def test_a_query_that_does_not_fit_is_a_chunk_of_its_own(monkeypatch) -> None:

@@ -30,7 +30,7 @@ def test_weights_come_to_the_published_number_of_parameters(name, billions) -> N
 def test_prefill_is_bound_by_arithmetic_and_decode_by_memory() -> None:
     one = step_cost(LLAMA, Step(8, 1024), 1, FP16, L4, PCIE)
     flops = 2 * 8192 * 6.74e9 / (121e12 * 0.6) * 1e6
-    assert flops < one.total_us < 1.15 * flops  # attention takes most of the rest: its scores pass through L2
+    assert flops < one.total_us < 1.2 * flops  # attention takes most of the rest: its scores pass through L2
     each = step_cost(LLAMA, Step(1, 1, 128), 1, FP16, L4, PCIE)
     # Weights but the embedding's, of which one row is read.
     read = (rank_bytes(LLAMA, 1, FP16) - 2 * 32000 * 4096) / (300e9 * 0.85) * 1e6
@@ -41,19 +41,16 @@ def test_prefill_is_bound_by_arithmetic_and_decode_by_memory() -> None:
 def test_attention_leaves_out_keys_that_a_chunk_does_not_see_and_reads_the_cache_once() -> None:
     read = lambda nbytes: nbytes / (300e3 * 0.85)  # noqa: E731
     # 64 MiB of scores are two chunks: half of the queries see half of the keys.
+    count = 2048 * 2048 + 2048 * 4096
+    products = 4 * count * 128 / (121e6 * 0.6)
+    scores = read(12 * count) / 3.5
+    ends = read(4096 * 128 * (2 * 3 * 2 + 6))  # q, k, v read and written; the result read and rounded
     long = attention_us(Step(1, 4096), 1, 1, 128, L4)
-    products = 4 * (2048 * 2048 + 2048 * 4096) * 128 / (121e6 * 0.6)
-    scores = read(12 * (2048 * 2048 + 2048 * 4096)) / 3.5
-    rotation = read(2 * 4096 * 3 * 128 * 2)
-    assert long == pytest.approx(7 * L4.launch_us + rotation + products + scores)
-    # Two key/value heads and two sequences: half of the queries a chunk again and again, and heads put together.
-    four = attention_us(Step(2, 4096), 2, 2, 128, L4) - L4.launch_us - read(2 * 2 * 4096 * 2 * 128 * 2)
-    assert 4 * (products + scores + rotation) / 1.2 < four < 4 * long + 24 * L4.launch_us
-    # Decode: the cache, and a query and a result of each head.
-    moved = 16 * (4096 * 8 * 2 + 2 * 32) * 128 * 2 + 2 * 16 * (32 + 16) * 128 * 2
+    assert long == pytest.approx(8 * L4.launch_us + ends + products + scores)
+    # Decode: the cache, and a query and a float32 result of each head.
+    moved = 16 * 128 * (4096 * 8 * 2 * 2 + 32 * 6) + 16 * 128 * (2 * (32 + 16) * 2 + 32 * 6)
     scores = 12 * 16 * 32 * 4096 / 3.5
-    decode = attention_us(Step(16, 1, 4095), 32, 8, 128, L4)
-    assert decode == pytest.approx(4 * L4.launch_us + read(moved + scores))
+    assert attention_us(Step(16, 1, 4095), 32, 8, 128, L4) == pytest.approx(5 * L4.launch_us + read(moved + scores))
 
 
 def test_parts_of_a_block_are_those_of_cost() -> None:

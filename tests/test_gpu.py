@@ -12,6 +12,8 @@ from reference import Features, reference_mlp
 
 from cutpq import configs, ref
 from cutpq.array import bfloat16, to_numpy
+from cutpq.attention import attention
+from cutpq.cache import Batch, Cache
 from cutpq.codec import codec
 from cutpq.comm import run_threads
 from cutpq.dequant import dequantize, dequantize_columns
@@ -165,6 +167,34 @@ def test_rmsnorm_gather(xp, dtype):
     exact = (x64 * weight.astype(np.float64) / np.sqrt((x64**2).mean(axis=1, keepdims=True) + 1e-5))[:, perm]
     unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
     assert_bounded(y, exact, (unit + 2.0**-18) * np.abs(exact) + 2.0**-25)
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("window", [None, 9], ids=["all", "window"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention(xp, dtype, window):
+    """Ragged prompts after others, six heads of two, against the formulas with the same cache."""
+    rng = np.random.default_rng(4)
+    past, new = (70, 0, 33), (5, 40, 1)
+    old = rng.standard_normal((2, 3, 2, 80, 64)).astype(dtype)
+    qkv, angle = rng.standard_normal((46, 10 * 64)).astype(dtype), rng.uniform(-3, 3, (46, 32))
+    results = []
+    for module in np, xp:
+        cache = Cache(3, 80, [2], 64, np.dtype(dtype), module)
+        cache.lengths[:] = past
+        kept = cache.layers[0]
+        kept.keys[...], kept.values[...] = module.asarray(old[0]), module.asarray(old[1])
+        batch = Batch.of([[0] * n for n in new], cache, 1, module)
+        angles = tuple(module.asarray(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
+        y = attention(module.asarray(qkv), angles, kept, batch, np.arange(6) // 3, 0.125, window)
+        results.append([to_numpy(a).astype(np.float64) for a in (y, kept.keys, kept.values)])
+    unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
+    (y, keys, values), (got, got_keys, got_values) = results
+    assert_exact(got_values, values)
+    assert_bounded(got_keys, keys, 2 * unit * np.abs(keys) + 2.0**-20)
+    assert_bounded(got, y, np.full(y.shape, 8 * unit * np.abs(values).max()))
 
 
 # ---- layers

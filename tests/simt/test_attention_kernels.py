@@ -67,6 +67,7 @@ CASES = {
     "decode": Case((7, 12), (1, 1), 4, 2, 96),
     "cache_is_full": Case((20, 3), (1, 4), 2, 1, 16, length=21),
     "window": Case((9, 0), (8, 8), 4, 2, 16, window=3),
+    "window_far_from_the_start": Case((13, 15), (2, 3), 4, 2, 16, window=4),
     "window_of_one": Case((4,), (6,), 2, 1, 16, window=1),
     "not_rotated": Case((1,), (4,), 4, 2, 128, rotated=False),
     "bfloat16": Case((3, 0), (2, 5), 4, 2, 32, dtype=BFLOAT16),
