@@ -127,6 +127,16 @@ def test_rotate_qkv_of_more_than_a_block(mode):
     assert_bounded(got_k, *rotate(heads[:, case.H : -case.KV], *angles))
 
 
+def test_rotate_qkv_reads_what_is_not_aligned():
+    case = CASES["gqa"]
+    want_kept = case.run()[2]
+    qkv, angles, kept, batch = case.run()
+    want = rotate_qkv(qkv, angles, want_kept, batch)
+    apart = [np.concatenate([a[:, :1], a], axis=1)[:, 1:] for a in (qkv, *angles)]
+    assert_exact(rotate_qkv(apart[0], tuple(apart[1:]), kept, batch), want)
+    assert_exact(kept.keys, want_kept.keys)
+
+
 # ---- softmax
 
 
