@@ -1,8 +1,7 @@
 """What gemm_w4a16 should take on a GPU that is not here, from bytes and from counted instructions. All predicted.
 
 time = launch + first bytes + work + adding up.  The work takes the longest of
-memory  codes, scales, g_idx and x from memory, y to it, at the bandwidth of a copy; codes of further tokens again,
-        if they exceed the L2
+memory  codes, scales, g_idx and x from memory, y to it, at the bandwidth of a copy
 L2      the same, what blocks read again (x, codes of further tokens, scales by row), and sums of columns that
         several blocks share
 issue   instructions that the warps issue (machine_code.py), four a clock and multiprocessor
@@ -36,6 +35,7 @@ class Machine:
     l2_gb_s            A100: 5120 bytes a clock; H200: for want of a published figure the same bytes a clock
     l2_bytes           of the data sheets
     issue_fraction     of the four instructions a clock: assumed
+    warp_fraction      of one scheduler's slots that one warp can fill: assumed
     library_fraction   of the tensor peak that cuBLAS reaches in large products: assumed
     launch_us          one empty node of a graph after the other: assumed
     latency_us         a load from memory: assumed, of published microbenchmarks' order
@@ -49,6 +49,7 @@ class Machine:
     tflops: float
     l2_bytes: int
     issue_fraction: float = 0.75
+    warp_fraction: float = 0.3
     library_fraction: float = 0.7
     launch_us: float = 1.5
     latency_us: float = 0.7
@@ -91,12 +92,18 @@ def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     problem = problem_of(layer, M, scheme)
     if M >= configs.DEQUANT_FROM:
         return _by_library(layer, problem, groups(layer, scheme), machine)
-    config, blocks = configs.select_gemm(problem, machine.device)
+    config, cuts = configs.select_gemm(problem, machine.device)
+    return _by_kernel(layer, problem, scheme, config, cuts, machine)
+
+
+def _by_kernel(
+    layer: Layer, problem: GemmProblem, scheme: str, config: GemmConfig, cuts: int, machine: Machine
+) -> Prediction:
     in_row_ways = _share_of_mixed_slabs(layer, problem, config)
     instructions, integer, loads = _code(config, machine.arch, in_row_ways)
     units_k = ceil_div(problem.K, config.block_k)
     columns = ceil_div(problem.N, config.block_n)
-    cuts, token_blocks = blocks // columns, ceil_div(M, config.BLOCK_M)
+    token_blocks, blocks = ceil_div(problem.M, config.BLOCK_M), columns * cuts
     read = memory_bytes(layer, problem, groups(layer, scheme))
 
     # What a block does, and how many the busiest multiprocessor has.
@@ -104,21 +111,24 @@ def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     units = ceil_div(units_k, cuts)
     most = ceil_div(blocks * token_blocks, machine.device.sms)
     mean = blocks * token_blocks / machine.device.sms * (units_k / cuts / units)
-    slots = machine.clock_ghz * 1e3 * machine.issue_fraction  # of one scheduler, in a us
+    together = min(config.BLOCKS_PER_SM, most)
+    filled = min(machine.issue_fraction, machine.warp_fraction * together * warps / 4)
+    slots = machine.clock_ghz * 1e3 * filled  # of one scheduler, in a us
+    rate = machine.l2_gb_s * 1e3 / machine.device.sms  # of one multiprocessor, bytes in a us
     per_block = {
         "issue slots": units * warps * instructions / (4 * slots),
         "integer": units * warps * integer / (2 * slots),
+        "L2": units * config.block_k * (config.block_n / 2 + 2 * min(problem.M, config.BLOCK_M)) / rate,
         "tensor": _tensor_us(config, units, machine),
     }
-    computed = {what: mean * us for what, us in per_block.items()}
+    computed = {what: mean * us for what, us in per_block.items() if what != "L2"}
     longest = most * max(per_block.values())
 
-    twice = (token_blocks - 1) * read.codes  # blocks of further tokens come when the others are through
-    again = twice + (columns - 1) * read.x + _scales_by_row(problem, config, in_row_ways, token_blocks)
-    shared = 2 * 4 * M * config.block_n * blocks if cuts > 1 else 0
-    moved = read.total + (twice if read.codes > machine.l2_bytes else 0)
+    again = (token_blocks - 1) * read.codes + (columns - 1) * read.x
+    again += _scales_by_row(problem, config, in_row_ways, token_blocks)
+    shared = 2 * 4 * problem.M * config.block_n * blocks if cuts > 1 else 0
     work = computed | {
-        "memory": moved / machine.copy_gb_s / 1e3,
+        "memory": read.total / machine.copy_gb_s / 1e3,
         "L2": (read.total + again + shared) / machine.l2_gb_s / 1e3,
     }
     busy = max(*work.values(), longest)

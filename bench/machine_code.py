@@ -15,7 +15,6 @@ from cutpq.configs import GemmConfig
 # Integer and logical instructions, of which a multiprocessor does 64 lanes a clock (sm_80 and sm_90: CUDA C++
 # Programming Guide, throughput of native arithmetic instructions); it issues four warps' instructions a clock.
 HALF_RATE = ("LOP3", "SHF", "IADD3", "VIADD", "PRMT", "ISETP", "SEL", "LEA", "IMNMX", "VIMNMX", "PLOP3", "P2R", "R2P")
-CODES_IN_LOAD = 512  # bytes that a 16-byte load brings to a warp
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 _JUMP = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
@@ -66,25 +65,15 @@ def _disassemble(cubin: Path) -> str:
 
 
 def count(text: str, loads: int) -> UnitCode:
-    """The counts of a unit in nvdisasm's text: the loop around HMMA, without what only the end of a column needs.
-
-    That is what the first branch after the last HMMA jumps over. Raises ValueError where there is no such loop.
-    """
+    """The counts of a unit in nvdisasm's text: the loop around HMMA. Raises ValueError where there is no such loop."""
     lines = text.splitlines()
     labels = {found[1]: at for at, line in enumerate(lines) if (found := _LABEL.match(line))}
     hmma = [at for at, line in enumerate(lines) if " HMMA." in line]
-    jumps = [
-        (at, labels[found[1]]) for at, line in enumerate(lines) if (found := re.search(r"BRA.*`\((\.L_\w+)\)", line))
-    ]
+    jumps = [(at, labels[found[1]]) for at, line in enumerate(lines) if (found := _JUMP.search(line))]
     loops = [(to, at) for at, to in jumps if hmma and to < hmma[0] and at > hmma[-1]]
     if not loops:
         raise ValueError("this machine code has no loop around HMMA")
     start, end = min(loops)
-    over = next(((at, to) for at, to in jumps if hmma[-1] < at < to < end), (end, end))
-    opcodes = [
-        found[1]
-        for at, line in enumerate(lines[: end + 1])
-        if start <= at and not over[0] < at < over[1] and (found := _INSTRUCTION.match(line))
-    ]
+    opcodes = [found[1] for line in lines[start : end + 1] if (found := _INSTRUCTION.match(line))]
     integer = sum(opcode.split(".")[0] in HALF_RATE for opcode in opcodes)
     return UnitCode(len(opcodes), integer, loads)

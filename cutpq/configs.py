@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -294,19 +294,16 @@ class GemmConfig(Config):
         return self.BLOCK_M * self.block_n // 4
 
     @property
-    def scale_lines(self) -> int:
-        """Lines of scales in a unit, as in tile/scales_grouped.cuh; none where they do not pass shared memory."""
-        if self.ORDER != 0:
-            return 0
-        return 1 if self.GROUP_SIZE % self.block_k == 0 else self.WARPS_K
+    def lane_words(self) -> int:
+        """16-byte words that a lane has in a stage: codes, and where groups have one size, scales and zero points."""
+        return self.SLAB // 16 + (0 if self.ORDER != 0 else 2 if self.ZERO < 0 else 1)
 
     @property
     def smem_bytes(self) -> int:
         """Shared memory of a block, as SharedMemory in gemm_w4a16.cu takes it."""
-        scales = self.scale_lines * self.block_n
-        zeros = scales if self.ZERO < 0 else 0
-        stage = 2 * self.BLOCK_M * self.block_k + self.block_n * self.block_k // 2 + 2 * scales + zeros
-        return self.STAGES * stage + 16 * self.tile_words * (self.WARPS_K // 2) + 16
+        ring_x, ring_w = 2 * self.BLOCK_M * self.block_k, 16 * self.lane_words * self.threads
+        sums = 16 * self.tile_words * (self.WARPS_K // 2)
+        return self.STAGES * ring_x + max(self.STAGES * ring_w, sums) + 16
 
     def objections(self, device: Device) -> list[str]:
         """Every reason why this configuration cannot run on a device; empty when it can."""
@@ -345,83 +342,103 @@ def dequant_columns(K: int) -> int:
     return max(4096, (8 << 20) // K // 256 * 256)
 
 
-# Shapes of blocks: warps along N, along K. Wide ones read x less often; small ones fit where shared memory is short.
-_WIDE, _MEDIUM, _SMALL = (4, 2), (2, 4), (2, 2)
+# Shapes of blocks: warps along N, along K, and blocks on a multiprocessor. Wide ones read x less often, small ones fit
+# where shared memory is short, narrow ones are so many that K need not be cut, and long ones are alone.
+_WIDE, _SMALL, _SMALLER = (4, 2, 1), (2, 2, 1), (2, 2, 2)
+_MEDIUM, _NARROW, _LONG, _LONG_NARROW = (2, 4, 2), (1, 8, 2), (2, 8, 1), (1, 16, 1)
+
+# What costs time beside a multiprocessor's share of the weight, in weights that it reads meanwhile: that a block
+# starts, that blocks add up (half a microsecond and two of an H200's), and each sum that passes through L2 for that,
+# mostly while other blocks compute.
+_START, _ADD_UP, _SUM = 32_000, 128_000, 1
 
 
 @cache
 def select_gemm(problem: GemmProblem, device: Device) -> tuple[GemmConfig, int]:
-    """The configuration for a problem, and the number of blocks that share its columns and rows.
+    """The configuration for a problem, and into how many parts K is cut: the blocks that share a column of units.
 
-    The first candidate without an objection. Raises ValueError where there is none, with all objections.
+    The quickest of the first candidates that have no objection. Raises ValueError where there is none, with all
+    objections.
     """
     refused = []
-    for config in _candidates(problem):
-        objections = config.objections(device)
-        if not objections:
-            return config, _blocks(config, problem, device)
-        refused += [f"{config}: {'; '.join(objections)}"]
+    for candidates in _candidates(problem):
+        deep = [_with_stages(config, device) for config in candidates]
+        fitting = [(config, _cuts(config, problem, device)) for config in deep if not config.objections(device)]
+        if fitting:
+            return min(fitting, key=lambda choice: _cost(choice[0], choice[1], problem, device))
+        refused += [f"{config}: {'; '.join(config.objections(device))}" for config in deep]
     raise ValueError("no configuration of gemm_w4a16 fits:\n" + "\n".join(refused))
 
 
-def _candidates(problem: GemmProblem) -> list[GemmConfig]:
-    """Best first. Up to 16 tokens the weight's bytes are all that counts: many of them must be in flight, and
-    narrow blocks leave little to add up. From 32 tokens on x is worth reading less often, and sums fill registers.
-    Slabs of 64 rows halve what is not multiplying, where groups allow them.
+def _candidates(problem: GemmProblem) -> list[list[GemmConfig]]:
+    """Best first; which of several is quickest depends on the problem.
+
+    Up to 16 tokens the weight's bytes are all that counts: many of them must be in flight, and narrow blocks leave
+    little to add up. From 32 tokens on x is worth reading less often, and sums fill registers. Slabs of 64 rows halve
+    what is not multiplying, where groups allow them.
     """
-    if problem.M <= 8:
-        shapes = [(8, _MEDIUM, 64, 4, 2), (8, _MEDIUM, 32, 4, 2), (8, _SMALL, 32, 4, 2)]
-    elif problem.M <= 16:
-        shapes = [(16, _MEDIUM, 64, 3, 2), (16, _MEDIUM, 32, 4, 2), (16, _SMALL, 32, 4, 2)]
-    elif problem.M <= 32:
-        shapes = [(32, _WIDE, 64, 4, 1), (32, _WIDE, 32, 4, 1), (32, _SMALL, 32, 4, 1)]
-    else:
-        shapes = [(64, _WIDE, 64, 3, 1), (64, _WIDE, 32, 4, 1), (64, _SMALL, 32, 3, 1)]
-    if problem.order != "grouped" or problem.group_size % 64:
-        shapes = [shape for shape in shapes if shape[2] == 32]
-    return [_gemm_config(problem, *shape) for shape in shapes]
+    tokens = next(tile for tile in (8, 16, 32, 64) if tile >= min(problem.M, 64))
+    shapes, small = ([_MEDIUM, _NARROW, _LONG, _LONG_NARROW], _SMALLER) if tokens <= 16 else ([_WIDE], _SMALL)
+    tiers = [(32, shapes), (32, [small])]
+    if problem.order == "grouped" and problem.group_size % 64 == 0:
+        tiers.insert(0, (64, shapes))
+    return [[_gemm_config(problem, tokens, shape, slab) for shape in shapes] for slab, shapes in tiers]
 
 
-def _gemm_config(
-    problem: GemmProblem, block_m: int, warps: tuple[int, int], slab: int, stages: int, blocks: int
-) -> GemmConfig:
+def _with_stages(config: GemmConfig, device: Device) -> GemmConfig:
+    """As deep a ring as fits, from three stages to six, or to four where other blocks wait while one does."""
+    depths = [replace(config, STAGES=stages) for stages in range(4 if config.BLOCKS_PER_SM > 1 else 6, 2, -1)]
+    return next((config for config in depths if not config.objections(device)), depths[-1])
+
+
+def _gemm_config(problem: GemmProblem, block_m: int, shape: tuple[int, int, int], slab: int) -> GemmConfig:
     return GemmConfig(
         BLOCK_M=block_m,
-        WARPS_N=warps[0],
-        WARPS_K=warps[1],
+        WARPS_N=shape[0],
+        WARPS_K=shape[1],
         SLAB=slab,
-        STAGES=stages,
+        STAGES=3,
         GROUP_SIZE=problem.group_size,
         DTYPE=problem.dtype,
         ORDER=("grouped", "local", "unordered").index(problem.order),
         ZERO=-1 if problem.zero is None else problem.zero,
         GATED=problem.gated,
-        BLOCKS_PER_SM=blocks,
+        BLOCKS_PER_SM=shape[2],
     )
 
 
-def _blocks(config: GemmConfig, problem: GemmProblem, device: Device) -> int:
-    """As many for every column of units, so that K is cut at the same rows in each.
+def _cuts(config: GemmConfig, problem: GemmProblem, device: Device) -> int:
+    """Parts of K, alike in every column of units.
 
     Then a column is summed in the same order wherever it stands, and its bits do not change when columns are permuted:
-    `tp-aware` equals `naive`. The kernel takes any number. As many blocks as run at once would fill the device with
-    any shape, which is worth most from 32 tokens on, but cut each column elsewhere.
-
-    Time goes like the waves of blocks times the rows that each has; starting and adding up cost about 256 more.
+    `tp-aware` equals `naive`.
     """
-    columns, units_k = ceil_div(problem.N, config.block_n), ceil_div(problem.K, config.block_k)
-    at_once = max(1, device.sms * config.BLOCKS_PER_SM // ceil_div(problem.M, config.BLOCK_M))
+    units_k = ceil_div(problem.K, config.block_k)
+    return min(range(1, units_k + 1), key=lambda cuts: _cost(config, cuts, problem, device))
 
-    def cost(cuts: int) -> int:
-        return ceil_div(columns * cuts, at_once) * (ceil_div(units_k, cuts) * config.block_k + 256)
 
-    return columns * min(range(1, units_k + 1), key=cost)
+def _most_blocks(config: GemmConfig, cuts: int, problem: GemmProblem, device: Device) -> int:
+    """Blocks that the busiest multiprocessor has."""
+    blocks = ceil_div(problem.M, config.BLOCK_M) * ceil_div(problem.N, config.block_n) * cuts
+    return ceil_div(blocks, device.sms)
+
+
+def _cost(config: GemmConfig, cuts: int, problem: GemmProblem, device: Device) -> int:
+    """What the busiest multiprocessor does, in weights. Fewer than 16 warps leave it idle at times: an eighth."""
+    most = _most_blocks(config, cuts, problem, device)
+    rows = ceil_div(ceil_div(problem.K, config.block_k), cuts) * config.block_k
+    weights = most * (rows * config.block_n + _START)
+    if config.threads * min(config.BLOCKS_PER_SM, most) < 512:
+        weights += weights // 8
+    adding = _ADD_UP + most * _SUM * config.BLOCK_M * config.block_n
+    return weights + (adding if cuts > 1 else 0)
 
 
 def shipped(arch: int) -> list[tuple[str, Config]]:
     """Every kernel with the configurations that the choices above make for a device: what tests compile.
 
-    Group sizes and zero points that other weights have are compiled when they are met.
+    Of gemm_w4a16 every shape of block for groups of 128, one shape for other groups. Group sizes and zero points that
+    other weights have are compiled when they are met.
     """
     dtypes = (FLOAT16, BFLOAT16)
     groups = [("grouped", size) for size in (0, 32, 128)] + [("local", 0), ("unordered", 0)]
@@ -433,7 +450,10 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for zero in (8, None)
     ]
     gated = [GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, gated=True) for M in (8, 16, 32, 64)]
-    gemm = dict.fromkeys(select_gemm(problem, Device(arch, 108))[0] for problem in problems + gated)  # each once
+    device = Device(arch, 108)
+    chosen = [select_gemm(problem, device)[0] for problem in problems + gated]
+    shapes = [_with_stages(c, device) for p in problems if p.group_size == 128 for tier in _candidates(p) for c in tier]
+    gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
     dequant = [
         ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
         for bits in (2, 3, 4, 8)

@@ -139,12 +139,13 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, gated: bool) ->
     problem = configs.GemmProblem(
         M, p.padded_N, p.padded_K, configs.dtype_code(x.dtype), p.order, p.group_size, p.zero, gated
     )
-    config, blocks = configs.select_gemm(problem, kernels.device(xp))
+    config, cuts = configs.select_gemm(problem, kernels.device(xp))
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)
-    partial_sums, arrivals = _workspace(xp, rows * blocks * 2 * config.tile_words * 4, rows * columns)
+    parts = rows * columns * cuts if cuts > 1 else 1
+    partial_sums, arrivals = _workspace(xp, parts * config.tile_words * 4, rows * columns)
     kernel(
-        (blocks, rows),
+        (rows, cuts, columns),
         config.threads,
         x,
         p.words,

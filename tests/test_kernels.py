@@ -119,7 +119,7 @@ def test_machine_code_of_gemm(M, dtype):
     code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
     words, steps = 4 * config.SLAB // 16, config.SLAB // 16
     assert code.count("HMMA.16816.F32") == words * config.BLOCK_M // 8
-    assert code.count("LDSM.16.M88") == steps * max(1, config.BLOCK_M // 16)
+    assert code.count("LDSM.16.M88.4") == steps * config.BLOCK_M // 16
     assert len(re.findall(r"LDS\.128", code)) >= steps
     assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
     assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == configs.FLOAT16 else 12) + 16

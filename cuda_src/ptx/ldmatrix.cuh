@@ -16,16 +16,3 @@ DEVICE void ldmatrix_x4(u32 (&result)[4], u32 row_address CALL_SITE) {
                : "memory");
 #endif
 }
-
-// ldmatrix.x2: two matrices; the addresses of lanes 16 to 31 are not used.
-DEVICE void ldmatrix_x2(u32 (&result)[2], u32 row_address CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::LdmatrixOperands operands{result, row_address, false, line};
-  simt::collective(FULL_WARP, "ldmatrix.x2", &operands, simt::ldmatrix_x2, line);
-#else
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(result[0]), "=r"(result[1])
-               : "r"(row_address)
-               : "memory");
-#endif
-}

@@ -1,17 +1,18 @@
 // What one launch of gemm_w4a16 computes, and which part of it is a block's.
 //
-// The product is cut into units of BLOCK_N columns by BLOCK_K rows of the weight, numbered down the columns
-// first. Every block takes an equal run of them ("stream-K"), whatever the shape, and so all multiprocessors
-// stream to the end. A run may begin or end in the middle of a column: those sums go through the workspace
-// (see split_k.cuh).
+// The weight is cut into units of BLOCK_N columns by BLOCK_K rows. A block takes BLOCK_M tokens (blockIdx.x) and one
+// column of units (blockIdx.z), whole or, with gridDim.y others, a run of it. Runs begin at the same rows in every
+// column, so that a column is summed in the same order wherever it stands; sums of parts are added in split_k.cuh.
+// Blocks of the same codes and other tokens follow each other, so that these find them in L2.
 #pragma once
 #include "number.cuh"
 
 constexpr int STRIP = 64;  // columns that a warp owns; SLAB is the rows that it takes of each unit, all with one scale
 constexpr int STEPS = SLAB / 16;  // of mma along k
+constexpr int WARPS = WARPS_N * WARPS_K;
 constexpr int BLOCK_N = WARPS_N * STRIP;
 constexpr int BLOCK_K = WARPS_K * SLAB;
-constexpr int THREADS = 32 * WARPS_N * WARPS_K;
+constexpr int THREADS = 32 * WARPS;
 constexpr int TOKEN_TILES = BLOCK_M / 8;  // mma takes eight tokens at a time
 
 enum Order { GROUPED, LOCAL, UNORDERED };  // of the weight's rows; as in cutpq/pack.py
@@ -26,32 +27,21 @@ struct Problem {
   const u8* zeros;
   const int* g_idx;
   int M, N, K;
-  int strips;       // of 64 columns in words
-  int tiles_k16;    // of 16 rows in words
-  int units_k;      // units in a column
-  int units;        // in all; times gridDim.x it is below 2^32
-  int first_token;  // of this block
+  int strips;     // of 64 columns in words
+  int tiles_k16;  // of 16 rows in words
+  int m, n, k;    // first token, column and row of this block
+  int units;      // of this block, one below the other
 
-  // The run of a block begins with this unit.
-  __device__ __forceinline__ int first_unit(u32 block) const { return u32(units) * block / gridDim.x; }
-  // The block whose run holds a unit.
-  __device__ __forceinline__ int block_of(u32 unit) const {
-    return ((unit + 1) * gridDim.x - 1) / u32(units);
+  __device__ __forceinline__ Problem(const act_t* x, const uint4* words, const half* scales, const u8* zeros,
+                                     const int* g_idx, int M, int N, int K, int strips, int tiles_k16)
+      : x(x), words(words), scales(scales), zeros(zeros), g_idx(g_idx), M(M), N(N), K(K), strips(strips),
+        tiles_k16(tiles_k16) {
+    const u32 units_k = (K + BLOCK_K - 1) / BLOCK_K, first = units_k * blockIdx.y / gridDim.y;
+    m = blockIdx.x * BLOCK_M, n = blockIdx.z * BLOCK_N, k = first * BLOCK_K;
+    units = units_k * (blockIdx.y + 1) / gridDim.y - first;
   }
-};
-
-// A unit of a run, and where it lies.
-struct Cursor {
-  int unit, column, row;  // in units
-
-  __device__ __forceinline__ Cursor(const Problem& p, int unit)
-      : unit(unit), column(unit / p.units_k), row(unit % p.units_k) {}
-  __device__ __forceinline__ void advance(const Problem& p) {
-    unit++, row++;
-    if (row == p.units_k) row = 0, column++;
-  }
-  __device__ __forceinline__ int n() const { return column * BLOCK_N; }
-  __device__ __forceinline__ int k() const { return row * BLOCK_K; }
+  // How many units, from this block's first on, have a row so far below their own first one.
+  __device__ __forceinline__ int units_with(int row) const { return (K - k - row + BLOCK_K - 1) / BLOCK_K; }
 };
 
 // Where a thread stands: warps are numbered along the columns first.
@@ -63,6 +53,8 @@ struct Place {
     lane = thread % 32, warp_n = warp % WARPS_N, warp_k = warp / WARPS_N;
     g = lane / 4, c = 2 * (lane % 4);
   }
+  // The strip that the warp owns; where there is none, the last one again, whose sums then nobody stores.
+  __device__ __forceinline__ int strip(const Problem& p) const { return min(p.n / STRIP + warp_n, p.strips - 1); }
 };
 
 // Sums of a warp: of 16 columns, 8 tokens each: [column tile][token tile], transposed (columns are the rows of mma).

@@ -6,17 +6,9 @@
 #include "w_stage.cuh"
 #include "x_stage.cuh"
 
-// One stage of the ring.
-struct Stage {
-  uint4 *x, *w, *s, *z;
-};
-
 // 16 rows: sums += weight^T @ x^T, where `scales` turns words into operands.
 template <class Scales>
-DEVICE void mma_step(Sums& sums, const Stage& stage, const Scales& scales, const Place& at, int step) {
-  u32 frag_x[TOKEN_TILES][2];
-  x_fragments(frag_x, stage.x, at.warp_k * (SLAB / 8) + 2 * step, at.lane);
-  const uint4 w = w_fragment(stage.w, step);
+DEVICE void mma_step(Sums& sums, uint4 w, const u32 (&frag_x)[TOKEN_TILES][2], const Scales& scales) {
   const u32 words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
   for (int t = 0; t < 4; t++) {
@@ -27,22 +19,33 @@ DEVICE void mma_step(Sums& sums, const Stage& stage, const Scales& scales, const
   }
 }
 
-// The slab that this warp takes of the unit at column n, row k.
-DEVICE void mma_slab(Sums& sums, const Stage& stage, const Problem& p, const Place& at, int n, int k) {
-  const int first_row = k + at.warp_k * SLAB;
+// All steps of a stage; `scales_of(step)` are those of its 16 rows.
+template <class ScalesOf>
+DEVICE void mma_steps(Sums& sums, const XRing& x, const WRing& w, int stage, const ScalesOf& scales_of) {
+#pragma unroll
+  for (int step = 0; step < STEPS; step += 2) {
+    u32 frag_x[2][TOKEN_TILES][2];
+    x.fragments(frag_x, stage, step);
+#pragma unroll
+    for (int i = 0; i < 2; i++) mma_step(sums, w.word(stage, step + i), frag_x[i], scales_of(step + i));
+  }
+}
+
+// The slab that this warp takes of a unit.
+DEVICE void mma_slab(Sums& sums, const XRing& x, const WRing& w, const Problem& p, const Place& at,
+                     int stage, int unit) {
+  const int first_row = p.k + unit * BLOCK_K + at.warp_k * SLAB;
   ColumnScales columns;
   if constexpr (ORDER == GROUPED) {
-    slab_scales(columns, stage.s, stage.z, at);
+    columns = column_scales(w, stage, at);
   } else if (slab_has_one_group(p, first_row)) {
-    group_scales(columns, p, n, first_row, at);
+    group_scales(columns, p, first_row, at);
   } else {
     RowScales rows[STEPS];  // all fetched before the first is used: one wait
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) rows[step].fetch(p, n, first_row + 16 * step, at);
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) mma_step(sums, stage, rows[step], at, step);
+    for (int step = 0; step < STEPS; step++) rows[step].fetch(p, first_row + 16 * step, at);
+    mma_steps(sums, x, w, stage, [&](int step) -> const RowScales& { return rows[step]; });
     return;
   }
-#pragma unroll
-  for (int step = 0; step < STEPS; step++) mma_step(sums, stage, columns, at, step);
+  mma_steps(sums, x, w, stage, [&](int) -> const ColumnScales& { return columns; });
 }

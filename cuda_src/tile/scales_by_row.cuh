@@ -5,10 +5,9 @@
 #pragma once
 #include "scales_grouped.cuh"
 
-// Where the scales of a lane's eight columns begin; a strip beyond the last one takes those of the last.
-DEVICE size_t first_scale(const Problem& p, int group, int n, const Place& at) {
-  const int strip = min(n / STRIP + at.warp_n, p.strips - 1);
-  return ((size_t)group * p.strips + strip) * STRIP + at.g * 8;
+// Where the scales of a lane's eight columns begin.
+DEVICE size_t first_scale(const Problem& p, int group, const Place& at) {
+  return ((size_t)group * p.strips + at.strip(p)) * STRIP + at.g * 8;
 }
 
 // Scales and zero points of four rows, c, c + 1, c + 8 and c + 9 of an mma operand, and a lane's eight columns.
@@ -16,12 +15,12 @@ struct RowScales {
   uint4 scale[4];
   uint2 zero[4];
 
-  __device__ __forceinline__ void fetch(const Problem& p, int n, int k, const Place& at) {
+  __device__ __forceinline__ void fetch(const Problem& p, int k, const Place& at) {
 #pragma unroll
     for (int r = 0; r < 4; r++) {
       const int row = k + at.c + r % 2 + r / 2 * 8;
       const int group = row < p.tiles_k16 * 16 ? p.g_idx[row] : 0;
-      const size_t first = first_scale(p, group, n, at);
+      const size_t first = first_scale(p, group, at);
       scale[r] = *reinterpret_cast<const uint4*>(p.scales + first);
       if (ZERO < 0) zero[r] = *reinterpret_cast<const uint2*>(p.zeros + first);
     }
@@ -56,8 +55,8 @@ DEVICE bool slab_has_one_group(const Problem& p, int k) {
 }
 
 // The scales of the group of row k.
-DEVICE void group_scales(ColumnScales& columns, const Problem& p, int n, int k, const Place& at) {
-  const size_t first = first_scale(p, p.g_idx[k], n, at);
+DEVICE void group_scales(ColumnScales& columns, const Problem& p, int k, const Place& at) {
+  const size_t first = first_scale(p, p.g_idx[k], at);
   uint2 zeros = {0, 0};
   if (ZERO < 0) zeros = *reinterpret_cast<const uint2*>(p.zeros + first);
   columns.set(*reinterpret_cast<const uint4*>(p.scales + first), zeros);

@@ -1,36 +1,8 @@
 // Scales where groups have one size, a multiple of SLAB (GROUP_SIZE), or where there is one group (0): global -> shared
 // -> registers, once for a warp's slab.
 #pragma once
-#include "../ptx/cp_async.cuh"
 #include "dequant_fragment.cuh"
-#include "gemm_problem.cuh"
-
-// rows of a unit that surely share their scales
-constexpr int SCALE_ROWS = GROUP_SIZE % BLOCK_K == 0 ? BLOCK_K : SLAB;
-constexpr int SCALE_LINES = BLOCK_K / SCALE_ROWS;
-constexpr int S_STAGE = SCALE_LINES * BLOCK_N / 8;  // of 16 bytes: eight scales
-constexpr int Z_STAGE = ZERO < 0 ? S_STAGE / 2 : 0;
-static_assert(S_STAGE <= THREADS, "a thread copies one chunk of scales");
-
-// Start copying 16 bytes, chunk `at` of a stage, of an array (G, N) whose elements have `SIZE` bytes.
-template <int SIZE>
-DEVICE void load_line(uint4* smem, const void* source, const Problem& p, int at, int n, int k) {
-  constexpr int EACH = 16 / SIZE, ROW = BLOCK_N / EACH;  // elements in a chunk, chunks in a line
-  const int row = min(k + at / ROW * SCALE_ROWS, p.K - 1), column = n + at % ROW * EACH;
-  const int group = GROUP_SIZE ? row / max(GROUP_SIZE, 1) : 0;
-  const bool valid = column < p.strips * STRIP;
-  const size_t offset = ((size_t)group * p.strips * STRIP + column) * SIZE;
-  cp_async_16(shared_address(smem + at), static_cast<const char*>(source) + (valid ? offset : 0), valid);
-}
-
-// Start copying those of a unit. The last threads do it, since the first ones copy x.
-DEVICE void load_scales(uint4* smem_s, uint4* smem_z, const Problem& p, int n, int k) {
-  const int at = THREADS - 1 - threadIdx.x;
-  if (at < S_STAGE) load_line<2>(smem_s, p.scales, p, at, n, k);
-  if constexpr (Z_STAGE > 0) {
-    if (at < Z_STAGE) load_line<1>(smem_z, p.zeros, p, at, n, k);
-  }
-}
+#include "w_stage.cuh"
 
 // Scales and zero points of a lane's eight columns: g, g + 8, ... g + 56 of the warp's strip.
 struct ColumnScales {
@@ -41,14 +13,14 @@ struct ColumnScales {
   __device__ __forceinline__ void set(uint4 scales, uint2 zeros) {
     const u32 pairs[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      scale[i] = Dequantizer<DTYPE>::scale(prmt(pairs[i / 2], 0, i % 2 ? 0x3232 : 0x1010));
+    for (int i = 0; i < 8; i++) {
+      const half2 two = as_pair<half2>(pairs[i / 2]);
+      scale[i] = Dequantizer<DTYPE>::scale(as_u32(__half2half2(i % 2 ? two.y : two.x)));
+    }
     if constexpr (ZERO < 0) {
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        const u32 byte = (i < 4 ? zeros.x : zeros.y) >> (8 * (i % 4)) & 255;
-        offset_[i] = Dequantizer<DTYPE>::offset(i, byte | byte << 16);
-      }
+      for (int i = 0; i < 8; i++)  // byte i % 4, twice
+        offset_[i] = Dequantizer<DTYPE>::offset(i, prmt(i < 4 ? zeros.x : zeros.y, 0, 0x4040 + i % 4 * 0x0101));
     }
   }
 
@@ -62,10 +34,38 @@ struct ColumnScales {
   }
 };
 
-// Those of the slab that this warp takes of a unit.
-DEVICE void slab_scales(ColumnScales& columns, const uint4* smem_s, const uint4* smem_z, const Place& at) {
-  const int line = at.warp_k * SLAB / SCALE_ROWS;
-  uint2 zeros = {0, 0};
-  if (ZERO < 0) zeros = reinterpret_cast<const uint2*>(smem_z)[line * (BLOCK_N / 8) + at.warp_n * 8 + at.g];
-  columns.set(smem_s[line * (BLOCK_N / 8) + at.warp_n * 8 + at.g], zeros);
+// Copies them: every lane the 16 bytes that have its columns' scales, and their zero points, behind its codes.
+struct ScaleLoader {
+  const half* scales;  // of this lane's columns, in the group of the slab to copy next
+  const u8* zeros;
+  u32 columns;  // to the same ones of the next group
+  int row;      // of that slab
+
+  __device__ __forceinline__ ScaleLoader(const Problem& p, const Place& at)
+      : columns(p.strips * STRIP), row(p.k + at.warp_k * SLAB) {
+    const size_t first = (size_t)group_of(row) * columns + at.strip(p) * STRIP + at.g * 8;
+    scales = p.scales + first, zeros = p.zeros + first / 16 * 16;
+  }
+
+  // Start copying those of the next unit; zeros where it has no such slab.
+  __device__ __forceinline__ void load(const WRing& w, int stage, int unit) const {
+    cp_async_16(w.target_of(stage, STEPS), scales, unit < w.units);
+    if constexpr (ZERO < 0) cp_async_16(w.target_of(stage, STEPS + 1), zeros, unit < w.units);
+  }
+  __device__ __forceinline__ void go_down() {
+    const bool whole_groups = GROUP_SIZE && BLOCK_K % max(GROUP_SIZE, 1) == 0;
+    const u32 down = whole_groups ? group_of(BLOCK_K) : group_of(row + BLOCK_K) - group_of(row);
+    scales += down * columns, zeros += down * columns;
+    row += BLOCK_K;
+  }
+  __device__ __forceinline__ static u32 group_of(int row) { return GROUP_SIZE ? u32(row) / max(GROUP_SIZE, 1) : 0; }
+};
+
+// Those of this lane's columns.
+DEVICE ColumnScales column_scales(const WRing& w, int stage, const Place& at) {
+  ColumnScales columns;
+  uint4 zeros = {0, 0, 0, 0};
+  if constexpr (ZERO < 0) zeros = w.word(stage, STEPS + 1);
+  columns.set(w.word(stage, STEPS), at.g % 2 ? uint2{zeros.z, zeros.w} : uint2{zeros.x, zeros.y});
+  return columns;
 }

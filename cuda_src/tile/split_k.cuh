@@ -1,6 +1,5 @@
 // Sums that belong together: of the warps of a block, and of the blocks that share a column. Every sum is
-// taken in an order that the launch fixes, so that the same input gives the same bits on every run. They end
-// in shared memory, because there they occupy no registers while the next ones are taken.
+// taken in an order that the launch fixes, so that the same input gives the same bits on every run.
 #pragma once
 #include "../ptx/memory_order.cuh"
 #include "gemm_problem.cuh"
@@ -48,45 +47,31 @@ DEVICE void reduce_over_warps(float4* smem_sums, Sums& sums, const Place& at) {
   }
 }
 
-// Columns that several blocks have summed parts of, in workspace (gridDim.y, gridDim.x, 2, TILE): a block's
-// first column in slot 0, another one in slot 1. There is no third: what lies between the first and the last is whole.
-struct SharedColumn {
-  int first_unit, first, last;  // the blocks that share it
-
-  __device__ __forceinline__ SharedColumn(const Problem& p, int column) : first_unit(column * p.units_k) {
-    first = p.block_of(first_unit), last = p.block_of(first_unit + p.units_k - 1);
-  }
-  __device__ __forceinline__ bool is_shared() const { return first != last; }
-
-  __device__ __forceinline__ float4* slot(float4* workspace, const Problem& p, int block) const {
-    const int number = p.first_unit(block) < first_unit;  // its run began before this column
-    return workspace + (((size_t)blockIdx.y * gridDim.x + block) * 2 + number) * TILE;
-  }
-};
-
 // Whether the tokens of a word of the tile exist; those of others are neither stored nor added.
 DEVICE bool has_tokens(const Problem& p, int word) {
-  return p.first_token + word / TILE_THREADS % TOKEN_TILES * 8 + word % 4 * 2 < p.M;
+  return p.m + word / TILE_THREADS % TOKEN_TILES * 8 + word % 4 * 2 < p.M;
 }
 
-// Store this block's sums. True in the block that comes last: smem_sums then are those of all, added in block order.
-DEVICE bool reduce_over_blocks(float4* smem_sums, u32* smem_arrived, float4* workspace, u32* counter,
-                               const Problem& p, const SharedColumn& shared) {
-  float4* mine = shared.slot(workspace, p, blockIdx.x);
+// Store this block's sums in workspace (columns of units, gridDim.x, gridDim.y, TILE). True in the block that comes
+// last of those that share the column: smem_sums then are those of all, added in the order of their rows.
+DEVICE bool reduce_over_blocks(float4* smem_sums, u32* smem_arrived, float4* workspace, u32* arrivals,
+                               const Problem& p) {
+  const size_t column = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
+  float4* parts = workspace + column * gridDim.y * TILE;
+  float4* mine = parts + blockIdx.y * TILE;
 #pragma unroll 1
   for (int word = threadIdx.x; word < TILE; word += THREADS)
     if (has_tokens(p, word)) mine[word] = smem_sums[word];
   __syncthreads();  // sums stored
-  if (threadIdx.x == 0) *smem_arrived = atomic_add_acq_rel(counter, 1);
+  if (threadIdx.x == 0) *smem_arrived = atomic_add_acq_rel(arrivals + column, 1);
   __syncthreads();  // number of arrivals known
-  if (*smem_arrived != u32(shared.last - shared.first)) return false;
-  if (threadIdx.x == 0) *counter = 0;  // as the next launch wants it
+  if (*smem_arrived != gridDim.y - 1) return false;
+  if (threadIdx.x == 0) arrivals[column] = 0;  // as the next launch wants it
 #pragma unroll 1
   for (int word = threadIdx.x; word < TILE; word += THREADS) {
     if (!has_tokens(p, word)) continue;
-    float4 sum = shared.slot(workspace, p, shared.first)[word];
-    for (int block = shared.first + 1; block <= shared.last; block++)
-      sum = sum + shared.slot(workspace, p, block)[word];
+    float4 sum = parts[word];
+    for (u32 part = 1; part < gridDim.y; part++) sum = sum + parts[part * TILE + word];
     smem_sums[word] = sum;
   }
   __syncthreads();  // all sums here

@@ -26,13 +26,13 @@ DEVICE void write_octet(act_t* y, const float (&v)[8]) {
 
 DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
 
-// y = sums + bias for the columns from n on. Where GATED, y = silu(gate) * up, of which octets alternate.
-DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const Problem& p, int n) {
-  const int tokens = min(BLOCK_M, p.M - p.first_token), octets = min(BLOCK_N, p.N - n) / 8;
+// y = sums + bias for this block's columns. Where GATED, y = silu(gate) * up, of which octets alternate.
+DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const Problem& p) {
+  const int tokens = min(BLOCK_M, p.M - p.m), octets = min(BLOCK_N, p.N - p.n) / 8;
   constexpr int STEP = GATED ? 2 : 1;  // octets that make one
 #pragma unroll 1
   for (int i = threadIdx.x; i < tokens * octets / STEP; i += THREADS) {
-    const int m = i % tokens, octet = i / tokens * STEP, column = n + 8 * octet;
+    const int m = i % tokens, octet = i / tokens * STEP, column = p.n + 8 * octet;
     float sum[8];
     read_octet(sum, smem_sums, octet, m);
     add_bias(sum, bias, column);
@@ -43,6 +43,6 @@ DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const 
 #pragma unroll
       for (int g = 0; g < 8; g++) sum[g] = silu(sum[g]) * up[g];
     }
-    write_octet(y + (size_t)(p.first_token + m) * (p.N / STEP) + column / STEP, sum);
+    write_octet(y + (size_t)(p.m + m) * (p.N / STEP) + column / STEP, sum);
   }
 }

@@ -4,36 +4,35 @@
 #include "../ptx/cp_async.cuh"
 #include "gemm_problem.cuh"
 
-constexpr int W_STAGE = STEPS * THREADS;  // of 16 bytes
+// Words of 16 bytes that a lane has in a stage: codes, and, where groups have one size, scales and zero points.
+constexpr int LANE_WORDS = STEPS + (ORDER != GROUPED ? 0 : ZERO < 0 ? 2 : 1);
+constexpr int W_STAGE = LANE_WORDS * THREADS;
 
-struct WLoader {
-  const uint4* source;  // of this lane, in the slab that its warp takes of the unit
-  int k16;              // of the slab
-  bool strip_exists;
+struct WRing {
+  const uint4* source;  // of this lane, in the slab that its warp takes of the unit to copy next
+  int units;            // of this block that have such a slab
+  const uint4* own;     // this lane's words in the first stage
+  u32 target;           // the same, for cp.async
   u64 policy;
 
-  __device__ __forceinline__ WLoader(const Problem& p, const Place& at, const Cursor& unit)
-      : policy(evict_first_policy()) {
-    go_to(p, at, unit);
+  __device__ __forceinline__ WRing(const uint4* smem_w, const Problem& p, const Place& at)
+      : units(p.units_with(at.warp_k * SLAB)), own(smem_w + threadIdx.x), target(shared_address(own)),
+        policy(evict_first_policy()) {
+    const size_t tile = (size_t)at.strip(p) * p.tiles_k16 + p.k / 16 + STEPS * at.warp_k;
+    source = p.words + tile * 32 + at.lane;
   }
 
-  __device__ __forceinline__ void go_to(const Problem& p, const Place& at, const Cursor& unit) {
-    const int strip = unit.n() / STRIP + at.warp_n;
-    k16 = unit.k() / 16 + STEPS * at.warp_k;
-    source = p.words + ((size_t)strip * p.tiles_k16 + k16) * 32 + at.lane;
-    strip_exists = strip < p.strips;
-  }
-  // To the next unit of the same column.
-  __device__ __forceinline__ void go_down() { source += BLOCK_K / 16 * 32, k16 += BLOCK_K / 16; }
-
-  // Start copying; zeros beyond the last row or column of `words`.
-  __device__ __forceinline__ void load(uint4* smem_w, const Problem& p) const {
+  // Start copying the next unit's codes; zeros where it has no such slab.
+  __device__ __forceinline__ void load(int stage, int unit) const {
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
-      cp_async_16_hint(shared_address(smem_w + step * THREADS + threadIdx.x), source + step * 32, policy,
-                       strip_exists && k16 + step < p.tiles_k16);
+      cp_async_16_hint(target_of(stage, step), source + step * 32, policy, unit < units);
+  }
+  __device__ __forceinline__ void go_down() { source += BLOCK_K / 16 * 32; }
+
+  // Word i of this lane. The first STEPS have codes: of 16 rows, a u32 for each 16 of its 64 columns.
+  __device__ __forceinline__ uint4 word(int stage, int i) const { return own[stage * W_STAGE + i * THREADS]; }
+  __device__ __forceinline__ u32 target_of(int stage, int i) const {
+    return target + 16 * (stage * W_STAGE + i * THREADS);
   }
 };
-
-// The words of this lane for 16 rows: one for each 16 of its 64 columns.
-DEVICE uint4 w_fragment(const uint4* smem_w, int step) { return smem_w[step * THREADS + threadIdx.x]; }

@@ -8,44 +8,58 @@
 constexpr int X_ROW = BLOCK_K / 8;  // chunks
 constexpr int X_STAGE = BLOCK_M * X_ROW;
 static_assert(X_ROW >= 8, "the swizzle needs rows of 128 bytes");
-static_assert(THREADS % (8 * X_ROW) == 0 || THREADS >= X_STAGE, "a thread copies one chunk of every so many rows");
+static_assert(THREADS % X_ROW == 0, "a thread copies one chunk of every so many rows");
 
 DEVICE int x_chunk(int m, int i) { return m * X_ROW + (i ^ m % 8); }
 
-// What a thread copies of every unit: chunk `i` of row `m`, and of every THREADS / X_ROW-th row after it.
-struct XLoader {
-  const act_t* source;
-  int m, i;
+struct XRing {
+  const act_t* source;  // of the chunk that this thread copies next, and of every THREADS / X_ROW-th row after it
+  int tokens;           // from that row on
+  int units;            // of this block that have such a chunk, of a token that exists
+  u32 target;           // of it in the first stage
+  u32 matrix;           // of the row that this lane names to ldmatrix, in the first stage
 
-  __device__ __forceinline__ explicit XLoader(const Problem& p) : m(threadIdx.x / X_ROW), i(threadIdx.x % X_ROW) {
-    source = p.x + (size_t)(p.first_token + m) * p.K + 8 * i;
+  __device__ __forceinline__ XRing(const uint4* smem_x, const Problem& p, const Place& at) {
+    const int m = threadIdx.x / X_ROW, i = threadIdx.x % X_ROW;
+    source = p.x + (size_t)(p.m + m) * p.K + p.k + 8 * i;
+    tokens = p.M - p.m - m, units = tokens > 0 ? p.units_with(8 * i) : 0;
+    target = shared_address(smem_x) + 16 * x_chunk(m, i);
+    // Of the four matrices two are a step's chunks; the others those of the next tokens, or, without, of the next step.
+    const int number = at.lane / 8, next = number / 2, chunk = at.warp_k * (SLAB / 8) + number % 2;
+    matrix = shared_address(smem_x + (TOKEN_TILES > 1 ? x_chunk(at.lane % 8 + 8 * next, chunk)
+                                                      : x_chunk(at.lane % 8, chunk + 2 * next)));
   }
 
-  // Start copying columns k ...; tokens from M on and columns from K on are zero.
-  __device__ __forceinline__ void load(uint4* smem_x, const Problem& p, int k) const {
+  // Start copying the next unit; zeros for tokens from M on and columns from K on.
+  __device__ __forceinline__ void load(int stage, int unit, const Problem& p) const {
     constexpr int ROWS = THREADS / X_ROW;
-    if (threadIdx.x >= X_STAGE) return;
+    if (THREADS > X_STAGE && threadIdx.x >= X_STAGE) return;
 #pragma unroll
-    for (int row = 0; row < BLOCK_M; row += ROWS) {
-      const bool valid = p.first_token + m + row < p.M && k + 8 * i < p.K;
-      const u32 target = shared_address(smem_x + x_chunk(m, i) + row * X_ROW);  // rows 8 apart have one swizzle
-      cp_async_16(target, valid ? source + (size_t)row * p.K + k : p.x, valid);
+    for (int row = 0; row < BLOCK_M; row += ROWS) {  // ROWS is a power of two above m: m + row is m ^ row
+      const u32 swizzled = (target + 16 * stage * X_STAGE) ^ 16 * (row % 8);
+      cp_async_16(swizzled + 16 * row * X_ROW, source + (size_t)row * p.K, unit < units && (row == 0 || row < tokens));
     }
+  }
+  __device__ __forceinline__ void go_down() { source += BLOCK_K; }
+
+  // Operands B of mma for two steps and every token tile. Chunks of a later step differ in other bits than those of the
+  // first two, so that the address, swizzled as it is, changes by an exclusive or.
+  __device__ __forceinline__ void fragments(u32 (&frag_x)[2][TOKEN_TILES][2], int stage, int step) const {
+    const u32 first = matrix + 16 * stage * X_STAGE;
+    if constexpr (TOKEN_TILES == 1) {
+      set(frag_x[0][0], frag_x[1][0], first ^ 32 * step);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < TOKEN_TILES; j += 2)
+          set(frag_x[i][j], frag_x[i][j + 1], (first ^ 32 * (step + i)) + 16 * 8 * j * X_ROW);
+    }
+  }
+
+  __device__ __forceinline__ static void set(u32 (&a)[2], u32 (&b)[2], u32 address) {
+    u32 four[4];
+    ldmatrix_x4(four, address);
+    a[0] = four[0], a[1] = four[1], b[0] = four[2], b[1] = four[3];
   }
 };
-
-// Operand B of mma, for every token tile: the 16 columns of x that begin with chunk i.
-DEVICE void x_fragments(u32 (&frag_x)[TOKEN_TILES][2], const uint4* smem_x, int i, int lane) {
-  const int chunk = i + lane / 8 % 2;
-  if constexpr (TOKEN_TILES == 1) {
-    ldmatrix_x2(frag_x[0], shared_address(smem_x + x_chunk(lane % 8, chunk)));
-  } else {
-#pragma unroll
-    for (int j = 0; j < TOKEN_TILES; j += 2) {  // two token tiles by two chunks are four matrices
-      u32 both[4];
-      ldmatrix_x4(both, shared_address(smem_x + x_chunk(8 * j + lane / 16 * 8 + lane % 8, chunk)));
-      frag_x[j][0] = both[0], frag_x[j][1] = both[1];
-      frag_x[j + 1][0] = both[2], frag_x[j + 1][1] = both[3];
-    }
-  }
-}

@@ -39,14 +39,6 @@ CONFORMANCE(ldmatrix_four) {
   for (int i = 0; i < 4; i++) out[threadIdx.x * 8 + i] = result[i];
 }
 
-CONFORMANCE(ldmatrix_two) {
-  DYNAMIC_SHARED(smem);
-  const u32* words = stage_words(smem, in);
-  u32 result[2];
-  ldmatrix_x2(result, shared_address(words + in[threadIdx.x * 8] % 64 * 4));
-  for (int i = 0; i < 2; i++) out[threadIdx.x * 8 + i] = result[i];
-}
-
 CONFORMANCE(cp_async_plain) {
   DYNAMIC_SHARED(smem);
   u32* words = stage_words(smem, in);

@@ -26,7 +26,6 @@ KERNELS = {
     "lop3_and_or": "bits.cuh",
     "prmt_bytes": "bits.cuh",
     "ldmatrix_four": "ldmatrix.cuh",
-    "ldmatrix_two": "ldmatrix.cuh",
     "cp_async_plain": "cp_async.cuh",
     "cp_async_hint": "cp_async.cuh",
     "mma_float16": "mma.cuh",

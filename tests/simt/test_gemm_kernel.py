@@ -22,7 +22,7 @@ def _host_kernels(monkeypatch):
 
 @pytest.fixture
 def multiprocessors(monkeypatch):
-    """Pretend to have so many: fewer make longer runs of units, more make columns that many blocks share."""
+    """Pretend to have so many: fewer make longer runs of units, more cut columns into more parts."""
 
     def pretend(sms, arch=90):
         monkeypatch.setattr(kernels, "device", lambda xp: configs.Device(arch, sms))
@@ -31,14 +31,30 @@ def multiprocessors(monkeypatch):
 
 
 @pytest.fixture
-def any_number_of_blocks(monkeypatch):
-    """As many blocks as run at once: runs of units that begin and end in the middle of a column."""
+def cut(monkeypatch):
+    """Cut K into so many parts."""
 
-    def blocks(config, problem, device):
-        units = configs.ceil_div(problem.N, config.block_n) * configs.ceil_div(problem.K, config.block_k)
-        return min(units, device.sms * config.BLOCKS_PER_SM)
+    def into(cuts):
+        monkeypatch.setattr(configs, "_cuts", lambda config, problem, device: cuts)
+        configs.select_gemm.cache_clear()
 
-    monkeypatch.setattr(configs, "_blocks", blocks)
+    yield into
+    configs.select_gemm.cache_clear()
+
+
+@pytest.fixture
+def shape(monkeypatch):
+    """Take blocks of this shape, and slabs of so many rows."""
+
+    def take(shape, slab):
+        def candidates(problem):
+            return [[configs._gemm_config(problem, 8 if problem.M <= 8 else 16, shape, slab)]]
+
+        monkeypatch.setattr(configs, "_candidates", candidates)
+        configs.select_gemm.cache_clear()
+
+    yield take
+    configs.select_gemm.cache_clear()
 
 
 def contiguous(K, size):
@@ -105,12 +121,14 @@ GROUPS = {
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", GROUPS)
-def test_every_kind_of_groups(mode, name, symmetric):
+def test_every_kind_of_groups(mode, cut, shape, name, symmetric):
+    cut(1), shape(configs._SMALLER, 32)  # so that a block goes down several units
     check(random_weight(**GROUPS[name], symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups", "act_order"])
-def test_every_kind_of_groups_in_bfloat16(mode, name):
+def test_every_kind_of_groups_in_bfloat16(mode, cut, shape, name):
+    cut(1), shape(configs._SMALLER, 32)
     check(random_weight(**GROUPS[name]), 3, BFLOAT16)
 
 
@@ -140,13 +158,32 @@ def test_ragged_shapes(mode, K, N):
     check(random_weight(K, N, K, g_idx=contiguous(K, K), bias=True), 2)
 
 
-@pytest.mark.parametrize("sms", [1, 2, 4, 40])
-@pytest.mark.parametrize(("M", "N"), [(5, 64), (3, 320), (40, 136)])
-@pytest.mark.usefixtures("any_number_of_blocks")
-def test_runs_of_units(mode, multiprocessors, M, N, sms):
-    """Blocks that do several columns, that share both their first and their last, and more blocks than units."""
-    multiprocessors(sms)
-    check(random_weight(832, N, 64, g_idx=contiguous(832, 64), bias=True), M)
+@pytest.mark.parametrize("cuts", [1, 2, 3, 40])
+@pytest.mark.parametrize(("M", "N"), [(5, 64), (3, 320), (40, 136), (70, 200)])
+def test_parts_of_a_column(mode, cut, M, N, cuts):
+    """Runs longer than the ring, shorter, and, where there are more parts than units, empty."""
+    cut(cuts)
+    check(random_weight(1600, N, 64, g_idx=contiguous(1600, 64), bias=True), M)
+
+
+@pytest.mark.parametrize("slab", [64, 32])
+@pytest.mark.parametrize("M", [5, 13])
+@pytest.mark.parametrize("name", ["_MEDIUM", "_NARROW", "_LONG", "_LONG_NARROW", "_SMALLER"])
+def test_every_shape_of_block(mode, shape, name, M, slab):
+    shape(getattr(configs, name), slab)
+    check(random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True), M)
+
+
+@pytest.mark.parametrize("M", [1, 16])
+def test_few_columns_are_cut_and_many_are_not(M):
+    """And never into more parts than there are units."""
+    device = configs.Device(90, 132)
+    for N, K in [(64, 8192), (8192, 3584), (57344, 8192), (64, 64)]:
+        problem = configs.GemmProblem(M, N, K, configs.FLOAT16, "grouped", 128, 8)
+        config, cuts = configs.select_gemm(problem, device)
+        assert 1 <= cuts <= configs.ceil_div(K, config.block_k)
+        assert (cuts > 1) == (N == 64 and K > 64)
+        assert not config.objections(device)
 
 
 @pytest.mark.parametrize("arch", [80, 86])
@@ -182,17 +219,15 @@ def test_permuted_columns_have_permuted_bits(multiprocessors, M, sms):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.usefixtures("any_number_of_blocks")
-def test_no_race_in_any_schedule(settings, monkeypatch, multiprocessors, seed):
+def test_no_race_in_any_schedule(settings, monkeypatch, cut, seed):
     monkeypatch.setattr(cpu_cuda, "default_mode", "check")
     settings.seed = seed
-    multiprocessors(1)  # two blocks: 13 and 14 units each, of which they share a column
-    check(random_weight(1088, 320, 64, g_idx=contiguous(1088, 64)), 9)
+    cut(2)  # nine units for a ring of four
+    check(random_weight(2304, 200, 64, g_idx=contiguous(2304, 64)), 9)
 
 
-@pytest.mark.usefixtures("any_number_of_blocks")
-def test_counters_are_zero_again(monkeypatch, multiprocessors):
-    multiprocessors(6)
+def test_counters_are_zero_again(monkeypatch, cut):
+    cut(3)
     made = []
     monkeypatch.setattr(gemm, "_workspace", lambda *args: made.append(workspace(*args)) or made[-1])
     check(random_weight(640, 320, 64, g_idx=contiguous(640, 64)), 70)

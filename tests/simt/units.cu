@@ -28,9 +28,10 @@ extern "C" __global__ void matrix_product(const uint4* a,  // (16, 16) bfloat16
   smem_a[t] = a[t];
   if (t < 16) smem_b[t] = b[t];
   __syncwarp();  // operands stored
-  u32 frag_a[4], frag_b[2];
+  u32 frag_a[4], both[4];
   ldmatrix_x4(frag_a, shared_address(smem_a + (t & 15) * 2 + (t >> 4)));
-  ldmatrix_x2(frag_b, shared_address(smem_b + (t & 7) * 2 + (t >> 3 & 1)));
+  ldmatrix_x4(both, shared_address(smem_b + (t & 7) * 2 + (t >> 3 & 1)));
+  const u32 frag_b[2] = {both[0], both[1]};
   float sum[4] = {};
   mma_m16n8k16(sum, frag_a, frag_b, __nv_bfloat16());
   for (int i = 0; i < 4; i++) d[(t / 4 + 8 * (i >> 1)) * 8 + 2 * (t & 3) + (i & 1)] = sum[i];

@@ -72,7 +72,7 @@ struct MmaOperands {
   float* d;
   const uint32_t *a, *b;
 };
-void ldmatrix_x2(void**, uint32_t), ldmatrix_x4(void**, uint32_t);
+void ldmatrix_x4(void**, uint32_t);
 void mma_m16n8k16_f16(void**, uint32_t), mma_m16n8k16_bf16(void**, uint32_t);
 
 // ---- a kernel's signature, taken from its type

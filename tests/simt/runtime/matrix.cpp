@@ -23,31 +23,6 @@ void count_passes(const uint32_t* addresses) {
   state.ldmatrix_wavefronts += passes, state.ldmatrix_ideal++;
 }
 
-template <int MATRICES>
-void load_matrices(void** all) {
-  uint16_t matrix[MATRICES][8][8];
-  uint32_t addresses[MATRICES * 8];
-  Lane* self = state.lane;
-  for (int i = 0; i < MATRICES * 8; i++) {  // lane i names row i % 8 of matrix i / 8, and answers for it
-    const auto* operands = static_cast<LdmatrixOperands*>(all[i]);
-    state.lane = &self->block->lanes[(self->index & ~31) + i];
-    const char* row = shared_pointer(operands->address, 16, operands->line);
-    check_range(row, 16, false, operands->line);
-    memcpy(matrix[i / 8][i % 8], row, 16);
-    addresses[i] = operands->address;
-  }
-  state.lane = self;
-  for (int m = 0; m < MATRICES; m++) count_passes(addresses + 8 * m);
-  for (int i = 0; i < 32; i++)  // lane i receives row i / 4, columns 2 (i % 4) and +1
-    for (int m = 0; m < MATRICES; m++) {
-      const auto* operands = static_cast<LdmatrixOperands*>(all[i]);
-      const auto& from = matrix[m];
-      const int r = i / 4, c = 2 * (i % 4);
-      operands->result[m] = operands->transposed ? from[c][r] | uint32_t(from[c + 1][r]) << 16
-                                                 : from[r][c] | uint32_t(from[r][c + 1]) << 16;
-    }
-}
-
 int exponent(float x, int least) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
@@ -128,8 +103,30 @@ void mma(void** all, Convert to_float, int least_exponent) {
 
 }  // namespace
 
-void ldmatrix_x2(void** all, uint32_t) { load_matrices<2>(all); }
-void ldmatrix_x4(void** all, uint32_t) { load_matrices<4>(all); }
+void ldmatrix_x4(void** all, uint32_t) {
+  uint16_t matrix[4][8][8];
+  uint32_t addresses[32];
+  Lane* self = state.lane;
+  for (int i = 0; i < 32; i++) {  // lane i names row i % 8 of matrix i / 8, and answers for it
+    const auto* operands = static_cast<LdmatrixOperands*>(all[i]);
+    state.lane = &self->block->lanes[(self->index & ~31) + i];
+    const char* row = shared_pointer(operands->address, 16, operands->line);
+    check_range(row, 16, false, operands->line);
+    memcpy(matrix[i / 8][i % 8], row, 16);
+    addresses[i] = operands->address;
+  }
+  state.lane = self;
+  for (int m = 0; m < 4; m++) count_passes(addresses + 8 * m);
+  for (int i = 0; i < 32; i++)  // lane i receives row i / 4, columns 2 (i % 4) and +1
+    for (int m = 0; m < 4; m++) {
+      const auto* operands = static_cast<LdmatrixOperands*>(all[i]);
+      const auto& from = matrix[m];
+      const int r = i / 4, c = 2 * (i % 4);
+      operands->result[m] = operands->transposed ? from[c][r] | uint32_t(from[c + 1][r]) << 16
+                                                 : from[r][c] | uint32_t(from[r][c + 1]) << 16;
+    }
+}
+
 void mma_m16n8k16_f16(void** all, uint32_t) {
   mma(all, [](uint16_t bits) { return float(half::from_bits(bits)); }, -14);
 }
