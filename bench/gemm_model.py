@@ -8,7 +8,7 @@ issue   instructions that the warps issue (machine_code.py), four a clock and mu
 integer those of half rate, two a clock
 tensor  products, tokens rounded up to whole tiles
 and grows by the tail: the multiprocessor with the most blocks sets the time of what it computes.
-From configs.DEQUANT_FROM tokens on the time is that of `dequant` and of the library, chunk after chunk.
+From configs.DEQUANT_FROM tokens on the time is that of `dequant`, through memory, and of the library.
 """
 
 from __future__ import annotations
@@ -226,13 +226,13 @@ def _scales_by_row(problem: GemmProblem, config: GemmConfig, share: float, token
 
 
 def _by_library(layer: Layer, problem: GemmProblem, groups: int, machine: Machine) -> Prediction:
-    """Chunks of columns: dequantized into L2, multiplied, and written where they belong."""
+    """The weight in 16 bits through memory, as a whole if it is not too large, and the library's product."""
     step = configs.dequant_columns(layer.K)
     widths = [min(step, layer.N - n) for n in range(0, layer.N, step)]
     read = memory_bytes(layer, problem, groups)
-    dequant = read.codes / machine.copy_gb_s / 1e3 + 2 * layer.K * layer.N / machine.l2_gb_s / 1e3
+    dequant = (read.codes + 2 * layer.K * layer.N) / machine.copy_gb_s / 1e3
     product = sum(library_us(problem.M, layer.K, width, machine) for width in widths)
     whole = 2 * problem.M * layer.K * layer.N / (machine.tflops * machine.library_fraction * 1e6)
-    fixed = len(widths) * 2 * machine.launch_us
+    fixed = len(widths) * machine.launch_us
     work = {"dequant": dequant, "tensor": whole}
     return Prediction(fixed + dequant + product, read.total, work, max(0.0, product - whole), fixed, per_load=None)

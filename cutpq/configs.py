@@ -329,17 +329,20 @@ class GemmProblem:
     gated: bool = False
 
 
-# Tokens from which dequantizing first and multiplying by the library is faster.
-DEQUANT_FROM = 256
+# Tokens from which dequantizing first and multiplying by the library is faster, whatever K and N. A weight of 16 bits
+# costs 2.5 bytes of memory, once; the library's tensor cores gain 2 (1 / 0.6 - 1 / 0.7) flops' time on every token,
+# where the two reach 0.6 and 0.7 of the peak. With 230 flops a byte (H200) that is even at 1200 tokens, with 170
+# (A100) at 900 (bench/results/predicted_gemm.md).
+DEQUANT_FROM = 1024
 
 
 def dequant_columns(K: int) -> int:
-    """Columns to dequantize at a time: their 16-bit weights stay in a part of L2 (16 MiB) where K is small.
+    """Columns to dequantize at a time: the whole weight, unless it takes more than a GiB of 16 bits.
 
-    At least 4096, which are 32 tiles of a product for each 128 tokens: fewer would leave multiprocessors idle, and
-    that costs more than weights that leave L2.
+    Pieces that stay in L2 would save most of the pass through memory, but they are products of few columns, which
+    leave multiprocessors idle at the end of each, and that costs more.
     """
-    return max(4096, (8 << 20) // K // 256 * 256)
+    return max(256, (1 << 29) // K // 256 * 256)
 
 
 # Shapes of blocks: warps along N, along K, and blocks on a multiprocessor. Wide ones read x less often, small ones fit

@@ -113,7 +113,7 @@ def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
-    """Dequantize some columns at a time, few enough to stay in L2, and multiply by the library's GEMM."""
+    """Dequantize configs.dequant_columns at a time, and multiply by the library's GEMM."""
     step = configs.dequant_columns(p.K)
     for n in range(0, p.N, step):
         columns = slice(n, min(n + step, p.N))
