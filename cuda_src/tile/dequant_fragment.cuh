@@ -18,6 +18,7 @@ struct Dequantizer<FLOAT16> {
   using Scale = u32;  // a pair of float16
 
   static __device__ __forceinline__ Scale scale(u32 pair) { return pair; }
+  static __device__ __forceinline__ Scale scale(half both) { return as_u32(__half2half2(both)); }
 
   // What is subtracted from pair i, for a pair of zero points (one in each half).
   static __device__ __forceinline__ u32 offset(int i, u32 zeros) {
@@ -51,6 +52,12 @@ struct Dequantizer<BFLOAT16> {
     const __nv_bfloat162 high = __floats2bfloat162_rn(both.x, both.y);
     const __nv_bfloat162 low = __floats2bfloat162_rn(both.x - to_float(high.x), both.y - to_float(high.y));
     return {as_u32(high), as_u32(low)};
+  }
+  static __device__ __forceinline__ Scale scale(half both) {
+    const float value = __half2float(both);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(value, value);
+    const float rest = value - to_float(high.x);
+    return {as_u32(high), as_u32(__floats2bfloat162_rn(rest, rest))};
   }
 
   static __device__ __forceinline__ u32 offset(int, u32 zeros) { return zeros | 0x43004300; }  // 128 + zero

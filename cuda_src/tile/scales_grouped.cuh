@@ -15,7 +15,7 @@ struct ColumnScales {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const half2 two = as_pair<half2>(pairs[i / 2]);
-      scale[i] = Dequantizer<DTYPE>::scale(as_u32(__half2half2(i % 2 ? two.y : two.x)));
+      scale[i] = Dequantizer<DTYPE>::scale(i % 2 ? two.y : two.x);
     }
     if constexpr (ZERO < 0) {
 #pragma unroll

@@ -303,6 +303,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "__hfma2(difference, as_pair<Pair>(scale.high), small)",
                 "__hmul2(difference, as_pair<Pair>(scale.high))",
             ),
+            Mutant("whole scale as its second part", FRAGMENT, "rest = value - to_float(high.x)", "rest = value"),
             Mutant("zero of bfloat16", FRAGMENT, "zeros | 0x43004300", "zeros | 0x43014301"),
             Mutant("scales of the first slab", GROUPED, "row(p.k + at.warp_k * SLAB)", "row(p.k)"),
             Mutant("scales not moved on", GROUPED, "scales += down * columns", "scales += 0"),

@@ -132,6 +132,11 @@ def test_every_kind_of_groups_in_bfloat16(mode, cut, shape, name):
     check(random_weight(**GROUPS[name]), 3, BFLOAT16)
 
 
+def test_units_that_reach_beyond_the_rows_of_an_act_order(mode, shape):
+    shape(configs._NARROW, 32)  # 256 rows, of which there are 72
+    check(random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
+
+
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_weights_are_those_of_the_specification_bit_for_bit(order):
     """A token with a single 1 in it reads one row of the weight, through every step of its way."""
