@@ -1,5 +1,5 @@
 // gemm_w4a16: activations times 4-bit weights.                                           caller: cutpq/gemm.py
-//   y[m, n] = sum over k of x[m, k] * w[k, n] + bias[n],   w = (code - zero) * scale rounded to act_t
+//   y[m, n] = act(sum over k of x[m, k] * w[k, n] + bias[n]),   w = (code - zero) * scale rounded to act_t
 // The weight crosses the memory bus once, as codes; all else is arranged around that. It is stored in fragments of mma
 // (tile/codes_fragments.cuh), streams through a ring of STAGES buffers and becomes 16-bit numbers in registers only.
 // Tensor cores compute y^T = w^T x^T, so that eight tokens, not sixteen, are the least that costs time.

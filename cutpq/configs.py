@@ -10,6 +10,7 @@ import numpy as np
 
 from .array import bfloat16
 from .formats import ELEMENTS, RULES, SCALES, Element, Scale, carry_threshold
+from .ref import ACTIVATIONS
 
 # Shared memory that one block may take, by compute capability, in bytes.
 SMEM_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -252,7 +253,8 @@ class GemmConfig(Config):
     GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where ORDER is not grouped
     ORDER         0 grouped, 1 local, 2 unordered
     ZERO          the zero point of all groups, or -1 to read each group's
-    GATED         y = silu(gate) * up, of columns that alternate by eight
+    ACTIVATION    of the features: 0 none, else 1 + its place in ref.ACTIVATIONS
+    GATED         y = act(gate) * up, of columns that alternate by eight
     BLOCKS_PER_SM limits registers, so that this many blocks fit a multiprocessor
     """
 
@@ -265,6 +267,7 @@ class GemmConfig(Config):
     DTYPE: int
     ORDER: int
     ZERO: int
+    ACTIVATION: int
     GATED: bool
     BLOCKS_PER_SM: int
 
@@ -326,6 +329,7 @@ class GemmProblem:
     order: str
     group_size: int
     zero: int | None
+    activation: str | None = None
     gated: bool = False
 
 
@@ -405,6 +409,7 @@ def _gemm_config(problem: GemmProblem, block_m: int, shape: tuple[int, int, int]
         DTYPE=problem.dtype,
         ORDER=("grouped", "local", "unordered").index(problem.order),
         ZERO=-1 if problem.zero is None else problem.zero,
+        ACTIVATION=0 if problem.activation is None else 1 + ACTIVATIONS.index(problem.activation),
         GATED=problem.gated,
         BLOCKS_PER_SM=shape[2],
     )
@@ -452,9 +457,13 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for order, size in groups
         for zero in (8, None)
     ]
-    gated = [GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, gated=True) for M in (8, 16, 32, 64)]
+    activated = [
+        GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, activation, gated)
+        for M in (8, 16, 32, 64)
+        for activation, gated in (("silu", True), ("gelu_tanh", False))
+    ]
     device = Device(arch, 108)
-    chosen = [select_gemm(problem, device)[0] for problem in problems + gated]
+    chosen = [select_gemm(problem, device)[0] for problem in problems + activated]
     shapes = [_with_stages(c, device) for p in problems if p.group_size == 128 for tier in _candidates(p) for c in tier]
     gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
     dequant = [

@@ -13,12 +13,13 @@ from .pack import PackedWeight, pack, scales_are_exact, unpack
 from .weight import PlainWeight, QuantWeight, Weight
 
 
-def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> Array:
-    """y = x @ dequantize(w) + bias, rounded once; a plain weight is multiplied as it is.
+def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None, out: Array | None = None) -> Array:
+    """y = act(x @ dequantize(w) + bias), rounded once; a plain weight is multiplied as it is.
 
     x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
     w    quantized, in any order of rows (the scale of row k is looked up at g_idx[k]), or plain, or what `prepare`
          makes of it: a GPU wants it prepared, once
+    activation  one of ref.ACTIVATIONS, or None; where the product is no kernel's, it is rounded to x's dtype before
     out  (M, N) of x's dtype, or None to allocate it
 
     Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. On a GPU the sums are
@@ -34,20 +35,25 @@ def matmul(x: Array, w: Weight | PackedWeight, *, out: Array | None = None) -> A
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
         if y.size:
-            _by_kernel(kernels.aligned(x), prepared, y, xp)
+            _by_kernel(kernels.aligned(x), prepared, y, xp, activation)
         return y
     y = _by_reference(x, w)
+    if activation is not None:
+        y = ref.activate(activation, y)
     if out is None:
         return y
     out[...] = y
     return out
 
 
-def gated_matmul(x: Array, w: QuantWeight | PackedWeight, *, out: Array | None = None) -> Array:
-    """y = silu(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
+def gated_matmul(
+    x: Array, w: QuantWeight | PackedWeight, *, activation: str = "silu", out: Array | None = None
+) -> Array:
+    """y = act(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
 
     x    (M, K) float16, bfloat16 or float32
     w    interleave(gate, up), or what `prepare` makes of it
+    activation  one of ref.ACTIVATIONS
     out  (M, N / 2) of x's dtype, or None to allocate it
 
     Where the product is no kernel's, gate and up are rounded to x's dtype before. Raises as matmul does.
@@ -60,10 +66,10 @@ def gated_matmul(x: Array, w: QuantWeight | PackedWeight, *, out: Array | None =
         return y
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
-        _launch(kernels.aligned(x), prepared, y, xp, gated=True)
+        _launch(kernels.aligned(x), prepared, y, xp, activation, gated=True)
         return y
     pairs = matmul(x, prepared).reshape(x.shape[0], -1, 2, 8)
-    y[...] = ref.activate("silu", pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)
+    y[...] = ref.activate(activation, pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)
     return y
 
 
@@ -99,11 +105,13 @@ def _by_library(x: Array, w: PlainWeight) -> Array:
     return y if w.bias is None else y + w.bias.astype(x.dtype, copy=False)
 
 
-def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
+def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None) -> None:
     if _is_one_kernel(x, p):
-        _launch(x, p, y, xp, gated=False)
-    else:
-        _by_plain_products(x, p, y, xp)
+        _launch(x, p, y, xp, activation, gated=False)
+        return
+    _by_plain_products(x, p, y, xp)
+    if activation is not None:
+        y[...] = ref.activate(activation, y)
 
 
 def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
@@ -134,11 +142,9 @@ def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
     return ref.dequant(q.codes[:, columns], q.scales[:, columns], q.zeros[:, columns], q.g_idx, dtype)
 
 
-def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, gated: bool) -> None:
-    M = x.shape[0]
-    problem = configs.GemmProblem(
-        M, p.padded_N, p.padded_K, configs.dtype_code(x.dtype), p.order, p.group_size, p.zero, gated
-    )
+def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
+    M, dtype = x.shape[0], configs.dtype_code(x.dtype)
+    problem = configs.GemmProblem(M, p.padded_N, p.padded_K, dtype, p.order, p.group_size, p.zero, activation, gated)
     config, cuts = configs.select_gemm(problem, kernels.device(xp))
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,15 @@ class ColumnParallelLinear:
             columns = [_even_share(source.N, comm) for source in sources]
         elif not isinstance(columns, list):
             columns = [columns] * len(sources)
-        self.sources, self.activation = len(sources), activation
+        self.activation = activation  # of what `product` leaves to do
         self.product: Callable[..., Array] = matmul
         weights: Sequence[Weight] = [take(source, columns=own) for source, own in zip(sources, columns, strict=True)]
-        if activation == "silu" and can_interleave(weights):
-            # Gate and up side by side: the kernel that sums both gates them as well.
-            weights, self.product, self.activation = [interleave(*weights)], gated_matmul, None
+        # The kernel that makes the sums activates them; with gate and up side by side it gates them as well.
+        if activation is not None and can_interleave(weights):
+            weights, self.activation = [interleave(*weights)], None
+            self.product = partial(gated_matmul, activation=activation)
+        elif activation is not None and len(weights) == 1:
+            self.activation, self.product = None, partial(matmul, activation=activation)
         else:
             weights = _merge(weights)
         self.parts: list[tuple[Weight | PackedWeight, Array | None]] = []
@@ -106,8 +110,7 @@ class ColumnParallelLinear:
         y = ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
         if self.activation is None:
             return y
-        gate, *up = array_module(x).split(y, self.sources, axis=1)
-        return ref.activate(self.activation, gate, *up)
+        return ref.activate(self.activation, *array_module(x).split(y, 2, axis=1))
 
 
 class RowParallelLinear:

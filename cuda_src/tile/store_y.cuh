@@ -1,6 +1,7 @@
-// The sums of a block -> y, rounded once. A thread writes eight columns of one token, 16 bytes; it collects
-// them from the fragments of eight lanes.
+// The sums of a block -> y, activated where ACTIVATION says so, rounded once. A thread writes eight columns of one
+// token, 16 bytes; it collects them from the fragments of eight lanes.
 #pragma once
+#include "activation.cuh"
 #include "split_k.cuh"
 
 // One token's sums of eight columns, octet by octet: octet 2t + h of a strip is the columns g + 8h of its t-th 16.
@@ -24,9 +25,7 @@ DEVICE void write_octet(act_t* y, const float (&v)[8]) {
                                             as_u32(Two::pair(v[4], v[5])), as_u32(Two::pair(v[6], v[7])));
 }
 
-DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
-
-// y = sums + bias for this block's columns. Where GATED, y = silu(gate) * up, of which octets alternate.
+// y = act(sums + bias) for this block's columns. Where GATED, y = act(gate) * up, of which octets alternate.
 DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const Problem& p) {
   const int tokens = min(BLOCK_M, p.M - p.m), octets = min(BLOCK_N, p.N - p.n) / 8;
   constexpr int STEP = GATED ? 2 : 1;  // octets that make one
@@ -36,12 +35,14 @@ DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const 
     float sum[8];
     read_octet(sum, smem_sums, octet, m);
     add_bias(sum, bias, column);
+#pragma unroll
+    for (int g = 0; g < 8; g++) sum[g] = activate(sum[g]);
     if constexpr (GATED) {
       float up[8];
       read_octet(up, smem_sums, octet + 1, m);
       add_bias(up, bias, column + 8);
 #pragma unroll
-      for (int g = 0; g < 8; g++) sum[g] = silu(sum[g]) * up[g];
+      for (int g = 0; g < 8; g++) sum[g] *= up[g];
     }
     write_octet(y + (size_t)(p.m + m) * (p.N / STEP) + column / STEP, sum);
   }

@@ -286,7 +286,17 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("y beyond its tokens", Y, "min(BLOCK_M, p.M - p.m)", "BLOCK_M"),
             Mutant("bias of the first columns", Y, "bias[n + g]", "bias[g]"),
             Mutant("columns g and g + 8 swapped", Y, "2 * h + m % 2", "2 * (1 - h) + m % 2"),
-            Mutant("gate and up swapped", Y, "silu(sum[g]) * up[g]", "silu(up[g]) * sum[g]"),
+        ],
+    ),
+    "gemm_w4a16: activation": (
+        ["test_gemm_kernel.py", "-k", "fast and (activated or (gated and 19))"],
+        [
+            Mutant("up activated, not gate", Y, "sum[g] = activate(sum[g])", "sum[g] += 0.0f"),
+            Mutant("gate left out", Y, "sum[g] *= up[g]", "sum[g] = up[g]"),
+            Mutant("other half of gelu", "tile/activation.cuh", "1.0f + erff", "1.0f - erff"),
+            Mutant("tanh of half", "tile/activation.cuh", "1.5957691f", "0.79788456f"),
+            Mutant("square, not cube", "tile/activation.cuh", "v * v * v)", "v * v)"),
+            Mutant("sigmoid mirrored", "tile/activation.cuh", "__expf(-v)", "__expf(v)"),
         ],
     ),
     "gemm_w4a16: weights": (

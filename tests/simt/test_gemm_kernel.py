@@ -1,5 +1,7 @@
 """gemm_w4a16 on the CPU runtime, through matmul: exact data, bounded data, and every way to find a scale."""
 
+import math
+
 import cpu_cuda
 import ml_dtypes
 import numpy as np
@@ -256,20 +258,39 @@ def test_exact_sums(multiprocessors, M, dtype):
     assert_exact(matmul(x, pack(w)), ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx))
 
 
-# ---- gated
+# ---- activated
+
+EXACT = {
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: v / 2 * (1 + np.vectorize(math.erf)(v / 2**0.5)),
+    "gelu_tanh": lambda v: v / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3))),
+}
 
 
+@pytest.mark.parametrize("activation", EXACT)
+def test_activated(mode, activation):
+    w = random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True)
+    x = 4 * tokens(9, 128)
+    v = x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
+    assert v.min() < -3
+    assert v.max() > 3
+    exact = EXACT[activation](v)
+    # steepness below 1.13, times what the sums may be off; the exponential's own error grows with its argument
+    assert_bounded(matmul(x, pack(w), activation=activation), exact, 2.0**-11 * np.abs(exact) + 2.0**-18 * (1 + v * v))
+
+
+@pytest.mark.parametrize("activation", EXACT)
 @pytest.mark.parametrize("M", [1, 19])
-def test_gated(mode, M):
+def test_gated(mode, M, activation):
     gate, up = (random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True, seed=s) for s in (0, 1))
-    x = tokens(M, 128)
-    y = gated_matmul(x, pack(interleave(gate, up)))
+    x = 4 * tokens(M, 128)
+    y = gated_matmul(x, pack(interleave(gate, up)), activation=activation)
     a, b = (
         x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
         for w in (gate, up)
     )
-    exact = a / (1 + np.exp(-a)) * b
-    sums = 2.0**-18 * (1 + np.abs(a)) * (1 + np.abs(b))
+    exact = EXACT[activation](a) * b
+    sums = 2.0**-18 * (1 + a * a) * (1 + np.abs(b))
     assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + sums)
 
 
