@@ -13,8 +13,11 @@ ratio       what a plain all-reduce sends, over that
 rel_err     |y - sum| / |sum|, 2-norms
 check       ok, or FAIL where anything is wrong; then the exit status is 1
 
-The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table: what the cost model projects
-for machines that are not here, and on a GPU what each codec kernel reaches of a copy's bandwidth.
+Columns headed proj(us) are not measured: what the cost model says of the same sum on a machine with the link of their
+name. --project chooses the links; --project none leaves the columns out.
+
+The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table on a GPU: what each codec kernel
+reaches of a copy's bandwidth.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +51,23 @@ PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
 PROJECTED_RANKS = 8  # where this run has only one
 SEED = 1
 
-TABLE = Table(
-    (
-        Column("size", "size(B)", 11),
-        Column("count", "count", 10),
-        Column("type", "type", 8),
-        Column("redop", "redop", 5),
-        Column("root", "root", 4),
-        Column("algo", "algo", 7),
-        Column("codec", "codec", 19),
-        Column("time_us", "time(us)", 10, ".1f"),
-        Column("algbw", "algbw(GB/s)", 11, ".3f"),
-        Column("busbw", "busbw(GB/s)", 11, ".3f"),
-        Column("wrong", "#wrong", 7),
-        Column("wire_bytes", "wire_bytes", 11),
-        Column("ratio", "ratio", 5, ".2f"),
-        Column("rel_err", "rel_err", 8, ".1e"),
-        Column("check", "check", 5),
-    )
+COLUMNS = (
+    Column("size", "size\n(B)", 10),
+    Column("count", "count\n(elements)", 10),
+    Column("type", "type\n", 8),
+    Column("redop", "redop\n", 5),
+    Column("root", "root\n", 4),
+    Column("algo", "algo\n", 7),
+    Column("codec", "codec\n", 10),
+    Column("time_us", "time\n(us)", 9, ".1f"),
+    Column("algbw", "algbw\n(GB/s)", 8, ".3f"),
+    Column("busbw", "busbw\n(GB/s)", 8, ".3f"),
+    Column("wrong", "#wrong\n", 6),
+    Column("wire_bytes", "wire_bytes\n(B)", 10),
+    Column("ratio", "ratio\n", 5, ".2f"),
+    Column("rel_err", "rel_err\n", 7, ".1e"),
 )
+CHECK = Column("check", "check\n", 5)
 
 Row = dict[str, Any]
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     comm.barrier()
     if comm.rank == 0:
         projected = list(project(args, comm.size))
-        print("\n".join([*header(comm), *table(rows, args), *projection(projected), *codec_kernels.lines(kernels)]))
+        print("\n".join([*header(comm), *table(rows, projected, args), *codec_kernels.lines(kernels)]))
         if args.json:
             write_json(args.json, [*rows, *projected, *kernels])
         if args.plot:
@@ -99,7 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-d", "--datatype", choices=DTYPES, default="float16", help="(float16)")
     add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
     add("--algos", type=names(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
-    add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="or none")
+    add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="columns, or none")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
     add("--plot", type=Path, metavar="FILE", help="time against size, and error against bits per value")
     add("--smoke", action="store_true", help="few sizes and repetitions: does everything work?")
@@ -257,39 +258,40 @@ def project(args: argparse.Namespace, ranks: int) -> Iterator[Row]:
                 }
 
 
-def projection(projected: list[Row]) -> list[str]:
-    """The projected table: a line for each algo and size, a time and the gain over plain for each link."""
+def beside(rows: list[Row], projected: list[Row]) -> list[Row]:
+    """The measured rows, each with its projected times under the links' names."""
+    times: dict[tuple[Any, ...], Row] = {}
+    for row in projected:
+        times.setdefault((row["size"], row["algo"], row["codec"]), {})[row["link"]] = row["time_us"]
+    return [row | times.get((row["size"], row["algo"], row["codec"]), {}) for row in rows]
+
+
+def source(projected: list[Row]) -> list[str]:
+    """Where the projected columns come from."""
     if not projected:
         return []
-    links = list(dict.fromkeys(row["link"] for row in projected))
-    columns = [Column("size", "size(B)", 11), Column("algo", "algo", 7), Column("codec", "codec", 19)]
-    for link in links:
-        columns += [Column(link, f"{link}(us)", 15, ".1f"), Column(f"{link} x", "x", 5, ".2f")]
-    wide: dict[tuple[Any, ...], Row] = {}
-    for row in projected:
-        line = wide.setdefault((row["size"], row["algo"], row["codec"]), dict(row))
-        line |= {row["link"]: row["time_us"], f"{row['link']} x": row["speedup"]}
-    table = Table(tuple(columns))
     return [
-        "#",
-        f"# PROJECTED for {projected[0]['ranks']} GPUs by cutpq/cost.py, from NCCL 2.30.7's latency and bandwidth "
-        "constants and the GPUs' data",
-        "# sheets; nothing of it was measured. x: the plain all-reduce's projected time over this one's.",
-        table.heading(),
-        *map(table.line, wide.values()),
+        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost.py from",
+        "#           NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets",
     ]
 
 
 # --- showing -------------------------------------------------------------------------------------------------------
 
 
-def table(rows: list[Row], args: argparse.Namespace) -> list[str]:
-    """The measured table, with what nccl-tests says below its own."""
+def table(rows: list[Row], projected: list[Row], args: argparse.Namespace) -> list[str]:
+    """The measured table with its projected columns, and what nccl-tests says below its own."""
+    links = dict.fromkeys(row["link"] for row in projected)
+    added = [Column(link, f"{link}\nproj(us)", max(len(link), 8), ".1f") for link in links]
+    longest = max((len(c.name) for c in args.codecs), default=0)
+    columns = [replace(c, width=max(c.width, longest)) if c.key == "codec" else c for c in COLUMNS]
+    shown = Table((*columns, *added, CHECK))
     lines = [
         f"# minbytes {args.minbytes} maxbytes {args.maxbytes} step: {args.stepfactor}(factor) warmup iters: "
         f"{args.warmup_iters} iters: {args.iters or 'at most 20'} validation: {args.check}",
-        TABLE.heading(),
-        *map(TABLE.line, rows),
+        *source(projected),
+        shown.heading(),
+        *map(shown.line, beside(rows, projected)),
     ]
     if args.check:
         wrong = sum(row["wrong"] for row in rows)

@@ -41,7 +41,10 @@ def header(comm: Communicator) -> list[str]:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: `key` in the row, heading with its unit, width, and format of a value."""
+    """A table's column: `key` in the row, heading with its unit, width, and format of a value.
+
+    title  one line, or two in a table where all have two
+    """
 
     key: str
     title: str
@@ -56,13 +59,17 @@ class Table:
     columns: tuple[Column, ...]
 
     def heading(self) -> str:
-        """The line of column names, behind a `#`."""
-        line = " ".join(c.title.rjust(c.width) for c in self.columns)
-        return "#" + (line[1:] if line.startswith(" ") else line)
+        """The line of column names, or the two, behind a `#`."""
+        titles = [c.title.split("\n") for c in self.columns]
+        lines = [" ".join(map(str.rjust, parts, self._widths())) for parts in zip(*titles, strict=True)]
+        return "\n".join("#" + line.removeprefix(" ").rstrip() for line in lines)
 
     def line(self, row: dict[str, Any]) -> str:
         """One row."""
         return " ".join(self._cell(c, row.get(c.key)) for c in self.columns)
+
+    def _widths(self) -> list[int]:
+        return [c.width for c in self.columns]
 
     @staticmethod
     def _cell(column: Column, value: Any) -> str:

@@ -63,7 +63,8 @@ def test_a_run(ranks: int, tmp_path: Path) -> None:
     lines = job.out.splitlines()
     assert sum(line.split()[-1] == "ok" for line in lines) == len(rows)
     assert "# Out of bounds values : 0 OK" in lines
-    assert any(line.startswith(f"# PROJECTED for {ranks} GPUs") for line in lines)
+    assert any(line.startswith(f"# proj(us): PROJECTED, not measured, for {ranks} GPUs") for line in lines)
+    assert max(map(len, lines)) <= 160
 
 
 def expected_bytes(row: dict) -> int:
@@ -300,6 +301,35 @@ def test_projected_times_are_of_eight_ranks_where_there_is_one() -> None:
     assert [(r["algo"], r["ranks"]) for r in rows] == [("plain", 8), ("oneshot", 8), ("twoshot", 8)]
     assert rows[0]["speedup"] == 1 < rows[2]["speedup"]
     assert all("wrong" not in r and "rel_err" not in r for r in rows)
+
+
+def test_projected_columns_stand_beside_the_measured_ones_and_are_marked() -> None:
+    args = parse("-b 1M -e 1M --codecs mxfp4 --algos plain,twoshot,auto --project a100-nvlink,l4-pcie")
+    kinds = [("plain", None), ("twoshot", "mxfp4"), ("auto", "mxfp4")]
+    measured = [
+        {"size": 1 << 20, "algo": algo, "codec": name, "time_us": 7.25, "wrong": 0, "busbw": 1.0, "check": "ok"}
+        for algo, name in kinds
+    ]
+    projected = list(bench.project(args, 4))
+    lines = bench.table(measured, projected, args)
+    at = next(i for i, line in enumerate(lines) if "time" in line and "algbw" in line)
+    assert "".join(lines[1:at]).startswith(
+        "# proj(us): PROJECTED, not measured, for 4 GPUs on that link, by cutpq/cost.py"
+    )
+    heading = lines[at].splitlines()
+    assert heading[0].split()[-4:] == ["rel_err", "a100-nvlink", "l4-pcie", "check"]
+    assert heading[1].split()[-2:] == ["proj(us)"] * 2
+    shown = [line.split()[-3:] for line in lines[at + 1 : at + 4]]
+    want = [[f"{row['time_us']:.1f}" for row in projected if row["algo"] == algo] for algo in ("plain", "twoshot")]
+    assert shown == [[*want[0], "ok"], [*want[1], "ok"], ["-", "-", "ok"]], "auto is one of the others"
+    assert all(line.split()[7] == "7.2" for line in lines[at + 1 : at + 4]), "measured"
+
+
+def test_no_projected_column_where_none_is_wanted() -> None:
+    args = parse("-b 1M -e 1M --project none")
+    text = "\n".join(bench.table([], list(bench.project(args, 4)), args))
+    assert "proj" not in text.lower()
+    assert "nvlink" not in text
 
 
 def test_kernel_rows_count_what_must_move() -> None:
