@@ -137,6 +137,9 @@ def payload_code(dtype: Any) -> int:
     return FLOAT32 if np.dtype(dtype) == np.float32 else dtype_code(dtype)
 
 
+MOST_BLOCKS = 2048
+
+
 @dataclass(frozen=True)
 class WireConfig(Config):
     """The kernels of a block codec: encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm.
@@ -168,9 +171,12 @@ class WireConfig(Config):
         """Shared memory of what encodes: two bytes for each scale of a tile."""
         return 2 * self.THREADS * 8 // self.BLOCK
 
-    def tiles(self, n: int) -> int:
-        """Blocks of the grid for n numbers: a thread takes eight."""
-        return max(1, ceil_div(n, 8 * self.THREADS))
+    def blocks(self, n: int) -> int:
+        """Blocks of the grid for n numbers: tiles of eight a thread, and of many tiles several a block.
+
+        What a block begins with, as the bounds of its share, is then paid for once. MOST_BLOCKS fill a device twice.
+        """
+        return min(max(1, ceil_div(n, 8 * self.THREADS)), MOST_BLOCKS)
 
     def row_smem_bytes(self, K: int) -> int:
         """decode_sum_rmsnorm: a float for every warp and the row, both from multiples of 16 on."""

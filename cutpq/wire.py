@@ -37,7 +37,7 @@ def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Ar
     direct = out is not None and out.flags.c_contiguous
     wire = out if direct and out is not None else xp.empty(nbytes, np.uint8)
     config = _config(codec, x.dtype)
-    grid = config.tiles(sizes[0]), shares
+    grid = config.blocks(sizes[0]), shares
     kernel = kernels.load("encode", config, xp)
     kernel(grid, config.THREADS, x, wire, x.size, padding, smem_bytes=config.scratch_bytes)
     if out is not None and wire is not out:
@@ -54,7 +54,7 @@ def decode_sum(wires: Array, codec: Codec, n: int, dtype: Any, shares: int = 1) 
     wires = xp.ascontiguousarray(wires)
     y = xp.empty(n, dtype)
     config = _config(codec, y.dtype, len(wires))
-    grid = config.tiles(codec.shares(n, shares)[0]), shares
+    grid = config.blocks(codec.shares(n, shares)[0]), shares
     kernels.load("decode_sum", config, xp)(grid, config.THREADS, wires, y, wires.shape[1], n)
     return y
 
@@ -69,7 +69,7 @@ def decode_sum_encode(wires: Array, codec: Codec, n: int) -> Array:
     total = xp.empty(wires.shape[1], np.uint8)
     config = _config(codec, np.float16, len(wires))  # the type of numbers in memory, of which there are none
     kernel = kernels.load("decode_sum_encode", config, xp)
-    grid, blocks = (config.tiles(n),), n // codec.block
+    grid, blocks = (config.blocks(n),), n // codec.block
     kernel(grid, config.THREADS, wires, total, wires.shape[1], blocks, smem_bytes=config.scratch_bytes)
     return total
 

@@ -25,9 +25,12 @@ struct BlockWire {
   // those beyond the share write nothing. smem_scales is free again after the next barrier.
   static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
     const int group = tile * THREADS + threadIdx.x;
-    u32 amax = 0;
+    u32 magnitude[8], amax = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) amax = max(amax, __float_as_uint(v[i]) & FLOAT_MAGNITUDE);
+    for (int i = 0; i < 8; i++) {
+      magnitude[i] = __float_as_uint(v[i]) & FLOAT_MAGNITUDE;
+      amax = max(amax, magnitude[i]);
+    }
 #pragma unroll
     for (int distance = GROUPS_OF_BLOCK / 2; distance; distance /= 2)
       amax = max(amax, __shfl_xor_sync(FULL_WARP, amax, distance));
@@ -35,14 +38,21 @@ struct BlockWire {
     const Divisor X(scale);
     u64 packed = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) packed |= u64(element_code(X.divide(v[i]))) << (ELEMENT_BITS * i);
+    for (int i = 0; i < 8; i++) {
+      const u32 sign = __float_as_uint(v[i]) >> 31 << (ELEMENT_BITS - 1);
+      packed |= u64(sign | magnitude_code(X.divide(__uint_as_float(magnitude[i])))) << (ELEMENT_BITS * i);
+    }
     if (scale == u32(SCALE_NAN)) packed = 0;
     store_codes(wire, group, packed, elements_bytes(blocks));
 
     const bool inside = group / GROUPS_OF_BLOCK < blocks;
+    u8* scales = wire + elements_bytes(blocks);
+    if constexpr (SCALE_BITS == 8) {  // a scale is a byte: whoever leads a block writes it
+      if (inside && group % GROUPS_OF_BLOCK == 0) scales[group / GROUPS_OF_BLOCK] = u8(scale);
+      return;
+    }
     if (group % GROUPS_OF_BLOCK == 0) smem_scales[threadIdx.x / GROUPS_OF_BLOCK] = u16(inside ? scale : 0);
     __syncthreads();  // scales of the tile
-    u8* scales = wire + elements_bytes(blocks);
     for (int i = threadIdx.x; i < BLOCKS_OF_TILE * SCALE_BITS / 8; i += THREADS) {
       const size_t at = size_t(tile) * (BLOCKS_OF_TILE * SCALE_BITS / 8) + i;
       if (at < scales_bytes(blocks)) scales[at] = scale_byte(smem_scales, i);

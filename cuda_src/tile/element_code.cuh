@@ -6,17 +6,17 @@
 
 constexpr u32 FLOAT_EXPONENT = 0x7f800000u, FLOAT_MAGNITUDE = 0x7fffffffu;
 
-// v rounded to nearest even, saturated. Adding `magic` makes float32 round to just the element's step, and
-// leaves the count of steps in the low bits of the sum; each binade above the first adds 2^MANTISSA_BITS.
-DEVICE u32 element_code(float v) {
+// The code of a magnitude v >= 0, rounded to nearest even, saturated. Adding the binade times 2^(23 - M) makes float32 round to just the element's
+// step; taken away again, it leaves the rounded number. That, by a power of two, has the code for its fields.
+DEVICE u32 magnitude_code(float v) {
   constexpr u32 first_binade = u32(1 - ELEMENT_BIAS + 127) << 23;
-  const u32 bits = __float_as_uint(v);
-  const u32 magnitude = min(bits & FLOAT_MAGNITUDE, u32(ELEMENT_LARGEST));
-  const u32 binade = max(magnitude & FLOAT_EXPONENT, first_binade);
-  const u32 magic = binade + (u32(23 - MANTISSA_BITS) << 23);
-  const u32 steps = __float_as_uint(__fadd_rn(__uint_as_float(magnitude), __uint_as_float(magic))) - magic;
-  const u32 sign = bits >> 31 << (ELEMENT_BITS - 1);
-  return sign | (steps + ((binade - first_binade) >> (23 - MANTISSA_BITS)));
+  constexpr u32 step_of_float = u32(23 - MANTISSA_BITS + 127) << 23;                              // 2^(23 - M)
+  constexpr u32 rebias = ELEMENT_BIAS > 0 ? u32(ELEMENT_BIAS) << 23 : 0x00400000u;                // 2^(bias - 127)
+  const u32 magnitude = min(__float_as_uint(v), u32(ELEMENT_LARGEST));
+  const float binade = __uint_as_float(max(magnitude & FLOAT_EXPONENT, first_binade));
+  const float raised = fmaf(binade, __uint_as_float(step_of_float), __uint_as_float(magnitude));
+  const float rounded = fmaf(-binade, __uint_as_float(step_of_float), raised);
+  return __float_as_uint(__fmul_rn(rounded, __uint_as_float(rebias))) >> (23 - MANTISSA_BITS);
 }
 
 // The value of a code. Its fields, put where float32 has its own, are the value but for a power of two.

@@ -345,19 +345,19 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "encode": (
-        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or boundary or race or tie"],
+        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or boundary or race or tie or several"],
         [
             Mutant(
                 "floor instead of nearest",
                 "tile/element_code.cuh",
-                "u32(23 - MANTISSA_BITS) << 23);\n  const u32 steps",
-                "u32(24 - MANTISSA_BITS) << 23);\n  const u32 steps",
+                "u32(23 - MANTISSA_BITS + 127) << 23;",
+                "u32(24 - MANTISSA_BITS + 127) << 23;",
             ),
             Mutant(
                 "not saturated",
                 "tile/element_code.cuh",
-                "min(bits & FLOAT_MAGNITUDE, u32(ELEMENT_LARGEST))",
-                "(bits & FLOAT_MAGNITUDE)",
+                "min(__float_as_uint(v), u32(ELEMENT_LARGEST))",
+                "__float_as_uint(v)",
             ),
             Mutant(
                 "no subnormal elements",
@@ -365,7 +365,24 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "max(magnitude & FLOAT_EXPONENT, first_binade)",
                 "(magnitude & FLOAT_EXPONENT)",
             ),
-            Mutant("sign lost", "tile/element_code.cuh", "return sign | (steps", "return (steps"),
+            Mutant("sign lost", "tile/block_wire.cuh", "u64(sign | magnitude_code", "u64(magnitude_code"),
+            Mutant("no rounding", "tile/element_code.cuh", "fmaf(-binade,", "fmaf(-0.0f * binade,"),
+            Mutant(
+                "bias of the code",
+                "tile/element_code.cuh",
+                "u32(ELEMENT_BIAS) << 23 :",
+                "u32(ELEMENT_BIAS + 1) << 23 :",
+            ),
+            Mutant("bias zero", "tile/element_code.cuh", "ELEMENT_BIAS > 0 ? u32", "true ? u32"),
+            Mutant("tiles overlap", "encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
+            Mutant("scratch reused at once", "encode.cu", "__syncthreads();  // smem_scales is free again", ""),
+            Mutant(
+                "scale byte of every group",
+                "tile/block_wire.cuh",
+                "scales[group / GROUPS_OF_BLOCK] = u8(scale)",
+                "scales[group] = u8(scale)",
+            ),
+            Mutant("scale byte beyond the share", "tile/block_wire.cuh", "if (inside && group %", "if (group %"),
             Mutant(
                 "carry one number late", "tile/block_scale.cuh", "mantissa >= u32(CARRY_AT)", "mantissa > u32(CARRY_AT)"
             ),
@@ -439,7 +456,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "decode_sum": (
-        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or sum or order"],
+        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or sum or order or several"],
         [
             Mutant(
                 "wrong order of ranks",
@@ -488,8 +505,9 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "(wire + size_t(group + 1) * CODES_BYTES)",
             ),
             Mutant(
-                "no end of the share", "decode_sum.cu", "if (group / GROUPS_OF_BLOCK >= share.granules) return;", ""
+                "no end of the share", "decode_sum.cu", "group / GROUPS_OF_BLOCK < share.granules;", "group < step;"
             ),
+            Mutant("first tile of a block only", "decode_sum.cu", "group += step", "group += 1 << 30"),
             Mutant("no end of y", "decode_sum.cu", "* 8, n, sum", "* 8, size_t(-1), sum"),
             Mutant("share's place in y", "decode_sum.cu", "size_t(share.first) * BLOCK + ", ""),
             Mutant("share's place in the wire", "decode_sum.cu", "wires + share.offset", "wires"),
@@ -498,12 +516,14 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "decode_sum_encode": (
-        ["test_codec_kernels.py", "-k", "twoshot or special or order"],
+        ["test_codec_kernels.py", "-k", "twoshot or special or order or several"],
         [
             Mutant("no end of the share", "decode_sum_encode.cu", "if (group / GROUPS_OF_BLOCK < blocks) sum", "sum"),
-            Mutant("first tile only", "decode_sum_encode.cu", "blocks, blockIdx.x, sum", "blocks, 0, sum"),
+            Mutant("first tile only", "decode_sum_encode.cu", "blocks, tile, sum", "blocks, 0, sum"),
+            Mutant("first group of the tile", "decode_sum_encode.cu", "tile * THREADS + threadIdx.x;", "threadIdx.x;"),
+            Mutant("tiles overlap", "decode_sum_encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
             Mutant(
-                "first group of the tile", "decode_sum_encode.cu", "blockIdx.x * THREADS + threadIdx.x;", "threadIdx.x;"
+                "scratch reused at once", "decode_sum_encode.cu", "__syncthreads();  // smem_scales is free again", ""
             ),
             Mutant("one block less", "decode_sum_encode.cu", "put(total, blocks,", "put(total, blocks - 1,"),
             Mutant(

@@ -123,6 +123,22 @@ def test_input_that_begins_at_no_16_byte_boundary(monkeypatch):
     assert_kernels_follow(monkeypatch, "mxfp4", real(1000)[3:])
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "e2m2-b16-e5m0-rceil"])
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+def test_blocks_of_several_tiles(monkeypatch, mode, name, algo):
+    """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
+    monkeypatch.setattr("cutpq.configs.MOST_BLOCKS", 2)
+    x = real(5 * 2048 + 77)
+    assert_kernels_follow(monkeypatch, name, x)
+
+    def on_rank(comm):
+        return all_reduce(real(3 * 5 * 2048, seed=comm.rank), comm, codec=name, algo=algo)
+
+    want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
+    for total in run_threads(3, on_rank):
+        assert_same_numbers(total, want)
+
+
 def test_options_are_left_to_the_formulas(monkeypatch):
     monkeypatch.setattr("cutpq.wire.encode", lambda *_, **__: pytest.fail("no kernel knows the options"))
     x = real(128)
