@@ -23,7 +23,6 @@ reaches of a copy's bandwidth.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from typing import Any
 import blas  # noqa: F401  before NumPy
 import codec_kernels
 import numpy as np
-from flags import codecs, names
+from flags import codecs, names, nbytes
 from report import Column, Table, header, progress, time_us, write_json
 from verifiable import slices, sum_and_bound, term, verify
 
@@ -46,7 +45,6 @@ from cutpq.cost import LINKS, all_reduce_us, compressed_all_reduce_us
 ALGOS = ("plain", "oneshot", "twoshot", "auto")
 CODECS = "mxfp8-e4m3,mxfp4"
 DTYPES = {"float16": np.float16, "bfloat16": bfloat16, "float32": np.float32}
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
 PROJECTED_RANKS = 8  # where this run has only one
 SEED = 1
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     comm = cq.init()
     rows = measure(args, comm)
-    kernels = codec_kernels.rows(args.codecs, comm) if comm.xp is not np and comm.rank == 0 else []
+    kernels = codec_kernels.rows(args.codecs, comm.xp) if comm.xp is not np and comm.rank == 0 else []
     comm.barrier()
     if comm.rank == 0:
         projected = list(project(args, comm.size))
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(args.json, [*rows, *projected, *kernels])
         if args.plot:
             plot(args.plot, rows)
-    return 1 if any(row["check"] == "FAIL" for row in rows) else 0
+    return 1 if any(row["check"] == "FAIL" for row in [*rows, *kernels]) else 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -120,14 +118,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         except ImportError:
             parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
     return args
-
-
-def nbytes(text: str) -> int:
-    """ "4M" -> 4194304; K, M and G are powers of two."""
-    words = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
-    if words is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 512, 64K, 4M or 1G")
-    return int(words[1]) * UNITS[words[2]]
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,64 +1,294 @@
-"""How fast a GPU encodes and decodes, against a copy of the same data in the same run.
+"""How fast a GPU encodes, decodes and adds what ranks sent, against a copy in the same run.
 
-Every byte that a kernel must read or write counts once: array and wire. This has not run on a GPU yet; its tests call
-it with NumPy arrays, where the codec's reference does the work.
+    python bench/codec_kernels.py                  on a GPU, 32 and 128 MiB of float16
+    python bench/codec_kernels.py --predict        from machine code, for an H200 and an A100; needs no GPU
+    CUTPQ_HOST_KERNELS=1 python bench/codec_kernels.py --smoke      the same kernels on the CPU: does everything work?
+
+Every byte that a kernel must read or write counts once, array and wires. ranks: whose wires decode_sum and
+decode_sum_encode add. of_copy: the kernel's bandwidth over that of a copy of the array. On a GPU, operands and results
+rotate over copies that no L2 keeps, in a CUDA graph. check: the first and the last numbers have the bits of the
+formulas in NumPy.
+
+This has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from report import Column, Table, time_us
+from flags import codecs, nbytes
+from gemm_model import MACHINES, Machine
+from gpu_clock import NoGpu, gpu_module, graph_us
+from machine_code import DisassemblerMissing, tile_code
+from report import Column, Table, header, write_json
 
+from cutpq import configs, kernels, wire
+from cutpq.array import Array, to_numpy
 from cutpq.codec import Codec
-from cutpq.comm import Communicator
 from cutpq.communicator import SelfCommunicator
 
-MIB = 32  # of float16: more than an L2 keeps while it also holds the wire and the decoded array
+CODECS = "mxfp8-e4m3,mxfp4"
+SIZES = (32 << 20, 128 << 20)  # bytes of float16
+SMOKE_SIZES = (64 << 10,)
+RANKS = (2, 4, 8)
+SPREAD = 256 << 20  # bytes that operands and results rotate over: several times an L2
+CHECKED = 1 << 18  # numbers at either end
 
+COLUMNS = (
+    Column("size", "size(B)", 10),
+    Column("kernel", "kernel", 17),
+    Column("codec", "codec", 19),
+    Column("ranks", "ranks", 5),
+    Column("moved_bytes", "moved_bytes", 11),
+)
 TABLE = Table(
     (
-        Column("kernel", "kernel", 8),
-        Column("codec", "codec", 19),
-        Column("moved_bytes", "moved_bytes", 11),
+        *COLUMNS,
         Column("time_us", "time(us)", 10, ".1f"),
         Column("gb_s", "GB/s", 8, ".1f"),
         Column("of_copy", "of_copy", 7, ".2f"),
+        Column("check", "check", 5),
+    )
+)
+PREDICTED_TABLE = Table(
+    (
+        Column("machine", "machine", 7),
+        *COLUMNS[1:4],
+        Column("instructions", "instructions", 12, ".0f"),
+        Column("integer", "integer", 7, ".0f"),
+        Column("bytes", "bytes", 6, ".0f"),
+        Column("gb_s", "GB/s_proj", 9, ".0f"),
+        Column("of_copy", "of_copy_proj", 12, ".2f"),
+        Column("bound", "bound", 7),
     )
 )
 
 Row = dict[str, Any]
 
 
-def rows(codecs: Sequence[Codec], comm: Communicator, mib: int = MIB, iterations: int = 20) -> list[Row]:
-    """The copy, then encode and decode of each codec, on this rank's device alone."""
-    alone = SelfCommunicator("alone", comm.xp, comm.device)
-    x = comm.xp.asarray(np.random.default_rng(0).standard_normal(mib << 19, np.float32).astype(np.float16))
-    decoded, same = comm.xp.empty(x.size, np.float32), comm.xp.empty_like(x)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.predict:
+        return print_prediction(args)
+    xp: ModuleType = np
+    if not kernels.usable(np):
+        try:
+            xp = gpu_module()
+        except NoGpu as error:
+            print(f"codec_kernels.py: {error}; or CUTPQ_HOST_KERNELS=1 with --smoke", file=sys.stderr)
+            return 2
+    found = rows(args.codecs, xp, args.sizes)
+    device = None if xp is np else int(xp.cuda.runtime.getDevice())
+    print("\n".join([*header(SelfCommunicator("kernels alone", xp, device)), *lines(found)]))
+    if args.json:
+        write_json(args.json, found)
+    return 1 if any(row["check"] == "FAIL" for row in found) else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "-b", "--bytes", dest="sizes", type=nbytes, nargs="+", metavar="B", help="of float16, with K, M or G (32M 128M)"
+    )
+    add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
+    add("--predict", action="store_true", help="count instructions and bytes instead")
+    add("--json", type=Path, metavar="FILE", help="write one object a row")
+    add("--smoke", action="store_true", help="64K")
+    args = parser.parse_args(argv)
+    args.sizes = args.sizes or (SMOKE_SIZES if args.smoke else SIZES)
+    return args
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def rows(codecs: Sequence[Codec], xp: ModuleType, sizes: Sequence[int] = SIZES) -> list[Row]:
+    """For every size the copy, then each codec's kernels, on the device that xp computes on."""
+    return [row for size in sizes for row in _of_size(codecs, xp, size // 2)]
+
+
+def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
+    x = xp.asarray(np.random.default_rng(0).standard_normal(n, np.float32).astype(np.float16))
     found: list[Row] = []
 
-    def add(kernel: str, codec: Codec | None, moved: int, call: Callable[[], Any]) -> None:
-        took = time_us(call, alone, iterations, budget_s=2)
+    def add(kernel: str, codec: Codec | None, ranks: int, moved: int, call: Callable[[int], Any], ok: bool) -> None:
+        took = graph_us(_keeping(call, moved, xp), 2 if xp is np else max(8, _copies(moved, xp)), xp)
         rate = moved / took / 1e3
-        of_copy = rate / found[0]["gb_s"] if found else 1.0
         found.append(
-            {"kernel": kernel, "codec": codec and codec.name, "moved_bytes": moved, "time_us": took, "gb_s": rate}
-            | {"of_copy": of_copy, "projected": False}
+            {"size": x.nbytes, "kernel": kernel, "codec": codec and codec.name, "ranks": ranks, "moved_bytes": moved}
+            | {"time_us": took, "gb_s": rate, "of_copy": rate / found[0]["gb_s"] if found else 1.0}
+            | {"check": "ok" if ok else "FAIL", "projected": False}
         )
 
-    add("copy", None, 2 * x.nbytes, lambda: comm.xp.copyto(same, x))
+    xs = _rotated(x, 2 * x.nbytes, xp)
+    add("copy", None, 1, 2 * x.nbytes, lambda i: xs[i % len(xs)].copy(), True)
     for codec in codecs:
-        wire = codec.encode(x)
-        add("encode", codec, x.nbytes + wire.nbytes, lambda c=codec, w=wire: c.encode(x, out=w))
-        add("decode", codec, wire.nbytes + decoded.nbytes, lambda c=codec, w=wire: c.decode(w, out=decoded))
+        wires = xp.stack([wire.encode(xp.roll(x, 4099 * rank), codec) for rank in range(max(RANKS))])
+        one = wires[0]
+        add("encode", codec, 1, x.nbytes + one.nbytes, lambda i, c=codec: wire.encode(xs[i % len(xs)], c),
+            _encodes(x, one, codec))  # fmt: skip
+        for ranks in (1, *RANKS):
+            moved = ranks * one.nbytes + x.nbytes
+            several = _rotated(wires[:ranks], moved, xp)
+
+            def decode_sum(i: int, c: Codec = codec, w: list[Array] = several) -> Array:
+                return wire.decode_sum(w[i % len(w)], c, n, np.float16)
+
+            add("decode_sum", codec, ranks, moved, decode_sum, _adds(decode_sum(0), several[0], codec))
+        for ranks in RANKS:
+            moved = (ranks + 1) * one.nbytes
+            several = _rotated(wires[:ranks], moved, xp)
+
+            def decode_sum_encode(i: int, c: Codec = codec, w: list[Array] = several) -> Array:
+                return wire.decode_sum_encode(w[i % len(w)], c, n)
+
+            ok = _adds_and_encodes(decode_sum_encode(0), several[0], codec, n)
+            add("decode_sum_encode", codec, ranks, moved, decode_sum_encode, ok)
     return found
 
 
-def lines(kernels: list[Row]) -> list[str]:
+def _copies(moved: int, xp: ModuleType) -> int:
+    return 1 if xp is np else math.ceil(SPREAD / moved)
+
+
+def _rotated(x: Array, moved: int, xp: ModuleType) -> list[Array]:
+    """x and as many copies as a kernel that moves so many bytes has to go through."""
+    return [x] + [x.copy() for _ in range(1, _copies(moved, xp))]
+
+
+def _keeping(call: Callable[[int], Any], moved: int, xp: ModuleType) -> Callable[[int], None]:
+    """call, whose results live on for a while, so that the next is somewhere else."""
+    kept: deque[Any] = deque(maxlen=_copies(moved, xp))
+    return lambda i: kept.append(call(i))
+
+
+# --- checking ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def formulas() -> Iterator[None]:
+    """NumPy arrays go through the formulas here, whatever the environment says."""
+    with patch.dict(os.environ, {"CUTPQ_HOST_KERNELS": "0"}):
+        yield
+
+
+def _ends(n: int, codec: Codec) -> list[slice]:
+    """The first and the last numbers, from where both a block and a byte of scales begin."""
+    unit = 8 * codec.block
+    return [slice(0, min(n, CHECKED)), slice(max(0, n - CHECKED) // unit * unit, n)]
+
+
+def _piece(one: Array, codec: Codec, n: int, part: slice) -> np.ndarray:
+    """The wire of part of the n numbers of a wire, whole blocks."""
+    blocks = slice(part.start // codec.block, part.stop // codec.block)
+    width, bits = codec.block * codec.element.bits // 8, codec.scale.bits
+    scales_at = n // codec.block * width
+    scales = slice(scales_at + blocks.start * bits // 8, scales_at + math.ceil(blocks.stop * bits / 8))
+    elements = slice(blocks.start * width, blocks.stop * width)
+    return np.concatenate([to_numpy(one[elements]), to_numpy(one[scales])])
+
+
+def _encodes(x: Array, one: Array, codec: Codec) -> bool:
+    with formulas():
+        return all(
+            np.array_equal(_piece(one, codec, x.size, part), codec.encode(to_numpy(x[part])))
+            for part in _ends(x.size, codec)
+        )
+
+
+def _summed(wires: Array, codec: Codec, n: int, part: slice) -> np.ndarray:
+    terms = [codec.decode(_piece(one, codec, n, part)) for one in wires]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _adds(y: Array, wires: Array, codec: Codec) -> bool:
+    with formulas():
+        return all(
+            to_numpy(y[part]).tobytes() == _summed(wires, codec, y.size, part).astype(y.dtype).tobytes()
+            for part in _ends(y.size, codec)
+        )
+
+
+def _adds_and_encodes(total: Array, wires: Array, codec: Codec, n: int) -> bool:
+    with formulas():
+        return all(
+            np.array_equal(_piece(total, codec, n, part), codec.encode(_summed(wires, codec, n, part)))
+            for part in _ends(n, codec)
+        )
+
+
+def lines(found: list[Row]) -> list[str]:
     """The table; nothing without a GPU."""
-    if not kernels:
+    if not found:
         return []
-    title = f"# kernels on {MIB} MiB of float16; of_copy: their bandwidth over that of a copy in this run"
-    return ["#", title, TABLE.heading(), *map(TABLE.line, kernels)]
+    title = "# kernels alone, float16; of_copy: their bandwidth over that of a copy of the array in this run"
+    return ["#", title, TABLE.heading(), *map(TABLE.line, found)]
+
+
+# --- predicting ----------------------------------------------------------------------------------------------------
+
+
+def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[Row]:
+    """What a machine should reach at so many bytes of float16: the slower of its issue slots and its memory.
+
+    instructions, integer  of a warp for a tile of 256 numbers, with its part of what a block begins with
+    bytes                  that such a tile must read and write
+    """
+    n = size // 2
+    for kernel, ranks in [
+        ("encode", 1),
+        *(("decode_sum", r) for r in RANKS),
+        *(("decode_sum_encode", r) for r in RANKS),
+    ]:
+        facts = codec.element, codec.block, codec.scale, codec.rule
+        config = configs.wire_config(*facts, configs.FLOAT16, ranks)
+        code = tile_code(kernel, config, machine.arch)
+        tiles_of_block = n / (8 * config.THREADS) / config.blocks(n)
+        instructions = code.instructions + code.outside / tiles_of_block
+        one = codec.bits / 8
+        moved = 256 * {"encode": 2 + one, "decode_sum": ranks * one + 2, "decode_sum_encode": (ranks + 1) * one}[kernel]
+        a_second = machine.device.sms * 4 * machine.clock_ghz * machine.issue_fraction  # 10^9 warp instructions
+        issue, integer = moved * a_second / instructions, moved * a_second / (2 * code.integer)
+        limits = {"memory": machine.copy_gb_s, "issue": issue, "integer": integer}
+        bound = min(limits, key=lambda name: limits[name])
+        yield {
+            "machine": machine.name, "kernel": kernel, "codec": codec.name, "ranks": ranks, "size": size,
+            "instructions": instructions, "integer": code.integer, "bytes": moved, "gb_s": limits[bound],
+            "of_copy": limits[bound] / machine.copy_gb_s, "bound": bound, "projected": True,
+        }  # fmt: skip
+
+
+def print_prediction(args: argparse.Namespace) -> int:
+    try:
+        found = [
+            row for machine in MACHINES.values() for c in args.codecs for row in predicted(c, machine, args.sizes[0])
+        ]
+    except DisassemblerMissing as error:
+        print(f"codec_kernels.py: {error}", file=sys.stderr)
+        return 2
+    print(f"# PREDICTED, not measured, for {args.sizes[0]} bytes of float16; CUDA sources {kernels.source_digest()}.")
+    print("# Issue slots and integer units by the instructions of machine code, memory by a copy: gemm_model.MACHINES")
+    print(PREDICTED_TABLE.heading())
+    print("\n".join(map(PREDICTED_TABLE.line, found)))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable
 
 from cutpq.codec import Codec
 from cutpq.codec import codec as find_codec
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
@@ -37,3 +40,11 @@ def codecs(text: str) -> tuple[Codec, ...]:
         return tuple(dict.fromkeys(map(find_codec, text.split(","))))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def nbytes(text: str) -> int:
+    """ "4M" -> 4194304; K, M and G are powers of two."""
+    words = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
+    if words is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 512, 64K, 4M or 1G")
+    return int(words[1]) * UNITS[words[2]]

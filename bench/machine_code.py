@@ -1,4 +1,7 @@
-"""What one warp executes for one unit of gemm_w4a16, counted in the machine code. Needs NVRTC and nvdisasm, no GPU."""
+"""What one warp executes, counted in the machine code: for a unit of gemm_w4a16, and for a tile of a codec's kernels.
+
+Needs NVRTC and nvdisasm, no GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from cutpq import kernels, nvrtc
-from cutpq.configs import GemmConfig
+from cutpq.configs import GemmConfig, WireConfig
 
 # Integer and logical instructions, of which a multiprocessor does 64 lanes a clock (sm_80 and sm_90: CUDA C++
 # Programming Guide, throughput of native arithmetic instructions); it issues four warps' instructions a clock.
@@ -77,3 +80,80 @@ def count(text: str, loads: int) -> UnitCode:
     opcodes = [found[1] for line in lines[start : end + 1] if (found := _INSTRUCTION.match(line))]
     integer = sum(opcode.split(".")[0] in HALF_RATE for opcode in opcodes)
     return UnitCode(len(opcodes), integer, loads)
+
+
+@dataclass(frozen=True)
+class TileCode:
+    """Instructions of one warp for one tile of encode, decode_sum or decode_sum_encode: eight numbers of a thread.
+
+    instructions  all that are issued, predicated ones too
+    integer       those of half rate
+    outside       what a block executes once, however many tiles it takes
+    """
+
+    instructions: int
+    integer: int
+    outside: int
+
+
+@cache
+def tile_code(kernel: str, config: WireConfig, arch: str) -> TileCode:
+    """The counts for aligned wires, finite numbers and whole blocks."""
+    return count_tile(_disassemble(kernels.compile_kernel(kernel, config, arch).path))
+
+
+def count_tile(text: str) -> TileCode:
+    """The counts of the loop over tiles in nvdisasm's text, on its usual way.
+
+    That is the way with most loads and stores of whole words, then with fewest of bytes and halves, which are for
+    ragged ends and wires that are not aligned, then the longest. A loop inside counts as one pass of it. Raises
+    ValueError where there is no loop.
+    """
+    code, labels = _instructions(text)
+    ways = [_next(code, labels, at) for at in range(len(code))]
+    best = [(0, -1)] * len(code)  # of the ways from here on: the greatest weight, and the step to take
+    for at in reversed(range(len(code))):
+        weight, to = max(((best[to][0], to) for to in ways[at] if to > at), default=(0, -1))
+        best[at] = (_weight(code[at][0]) + weight, to)
+    path, at = [], 0
+    while at >= 0:
+        path.append(at)
+        at = best[at][1]
+    loops = [[step for step in path if to <= step <= at] for at in path for to in ways[at] if to <= at]
+    if not loops:
+        raise ValueError("this machine code has no loop")
+    loop = max(loops, key=len)
+    inside = [code[at][0].split(".")[0] for at in loop]
+    return TileCode(len(inside), sum(op in HALF_RATE for op in inside), len(path) - len(inside))
+
+
+def _weight(opcode: str) -> int:
+    if not opcode.startswith(("LDG.", "STG.")):
+        return 1
+    return -50 if {"U8", "U16", "S16"} & set(opcode.split(".")) else 1000
+
+
+_STEP = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+((?:@!?U?P\w+\s+)?)([A-Z][A-Z0-9_.]*)(.*)")
+
+
+def _instructions(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(opcode, predicate and operands) of each instruction, and the instruction that each label stands at."""
+    code: list[tuple[str, str]] = []
+    labels = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif found := _STEP.match(line):
+            code.append((found[2], found[1] + found[3]))
+    return code, labels
+
+
+def _next(code: list[tuple[str, str]], labels: dict[str, int], at: int) -> list[int]:
+    """Where instruction `at` may lead to."""
+    opcode, rest = code[at]
+    target = re.search(r"`\((\.L_\w+)\)", rest) if opcode.startswith("BRA") else None
+    conditional = re.search(r"\bU?P\d", rest.partition("`")[0]) is not None
+    onward = [at + 1] if at + 1 < len(code) else []
+    if target:
+        return [labels[target[1]], *(onward if conditional else [])]
+    return [] if opcode.startswith(("EXIT", "RET")) and not conditional else onward

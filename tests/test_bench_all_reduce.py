@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import slow_link
 import verifiable
+from machine_code import TileCode, count_tile
 from test_mpi import MPIRUN, needs_mpi, run
 
 import cutpq as cq
@@ -24,6 +26,7 @@ from cutpq.codec import codec
 from cutpq.comm import Communicator, run_threads
 from cutpq.communicator import SelfCommunicator
 from cutpq.cost import oneshot_sent, twoshot_sent
+from cutpq.launch import find_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
@@ -332,17 +335,106 @@ def test_no_projected_column_where_none_is_wanted() -> None:
     assert "nvlink" not in text
 
 
-def test_kernel_rows_count_what_must_move() -> None:
-    """With NumPy, for want of a GPU: the bytes and the shares are the same arithmetic."""
-    rows = codec_kernels.rows([codec("mxfp4")], SelfCommunicator(), mib=1, iterations=1)
-    n = 1 << 19
+# --- kernels alone -------------------------------------------------------------------------------------------------
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU")
+
+
+@needs_compiler
+def test_kernel_rows_count_what_must_move_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    n = 1 << 12
+    rows = codec_kernels.rows([codec("mxfp4")], np, [2 * n])
     wire = n * 17 // 32
-    assert [(r["kernel"], r["moved_bytes"]) for r in rows] == [
-        ("copy", 4 * n),
-        ("encode", 2 * n + wire),
-        ("decode", wire + 4 * n),
+    assert [(r["kernel"], r["ranks"], r["moved_bytes"]) for r in rows] == [
+        ("copy", 1, 4 * n),
+        ("encode", 1, 2 * n + wire),
+        *[("decode_sum", ranks, ranks * wire + 2 * n) for ranks in (1, 2, 4, 8)],
+        *[("decode_sum_encode", ranks, (ranks + 1) * wire) for ranks in (2, 4, 8)],
     ]
+    assert {r["check"] for r in rows} == {"ok"}
     assert rows[0]["of_copy"] == 1
     assert all(r["of_copy"] == pytest.approx(r["gb_s"] / rows[0]["gb_s"]) for r in rows)
     assert len(codec_kernels.lines(rows)) == 3 + len(rows)
     assert codec_kernels.lines([]) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["encode", "decode_sum", "decode_sum_encode"])
+@pytest.mark.parametrize("at", [3, -1], ids=["first", "last"])
+def test_a_kernel_with_one_wrong_bit_fails_its_row(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+    """In numbers that the check takes from both ends of an array that is longer than those."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    monkeypatch.setattr(codec_kernels, "CHECKED", 512)
+    right = getattr(codec_kernels.wire, name)
+
+    def wrong(*given: object, **options: object) -> np.ndarray:
+        out = right(*given, **options)
+        out.view(np.uint8)[at] ^= 1
+        return out
+
+    monkeypatch.setattr(codec_kernels.wire, name, wrong)
+    rows = codec_kernels.rows([codec("int4-b8-e5m0")], np, [8000])
+    if name == "encode":  # whose wires the others are given, and are right about
+        rows = rows[:2]
+    assert {r["kernel"] for r in rows if r["check"] == "FAIL"} == {name}
+
+
+def test_kernels_run_smoke_from_the_command_line() -> None:
+    script = [sys.executable, str(ROOT / "bench" / "codec_kernels.py"), "--smoke", "-b", "4K", "--codecs", "mxfp4"]
+    path = str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    if shutil.which("g++"):
+        job = run(script, PYTHONPATH=path, CUTPQ_HOST_KERNELS="1")
+        assert job.status == 0, job.err
+        assert sum(line.endswith(" ok") for line in job.out.splitlines()) == 9
+    if find_gpu(0).device is None:
+        job = run(script, PYTHONPATH=path, CUTPQ_HOST_KERNELS="0")
+        assert job.status == 2
+        assert "needs a GPU and CuPy" in job.err
+        assert "CUTPQ_HOST_KERNELS=1 with --smoke" in job.err
+        assert "Traceback" not in job.err
+
+
+# As nvdisasm prints it: a start, a loop whose way forks for words that are not aligned, and an end.
+TILE_LOOP = """
+        /*0000*/                   IMAD R0, R1, R2, R3 ;
+        /*0010*/              @P0  EXIT ;
+.L_x_1:
+        /*0020*/                   ISETP.GE.AND P0, PT, R4, R5, PT ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/                   LDG.E.U8.CONSTANT R6, desc[UR4][R2.64] ;
+        /*0050*/                   LDG.E.U8.CONSTANT R7, desc[UR4][R2.64+0x1] ;
+        /*0060*/                   LOP3.LUT R6, R6, R7, RZ, 0xfc, !PT ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*0080*/                   LDG.E.CONSTANT R6, desc[UR4][R2.64] ;
+.L_x_3:
+        /*0090*/                   FADD R6, R6, R7 ;
+        /*00a0*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*00b0*/                   IADD3 R4, R4, 0x1, RZ ;
+        /*00c0*/              @!P1 BRA `(.L_x_1) ;
+        /*00d0*/                   EXIT ;
+.L_x_4:
+        /*00e0*/                   BRA `(.L_x_4) ;
+"""
+
+
+def test_instructions_of_a_tile_are_those_of_its_usual_way() -> None:
+    assert count_tile(TILE_LOOP) == TileCode(instructions=7, integer=2, outside=3)
+    with pytest.raises(ValueError, match="no loop"):
+        count_tile("        /*0000*/   IMAD R0, R1, R2, R3 ;\n        /*0010*/   EXIT ;\n")
+
+
+def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 25, 0))
+    h200 = codec_kernels.MACHINES["h200"]
+    found = {(r["kernel"], r["ranks"]): r for r in codec_kernels.predicted(codec("mxfp4"), h200)}
+    slots = 132 * 4 * 1.83 * 0.75
+    adding = found["decode_sum_encode", 2]
+    assert (adding["bytes"], adding["bound"]) == (3 * 136, "issue")
+    assert adding["gb_s"] == pytest.approx(3 * 136 * slots / 100)
+    assert found["decode_sum", 8]["bound"] == "memory"
+    assert found["decode_sum", 8]["of_copy"] == 1
+    monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 75, 0))
+    assert next(codec_kernels.predicted(codec("mxfp4"), h200))["bound"] == "integer"
