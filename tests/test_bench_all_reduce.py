@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import all_reduce as bench
 import codec_kernels
@@ -21,8 +22,9 @@ from machine_code import TileCode, count_tile
 from test_mpi import MPIRUN, needs_mpi, run
 
 import cutpq as cq
+from cutpq import ref_codec
 from cutpq.array import bfloat16
-from cutpq.codec import codec
+from cutpq.codec import Codec, codec
 from cutpq.comm import Communicator, run_threads
 from cutpq.communicator import SelfCommunicator
 from cutpq.cost import oneshot_sent, twoshot_sent
@@ -30,8 +32,8 @@ from cutpq.launch import find_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
-    "size count type redop root algo codec bits time_us algbw busbw wrong wire_bytes ratio rel_err check ranks backend "
-    "projected"
+    "size count type redop root algo codec bits time_us algbw busbw wrong wire_bytes ratio rel_err expected_err check "
+    "ranks backend projected"
 )
 FLAGS = ["-b", "250", "-e", "70K", "-f", "64", "--codecs", "mxfp4,int4-b8"]
 
@@ -96,7 +98,8 @@ def verdict(damage: Callable[[np.ndarray, int], None], name: str = "mxfp4") -> v
         damage(y, comm.rank)
         mine = verifiable.slices(count, size)[comm.rank]
         terms = [verifiable.term(1, rank, *mine, np.dtype(np.float16)) for rank in range(size)]
-        return verifiable.verify(y, *verifiable.sum_and_bound(terms, c, "twoshot"), comm)
+        right = verifiable.rounded_sum(terms, c, "twoshot")
+        return verifiable.verify(y, *verifiable.sum_and_bound(terms, c, "twoshot"), right, comm)
 
     verdicts = run_threads(size, call)
     assert len({v.wrong for v in verdicts}) == 1, "the verdict is the same on all ranks"
@@ -105,8 +108,9 @@ def verdict(damage: Callable[[np.ndarray, int], None], name: str = "mxfp4") -> v
 
 def test_a_right_sum_has_nothing_wrong() -> None:
     found = verdict(lambda y, rank: None)
-    assert found.wrong == 0
+    assert (found.wrong, found.check) == (0, "ok")
     assert 0.1 < found.rel_err < 0.25
+    assert found.rel_err == pytest.approx(found.expected_err, rel=1e-3)
 
 
 @pytest.mark.parametrize("at", [0, 383, 384, 999], ids=["first", "end_of_slice", "start_of_slice", "last"])
@@ -130,7 +134,92 @@ def test_a_sum_that_lacks_a_rank_is_wrong() -> None:
         y -= verifiable.term(1, 1, 0, y.size, y.dtype)
 
     assert verdict(subtract, "mxint8").wrong > 900
-    assert verdict(subtract).wrong > 0, "the bound of mxfp4 is as wide as its steps: rel_err says more"
+    few = verdict(subtract)
+    assert few.wrong < 300, "the bound of mxfp4 is as wide as its steps"
+    assert few.rel_err > 2 * few.expected_err
+
+
+class LastTermLost(Communicator):
+    """A communicator's ranks, of which the last brings zeros into a oneshot sum."""
+
+    def __init__(self, comm: Communicator, codec: Codec):
+        super().__init__(comm.rank, comm.size, "damaged")
+        self.backend, self._comm, self._codec = comm.backend, comm, codec
+
+    def barrier(self) -> None:
+        self._comm.barrier()
+
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        return self._comm.bcast(obj, root)
+
+    def split(self, color: int, key: int = 0) -> Communicator:
+        raise NotImplementedError
+
+    def _exchange(self, x: np.ndarray, *counts: list[int]) -> np.ndarray:
+        if self.rank == self.size - 1:
+            x = np.zeros_like(x)
+        return self._comm._exchange(x, *counts)
+
+
+def systematic(name: str, algo: str, damage: str, monkeypatch: pytest.MonkeyPatch, size: int = 8) -> verifiable.Verdict:
+    """The verdict on a sum of 8 ranks that is wrong in the same way everywhere."""
+    c, count, dtype = codec(name), 8192, np.dtype(np.float16)
+
+    def call(comm: Communicator) -> verifiable.Verdict:
+        x = verifiable.term(1, comm.rank, 0, count, dtype)
+        y = cq.all_reduce(x, LastTermLost(comm, c) if damage == "term lost" else comm, c, algo)
+        mine = verifiable.slices(count, size)[comm.rank]
+        terms = [verifiable.term(1, rank, *mine, dtype) for rank in range(size)]
+        right = verifiable.rounded_sum(terms, c, algo)
+        return verifiable.verify(y, *verifiable.sum_and_bound(terms, c, algo), right, comm)
+
+    scale_codes = ref_codec.scale_codes
+    with monkeypatch.context() as patch:
+        if damage in ("scale too large", "scale too small"):  # by one, before the block is divided by it
+            step = 1 if damage == "scale too large" else -1
+            patch.setattr(
+                ref_codec, "scale_codes", lambda *facts: (scale_codes(*facts).astype(int) + step).astype(np.uint8)
+            )
+        return run_threads(size, call)[0]
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+@pytest.mark.parametrize("name", ["int2", "e1m1", "e3m0-b128", "mxfp4", "nvfp4", "mxint8"])
+def test_a_sum_that_is_wrong_everywhere_but_bounded_fails(
+    monkeypatch: pytest.MonkeyPatch, name: str, algo: str
+) -> None:
+    damages = ["scale too large", "scale too small"] + ["term lost"] * (algo == "oneshot")
+    if name == "nvfp4":
+        damages.remove("scale too large")  # by one of its steps, an eighth: rounding hides it
+    assert systematic(name, algo, "none", monkeypatch).check == "ok"
+    for damage in damages:
+        found = systematic(name, algo, damage, monkeypatch)
+        assert found.check == "FAIL", (damage, found)
+
+
+EVERY_KIND = [
+    *("mxfp4", "mxfp6-e2m3", "mxfp8-e4m3", "mxfp8-e5m2", "mxint8", "nvfp4", "mxfp4+hadamard", "int3-b16+hadamard"),
+    *("e2m1-rceil", "e2m1-even", "e3m1-b8-e4m0", "e2m0-b128-e5m0-rceil", "int4-float16", "int5-b64-e4m3-floor"),
+    "e2m2-b16-float16-rceil",
+]
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_rounding_by_the_definitions_is_the_codecs(name: str) -> None:
+    """Another way to the same numbers, save where float32 rounds a ratio or a rotated number the other way."""
+    c = codec(name)
+    x = (verifiable.term(5, 0, 0, 8192 + 40, np.dtype(np.float16)) * np.float16(3)).astype(np.float16)
+    x[256:512] = 0
+    have, want = verifiable.rounded(x.astype(np.float64), c)[: x.size], c.decode(c.encode(x)).astype(np.float64)
+    differs = ~np.isclose(have, want, rtol=1e-5, atol=1e-12)
+    assert differs.mean() < 0.001
+
+
+def test_a_nan_is_no_small_error() -> None:
+    assert verifiable.Verdict(0, float("nan"), 0.1).check == "FAIL"
+    assert verifiable.Verdict(0, 0.1019, 0.1).check == "ok"
+    assert verifiable.Verdict(0, 0.1021, 0.1).check == verifiable.Verdict(0, 0.0979, 0.1).check == "FAIL"
+    assert verifiable.Verdict(0, 0.9, None).check == "ok"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32])
@@ -188,9 +277,26 @@ def test_a_wrong_sum_prints_fail_and_exits_with_1(monkeypatch: pytest.MonkeyPatc
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in printed if not line.startswith("#")] == ["ok", "FAIL", "ok"]
     assert "# Out of bounds values : 1 FAILED" in printed
+    assert not [line for line in printed if "rounding makes it" in line]
     assert [json.loads(line)["wrong"] for line in path.read_text().splitlines()] == [0, 1, 0]
     assert bench.main([*flags, "-c", "0"]) == 0, "unchecked"
     assert "FAIL" not in capsys.readouterr().out
+
+
+def test_a_sum_of_too_much_noise_prints_why_it_fails(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """On one rank: each number moved by a tenth of the codec's bound, the whole by more than rounding does."""
+    reduce = bench.reduce
+
+    def noisy(x: np.ndarray, comm: Communicator, case: bench.Case) -> np.ndarray:
+        y = reduce(x, comm, case)
+        return y if case.algo != "twoshot" else (y + np.float16(0.1) * np.sign(y)).astype(y.dtype)
+
+    monkeypatch.setattr(bench, "reduce", noisy)
+    assert bench.main(["--smoke", "-b", "8K", "-e", "8K", "--codecs", "mxfp4", "--project", "none"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in printed if not line.startswith("#")] == ["ok", "ok", "FAIL"]
+    assert "# Out of bounds values : 0 OK" in printed
+    assert any(line.startswith("# 8192 bytes, twoshot mxfp4: rel_err ") and line.endswith("FAILED") for line in printed)
 
 
 # --- a slow link ---------------------------------------------------------------------------------------------------
