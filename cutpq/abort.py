@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
@@ -16,6 +17,14 @@ PATIENCE_S = 5.0
 # How long a failed rank waits for the launcher to pass on what it wrote. Without this wait MPICH's mpirun lost the
 # traceback in 4 of 80 jobs; with it in none.
 LAST_WORDS_S = 0.5
+
+# What is to be done when all ranks are at their end, before MPI is.
+_last_deeds: list[Callable[[], None]] = []
+
+
+def when_all_have_left(deed: Callable[[], None]) -> None:
+    """Do this when all ranks of the job are at their end; nothing if it is aborted."""
+    _last_deeds.append(deed)
 
 
 def end_job_on_failure(mpi: ModuleType) -> None:
@@ -68,6 +77,8 @@ class _Rank:
             if self.status and time.monotonic() > deadline:
                 self.abort(f"left with exit status {self.status} while other ranks still run: ending the job")
             time.sleep(0.001)
+        for deed in _last_deeds:
+            deed()
 
     def abort(self, text: str) -> None:
         sys.stdout.flush()

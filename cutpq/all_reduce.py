@@ -25,6 +25,7 @@ from .array import Array, array_module, bfloat16, check_array
 from .codec import Codec
 from .codec import codec as find_codec
 from .comm import Communicator
+from .communicator import in_words
 from .cost import LINKS, Link, choose_all_reduce
 from .gather import rmsnorm_gather
 from .ref_codec import to_float32
@@ -65,7 +66,9 @@ def all_reduce(
     array_module(x, out)
     if out is not None:
         check_array("out", out, x.shape, x.dtype)
-    total = _reduce(x, comm, *_agreed(x, comm, codec, algo))
+    chosen = _chosen(codec, algo)
+    with comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
+        total = _reduce(x, comm, chosen, _agreed(x, comm, chosen, algo))
     if out is None:
         return total
     out[...] = total
@@ -97,8 +100,9 @@ def all_reduce_rmsnorm(
     check_array("weight", weight, x.shape[1:], x.dtype)
     check_array("perm", perm, x.shape[1:], np.int32)
     array_module(x, residual, weight, perm)
-    chosen, algo = _agreed(x, comm, codec, algo)
-    with span("all_reduce"):
+    chosen = _chosen(codec, algo)
+    with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
+        algo = _agreed(x, comm, chosen, algo)
         if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
             wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
             return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
@@ -108,15 +112,18 @@ def all_reduce_rmsnorm(
         return rmsnorm_gather(residual, weight, perm, epsilon)
 
 
-def _agreed(x: Array, comm: Communicator, codec: str | Codec | None, algo: str) -> tuple[Codec | None, str]:
-    """The codec and the algo of this call, the same on all ranks."""
+def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
     if algo not in ALGOS:
         raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    return None if codec is None else find_codec(codec)
+
+
+def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
+    """The algo of this call, the same on all ranks."""
     if codec is None:
-        return None, algo
-    chosen = find_codec(codec)
-    _check_agreement(x, comm, chosen, algo)
-    return chosen, _choose(x, comm, chosen) if algo == "auto" else algo
+        return algo
+    _check_agreement(x, comm, codec, algo)
+    return _choose(x, comm, codec) if algo == "auto" else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
@@ -216,14 +223,19 @@ def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> N
     """
     if comm.size == 1 or not comm.waits_on_host:
         return
-    mine = (x.shape, x.dtype.name, codec, algo)
+    mine = (in_words(x), codec, algo)
     first = comm.bcast(mine)
     if mine != first:
-        raise ValueError(f"rank {comm.rank} calls all_reduce of {_call(*mine)}, but rank 0 of {_call(*first)}")
+        raise ValueError(
+            f"rank {comm.rank} calls all_reduce of {_call(*mine)}, but rank 0 of {_call(*first)}: "
+            f"their call {comm.calls}"
+        )
 
 
-def _call(shape: tuple[int, ...], dtype: str, codec: Codec, algo: str) -> str:
-    return f"{dtype} {tuple(shape)} by {codec.name}, {algo}"
+def _call(array: str, codec: Codec | None, algo: str) -> str:
+    if codec is None:
+        return f"{array}, {'oneshot' if algo == 'oneshot' else 'plain'}"
+    return f"{array} by {codec.name}, {algo}"
 
 
 def _choose(x: Array, comm: Communicator, codec: Codec) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 
-from . import launch
+from . import launch, watch
 from .abort import end_job_on_failure
 from .comm_threads import run_threads
 from .communicator import Communicator, RanksDisagreeError, SelfCommunicator
@@ -72,18 +72,18 @@ def _connect(asked: str) -> Communicator:
     from .comm_mpi import HostCommunicator, MpiCommunicator
 
     if asked == "mpi":
-        return MpiCommunicator(world, "asked for")
+        return _watched(MpiCommunicator(world, "asked for"))
     mine = launch.find_gpu(launch.node_rank(mpi))
     found = world.allgather(mine)
     chosen, reason = launch.choose(found) if asked == "auto" else launch.require(asked, found)
     if chosen == "mpi":
-        return MpiCommunicator(world, reason)
+        return _watched(MpiCommunicator(world, reason))
 
     import cupy
 
     cupy.cuda.Device(mine.device).use()
     if chosen == "host":
-        return HostCommunicator(world, reason, mine.device)
+        return _watched(HostCommunicator(world, reason, mine.device))
 
     if chosen == "ipc":
         from .comm_ipc import CudaMemory, IpcCommunicator
@@ -96,6 +96,12 @@ def _connect(asked: str) -> Communicator:
     from .comm_nccl import NcclCommunicator
 
     return NcclCommunicator(MpiCommunicator(world, reason), nccl, cupy, mine.device)
+
+
+def _watched(comm: Communicator) -> Communicator:
+    """One whose ranks wait for each other on the host; the others see to it themselves."""
+    comm.watch = watch.start(comm, waits_on_host=True)
+    return comm
 
 
 def _alone(reason: str) -> SelfCommunicator:

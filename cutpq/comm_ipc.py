@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import configs, kernels
+from . import configs, kernels, watch
 from .array import Array, bfloat16
-from .communicator import Communicator, RanksDisagreeError, check_received, offsets, patience_s
+from .communicator import Communicator, RanksDisagreeError, check_received, in_words, offsets, patience_s
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -89,7 +89,8 @@ class IpcCommunicator(Communicator):
     """GPU arrays between processes of one machine, by peer loads; on one stream, the first that is used.
 
     A peer that does not come within CUTPQ_TIMEOUT is named by RanksDisagreeError: where each rank has its own GPU,
-    by the next collective or barrier after the sum that waited for it, and what that sum returned is void.
+    by the next collective or barrier after the sum that waited for it, and what that sum returned is void. There
+    watch.py, too, ends the job where ranks call different things.
     """
 
     backend = "ipc"
@@ -109,13 +110,16 @@ class IpcCommunicator(Communicator):
         self._slabs: list[Array] = []
         self._half_bytes = 0
         self.reserve(SLAB_UNIT)
+        self.watch = None if self.shared else watch.start(control, waits_on_host=False)
 
     def barrier(self) -> None:
-        self._synchronize()
-        self._control.barrier()
+        with self.calling("barrier"):
+            self._synchronize()
+            self._control.barrier()
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
-        return self._control.bcast(obj, root)
+        with self.calling(f"bcast from rank {root}"):
+            return self._control.bcast(obj, root)
 
     def split(self, color: int, key: int = 0) -> IpcCommunicator:
         return type(self)(self._control.split(color, key), self._memory, self._bus, self.device)
@@ -170,8 +174,9 @@ class IpcCommunicator(Communicator):
         are whole groups of eight numbers.
         """
         self._check_array(x)
-        total = self.sum_by_kernel(x, None, "oneshot" if x.nbytes <= ONESHOT_BYTES else "twoshot")
-        return super().all_reduce(x) if total is None else total
+        with self.calling(f"all_reduce of {in_words(x)}"):
+            total = self.sum_by_kernel(x, None, "oneshot" if x.nbytes <= ONESHOT_BYTES else "twoshot")
+            return super().all_reduce(x) if total is None else total
 
     def sum_by_kernel(self, x: Array, codec: Codec | None, algo: str) -> Array | None:
         self._check_array(x)

@@ -19,6 +19,7 @@ from .communicator import (
     offsets,
     patience_s,
 )
+from .watch import Post
 
 # Tags of the messages, so that an object is not taken for a piece of an array.
 ARRAY, OBJECT, HERE = 1, 2, 3
@@ -42,13 +43,19 @@ class MpiCommunicator(Communicator):
     def barrier(self) -> None:
         here = np.empty(0, np.uint8)  # a message between all pairs, so that it is seen who has not come
         others = self._others()
-        requests = [self._mpi.Irecv(here, r, HERE) for r in others]
-        self._wait(requests + [self._mpi.Isend(here, r, HERE) for r in others], others * 2, "a barrier")
+        with self.calling("barrier"):
+            requests = [self._mpi.Irecv(here, r, HERE) for r in others]
+            self._wait(requests + [self._mpi.Isend(here, r, HERE) for r in others], others * 2, "a barrier")
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
         check_root(root, self.size)
+        with self.calling(f"bcast from rank {root}"):
+            return self._bcast(obj, root)
+
+    def _bcast(self, obj: Any, root: int) -> Any:
+        """What travels is the object, with the call that it belongs to: it is not taken for another's."""
         if self.rank == root:
-            pickled = np.frombuffer(pickle.dumps(obj), np.uint8)
+            pickled = np.frombuffer(pickle.dumps((self.calls, self.kind, obj)), np.uint8)
             others = self._others()
             self._wait([self._mpi.Isend(pickled, r, OBJECT) for r in others], others, f"a bcast from rank {root}")
             return obj
@@ -60,7 +67,19 @@ class MpiCommunicator(Communicator):
                 raise self._away(f"a bcast from rank {root}", [root])
         pickled = np.empty(status.Get_count(MPI.BYTE), np.uint8)
         message.Recv(pickled)
-        return pickle.loads(pickled.tobytes())
+        calls, kind, theirs = pickle.loads(pickled.tobytes())
+        if (calls, kind) != (self.calls, self.kind):
+            raise RanksDisagreeError(
+                f"rank {self.rank} is in its call {self.calls}, {self.call}, but what rank {root} sends is of its "
+                f"call {calls}, {kind}: one of them has skipped a call"
+            )
+        return theirs
+
+    def post(self) -> MpiPost | None:
+        from mpi4py import MPI
+
+        every = all(self._mpi.allgather(MPI.Query_thread() == MPI.THREAD_MULTIPLE))
+        return MpiPost(self._mpi.Dup()) if every else None
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         check_color(color)
@@ -106,7 +125,7 @@ class MpiCommunicator(Communicator):
     def _away(self, what: str, ranks: list[int]) -> RanksDisagreeError:
         return RanksDisagreeError(
             f"rank {self.rank} waits in {what} for ranks {ranks}, which did not come in {patience_s():g} s "
-            "(CUTPQ_TIMEOUT): they call something else, or are gone"
+            f"(CUTPQ_TIMEOUT): they call something else, or are gone. It is in its call {self.calls}, {self.call}"
         )
 
     def _empty(self, nbytes: int) -> np.ndarray:
@@ -129,6 +148,31 @@ class _Patience:
         else:
             os.sched_yield()
         return time.monotonic() > self.end
+
+
+class MpiPost(Post):
+    """By messages of an MPI communicator of its own; MPI must allow several threads at once."""
+
+    def __init__(self, mpi: Any):
+        self._mpi = mpi
+        self._requests: list[Any] = []
+
+    def send(self, calls: list[str] | None) -> None:
+        self._requests = [request for request in self._requests if not request.Test()]
+        self._requests.append(self._mpi.isend(calls, 0, OBJECT))
+
+    def receive(self) -> list[tuple[int, list[str] | None]]:
+        from mpi4py import MPI
+
+        found, status = [], MPI.Status()
+        while (message := self._mpi.improbe(MPI.ANY_SOURCE, OBJECT, status)) is not None:
+            found.append((status.Get_source(), message.recv()))
+        return found
+
+    def flush(self) -> None:
+        while self._requests:
+            self._requests = [request for request in self._requests if not request.Test()]
+            time.sleep(0.001)
 
 
 class HostCommunicator(MpiCommunicator):

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from . import watch
 from .array import Array, bfloat16
-from .communicator import Communicator, offsets
+from .communicator import Communicator, in_words, offsets
 
 # ncclDataType_t and ncclRedOp_t of nccl.h
 UINT8 = 1
@@ -36,6 +37,9 @@ class NcclCommunicator(Communicator):
     all_reduce is NCCL's own, with NCCL's rounding: float16 and bfloat16 are rounded at every step of its ring or
     tree, so that its sums differ from the other backends' in their last bits.
 
+    Ranks that call different things, or of which one skips a call, would wait on their GPUs for ever: watch.py sees it
+    and ends the job.
+
     An array made on another stream must stay alive until the collective is done, as with any CuPy kernel.
     """
 
@@ -48,13 +52,16 @@ class NcclCommunicator(Communicator):
         self._control, self._nccl = control, nccl
         unique_id = control.bcast(nccl.get_unique_id() if control.rank == 0 else None)
         self._link = nccl.NcclCommunicator(control.size, unique_id, control.rank)
+        self.watch = watch.start(control, waits_on_host=False)
 
     def barrier(self) -> None:
-        self._stream().synchronize()
-        self._control.barrier()
+        with self.calling("barrier"):
+            self._stream().synchronize()
+            self._control.barrier()
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
-        return self._control.bcast(obj, root)
+        with self.calling(f"bcast from rank {root}"):
+            return self._control.bcast(obj, root)
 
     def split(self, color: int, key: int = 0) -> NcclCommunicator:
         return type(self)(self._control.split(color, key), self._nccl, self.xp, self.device)
@@ -73,8 +80,10 @@ class NcclCommunicator(Communicator):
         self.sent_bytes += 2 * (self.size - 1) * x.nbytes // self.size
         x = self.xp.ascontiguousarray(x).reshape(x.shape)
         out = self.xp.empty(x.shape, x.dtype)
-        if x.size:
-            self._link.allReduce(self._pointer(x), self._pointer(out), x.size, DTYPES[x.dtype], SUM, self._stream().ptr)
+        with self.calling(f"all_reduce of {in_words(x)}"):
+            if x.size:
+                pointers = self._pointer(x), self._pointer(out)
+                self._link.allReduce(*pointers, x.size, DTYPES[x.dtype], SUM, self._stream().ptr)
         return out
 
     def _all_gather(self, x: Array, counts: list[int]) -> Array:

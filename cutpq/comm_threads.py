@@ -61,7 +61,7 @@ class _Table:
         self.here: set[int] = set()
         self.turn = 0
 
-    def meet(self, rank: int) -> None:
+    def meet(self, rank: int, call: str) -> None:
         """Wait for all members; stop if one failed, has returned already or does not come in time."""
         with self.job.changed:
             turn = self.turn
@@ -80,7 +80,7 @@ class _Table:
             away = sorted(set(range(len(self.members))) - self.here)
             late = f"{away} did not come in {self.job.timeout_s:g} s (CUTPQ_TIMEOUT)"
             why = f"{self._gone()} returned already" if decided else late
-            raise RanksDisagreeError(f"rank {rank} waits in a collective for ranks {away}, of which {why}")
+            raise RanksDisagreeError(f"rank {rank} waits in {call} for ranks {away}, of which {why}")
 
     def _gone(self) -> list[int]:
         return [r for r, member in enumerate(self.members) if member in self.job.finished]
@@ -134,13 +134,15 @@ class ThreadsCommunicator(Communicator):
     def _meeting(self, collective: str, thing: Any) -> Iterator[list[Any]]:
         """What every rank brought, by rank; to be used within the block, at whose end the owners go on."""
         table = self._table
-        table.slots[self.rank] = (collective, thing)
-        table.meet(self.rank)
-        called = [name for name, _ in table.slots]
-        if set(called) != {collective}:
-            raise RanksDisagreeError(f"ranks called different collectives: {dict(enumerate(called))}")
-        yield [thing for _, thing in table.slots]
-        table.meet(self.rank)
+        with self.calling(collective):
+            table.slots[self.rank] = (collective, self.kind, thing)
+            table.meet(self.rank, f"its call {self.calls}, {self.call},")
+            for at in range(2):
+                called = [slot[at] for slot in table.slots]
+                if len(set(called)) > 1:
+                    raise RanksDisagreeError(f"ranks called different collectives: {dict(enumerate(called))}")
+            yield [thing for *_, thing in table.slots]
+            table.meet(self.rank, f"its call {self.calls}, {self.call},")
 
 
 def run_threads(

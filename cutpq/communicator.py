@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from itertools import accumulate
 from operator import index
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .array import Array, array_module, bfloat16
+
+if TYPE_CHECKING:
+    from .watch import Post, Watch
 
 
 class RanksDisagreeError(RuntimeError):
@@ -43,6 +48,9 @@ class Communicator(ABC):
     xp, device   numpy or cupy: where this rank computes, and the number of its GPU (None without)
     sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
                  its own part stays at home and is not counted, nor are barrier and bcast
+    calls, call  how many collectives this rank has called, and the last of them in words; one that is made of others
+                 counts once
+    watch        what compares them with the calls of the other ranks, if anything does
     """
 
     backend: str
@@ -53,6 +61,9 @@ class Communicator(ABC):
         self.rank, self.size, self.reason = rank, size, reason
         self.xp, self.device = xp, device
         self.sent_bytes = 0
+        self.calls, self.call = 0, "nothing yet"
+        self._inside_call = False
+        self.watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}, backend {self.backend}: {self.reason}>"
@@ -60,6 +71,33 @@ class Communicator(ABC):
     def reset_sent(self) -> None:
         """Count `sent_bytes` from zero again."""
         self.sent_bytes = 0
+
+    @contextmanager
+    def calling(self, what: str) -> Iterator[None]:
+        """A collective, for as long as the block lasts; in another one it is a part of that.
+
+        what  the call in words: the same on all ranks, if they make the same call
+        """
+        if self._inside_call:
+            yield
+            return
+        self.calls, self.call = self.calls + 1, what
+        if self.watch:
+            self.watch.called(what)
+        self._inside_call = True
+        try:
+            yield
+        finally:
+            self._inside_call = False
+
+    @property
+    def kind(self) -> str:
+        """The name of the call that this rank is in."""
+        return self.call.partition(" of ")[0]
+
+    def post(self) -> Post | None:
+        """A way to tell rank 0 things from a thread; None where there is none. Collective."""
+        return None
 
     @abstractmethod
     def barrier(self) -> None:
@@ -93,7 +131,8 @@ class Communicator(ABC):
                 )
             shape = (sum(pieces),)
         self.sent_bytes += (self.size - 1) * x.nbytes
-        out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
+        with self.calling(f"all_gather of {in_words(x) if counts is None else pieces}"):
+            out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
         return out.view(x.dtype).reshape(shape)
 
     def all_to_all(
@@ -128,7 +167,8 @@ class Communicator(ABC):
             shape = (sum(recv),)
         self.sent_bytes += (x.size - send[self.rank]) * x.itemsize
         send_bytes, recv_bytes = ([n * x.itemsize for n in counts] for counts in (send, recv))
-        out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
+        with self.calling(f"all_to_all of {in_words(x) if send_counts is None else 'pieces by counts'}"):
+            out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
         return out.view(x.dtype).reshape(shape)
 
     def all_reduce(self, x: Array) -> Array:
@@ -145,11 +185,12 @@ class Communicator(ABC):
         dtype = _sum_dtype(x.dtype)
         shares = [x.size // self.size + (r < x.size % self.size) for r in range(self.size)]
         mine = shares[self.rank]
-        terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
-        total = terms[0].astype(dtype, copy=False)
-        for term in terms[1:]:
-            total += term.astype(dtype, copy=False)
-        return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
+        with self.calling(f"all_reduce of {in_words(x)}"):
+            terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
+            total = terms[0].astype(dtype, copy=False)
+            for term in terms[1:]:
+                total += term.astype(dtype, copy=False)
+            return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
 
     def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
         """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
@@ -184,6 +225,16 @@ class Communicator(ABC):
         if len(numbers) != self.size or min(numbers) < 0:
             raise ValueError(f"{name} must be {self.size} numbers >= 0, one for each rank, got {numbers}")
         return numbers
+
+
+def in_words(x: Array) -> str:
+    """An array's dtype and shape."""
+    return f"{_name(x.dtype)} {x.shape}"
+
+
+@cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name  # which takes NumPy longer than a dictionary
 
 
 def _as_bytes(x: Array) -> Array:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ import cutpq as cq
 from cutpq import abort
 from cutpq.array import bfloat16
 from cutpq.comm import init
+from cutpq.comm_nccl import NcclCommunicator
 
 DTYPES = (np.float16, bfloat16, np.float32, np.float64, np.int8, np.uint8, np.int64, np.bool_, np.complex64)
 
@@ -256,6 +258,62 @@ def one_rank_dies(comm):
     comm.barrier()
 
 
+class StuckGpu(NcclCommunicator):
+    """NCCL as it is seen from the host when its kernels never end: calls return at once, and a barrier does not."""
+
+    def __init__(self, control):
+        link = SimpleNamespace(allReduce=lambda *_: None)
+        library = SimpleNamespace(get_unique_id=lambda: b"", NcclCommunicator=lambda *_: link)
+        super().__init__(control, library, np, 0)
+
+    def _pointer(self, x):
+        return 0
+
+    def _stream(self):
+        return SimpleNamespace(ptr=0, synchronize=lambda: time.sleep(60))
+
+
+def gpus_where_one_rank_skips_a_sum(comm):
+    gpus = StuckGpu(comm)
+    for shape in (8, 8, 9):
+        if comm.rank != 1 or shape == 9:
+            gpus.all_reduce(np.ones(shape, np.float16))
+    gpus.barrier()
+
+
+def gpus_where_one_rank_comes_late(comm):
+    gpus = StuckGpu(comm)
+    for _ in range(2 if comm.rank == 1 else 4):
+        gpus.all_reduce(np.ones(8, np.float16))
+    if comm.rank == 1:
+        time.sleep(60)
+    gpus.barrier()
+
+
+def gpus_where_one_rank_returns(comm):
+    gpus = StuckGpu(comm)
+    gpus.all_reduce(np.ones(8, np.float16))
+    if comm.rank == 0:
+        sys.exit()
+    gpus.all_reduce(np.ones(8, np.float16))
+    gpus.barrier()
+
+
+def gpus_of_another_codec(comm):
+    codec = "int4" if comm.rank == 2 else "e2m1"
+    gpus = StuckGpu(comm)
+    with gpus.calling(f"all_reduce by {codec}"):
+        pass
+    gpus.barrier()
+
+
+def gpus_that_agree(comm):
+    gpus = StuckGpu(comm)
+    for _ in range(5):
+        gpus.all_reduce(np.ones(8, np.float16))
+        time.sleep(0.05 * comm.rank)
+
+
 ENDINGS = {
     case.__name__: case
     for case in (
@@ -273,6 +331,11 @@ ENDINGS = {
         sum_of_another_shape,
         sum_by_another_codec,
         one_rank_dies,
+        gpus_where_one_rank_skips_a_sum,
+        gpus_where_one_rank_comes_late,
+        gpus_where_one_rank_returns,
+        gpus_of_another_codec,
+        gpus_that_agree,
     )
 }
 

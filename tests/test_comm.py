@@ -125,7 +125,9 @@ def test_rank_that_returns_leaves_nobody_waiting():
         if comm.rank != 1:
             comm.barrier()
 
-    with pytest.raises(RanksDisagreeError, match=r"waits in a collective for ranks \[1\], of which \[1\] returned"):
+    with pytest.raises(
+        RanksDisagreeError, match=r"waits in its call 1, barrier, for ranks \[1\], of which \[1\] returned"
+    ):
         run_threads(2, leave, timeout_s=60)
 
 

@@ -89,12 +89,19 @@ def test_counts_that_differ_between_ranks_are_an_error(ending, text):
 
 
 WAIT = r"\[rank [02]\] .*RanksDisagreeError: rank [02] waits in {} for ranks \[1\], which did not come in 2 s"
+DIFFER = r"\[rank 0\] .*RanksDisagreeError: ranks make different calls as their number "
+SUM = r"all_reduce of float16 \(64,\) by mxfp4, twoshot"
 CALLS_DIFFER = {
-    "one_rank_skips_a_sum": WAIT.format("(a bcast from rank 0|an exchange of arrays|a barrier)"),
-    "one_rank_skips_a_barrier": WAIT.format("a barrier"),
-    "one_rank_gathers_instead_of_a_bcast": r"waits in an exchange of arrays for ranks \[1, 2\], which did not come",
+    "one_rank_skips_a_sum": DIFFER + rf"3: ranks \[0, 2\] {SUM}; rank 1 barrier",
+    "one_rank_skips_a_barrier": WAIT.format("a barrier") + r".* It is in its call 2, barrier",
+    "one_rank_gathers_instead_of_a_bcast": DIFFER + r"1: rank 0 all_gather of float64 \(4,\); ranks \[1, 2\] bcast",
     "sum_of_another_shape": r"\[rank 1\] ValueError: rank 1 calls all_reduce of float16 \(2, 33\) by mxfp4.*rank 0 of",
     "sum_by_another_codec": r"\[rank 1\] ValueError: rank 1 calls all_reduce of .* by int4, .* rank 0 of .* by mxfp4",
+    "gpus_where_one_rank_skips_a_sum": DIFFER + r"1: ranks \[0, 2\] all_reduce of float16 \(8,\); rank 1 .*\(9,\)",
+    "gpus_where_one_rank_comes_late": r"rank 1 made 2 calls, and none in the last 2 s .*; ranks \[0, 2\] went on to "
+    r"call 3, all_reduce of float16 \(8,\): a call was skipped, or the rank is gone",
+    "gpus_where_one_rank_returns": r"rank 0 made 1 calls, .*; ranks \[1, 2\] went on to call 2, all_reduce of float16",
+    "gpus_of_another_codec": DIFFER + r"1: ranks \[0, 1\] all_reduce by e2m1; rank 2 all_reduce by int4",
 }
 
 
@@ -105,6 +112,13 @@ def test_rank_that_calls_something_else_is_named_in_time(ending, pattern):
     assert job.status != 0
     assert re.search(pattern, job.err), job.err
     assert "passed" not in job.out
+
+
+@needs_mpi
+def test_gpus_that_agree_end_in_peace():
+    job = mpirun(3, "gpus_that_agree", timeout_s=25, CUTPQ_TIMEOUT="2")
+    assert job.status == 0, job.err
+    assert job.err == ""
 
 
 @needs_mpi
