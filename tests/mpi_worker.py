@@ -236,6 +236,12 @@ def one_rank_skips_a_barrier(comm):
         comm.barrier()
 
 
+def one_rank_skips_a_bcast(comm):
+    if comm.rank != 1:
+        comm.bcast("planted")
+    cq.all_reduce(np.ones(64, np.float16), comm, codec="mxfp4", algo="oneshot")
+
+
 def one_rank_gathers_instead_of_a_bcast(comm):
     if comm.rank == 0:
         comm.all_gather(np.ones(4))
@@ -327,6 +333,7 @@ ENDINGS = {
         one_rank_sends_more,
         one_rank_skips_a_sum,
         one_rank_skips_a_barrier,
+        one_rank_skips_a_bcast,
         one_rank_gathers_instead_of_a_bcast,
         sum_of_another_shape,
         sum_by_another_codec,

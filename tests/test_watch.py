@@ -129,6 +129,17 @@ def test_a_difference_is_raised_in_rank_0s_thread_with_all_ranks_named(raised):
     end(watches)
 
 
+def test_a_difference_waits_a_tick_for_the_other_ranks_to_tell(raised, monkeypatch):
+    monkeypatch.setattr(watch, "TICK_S", 60.0)
+    box = queue.Queue()
+    first = Watch(0, 3, Mail(box, 0), 10.0)
+    box.put((1, ["b"]))
+    first._compare(first._roll, ["a"])
+    box.put((2, ["a"]))
+    with pytest.raises(RanksDisagreeError, match=r"number 1: ranks \[0, 2\] a; rank 1 b"):
+        first._compare(first._roll, [])
+
+
 def test_a_difference_in_the_last_calls_is_still_found(raised):
     watches = watched(2)
     watches[0].called("a")
