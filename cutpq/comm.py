@@ -17,6 +17,8 @@ host       processes that share GPUs     CuPy, through host memory
 from __future__ import annotations
 
 import os
+import socket
+from typing import Any
 
 from . import launch, watch
 from .abort import end_job_on_failure
@@ -38,7 +40,9 @@ def init(backend: str = "auto") -> Communicator:
     host. The ranks decide together. ipc is for one machine, and taken only when asked for as long as it has not run on
     a GPU. A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
 
-    With more than one process, an uncaught error on one rank from now on ends the whole job.
+    With more than one process, an uncaught error on one rank from now on ends the whole job, and so does a rank that
+    calls other collectives than the rest (watch.py). Of a rank that is killed MPICH's mpirun names a process:
+    CUTPQ_VERBOSE=1 prints which rank is which.
 
     Raises ValueError for an unknown backend, RuntimeError on all ranks where the one asked for cannot run, and where
     several processes were launched but MPI is missing or does not belong to the launcher.
@@ -68,6 +72,8 @@ def _connect(asked: str) -> Communicator:
     if world.Get_size() > 1:
         end_job_on_failure(mpi)
 
+    if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
+        _print_processes(world)
     world = world.Dup()  # its messages cannot be taken for those of other users of MPI
     from .comm_mpi import HostCommunicator, MpiCommunicator
 
@@ -96,6 +102,13 @@ def _connect(asked: str) -> Communicator:
     from .comm_nccl import NcclCommunicator
 
     return NcclCommunicator(MpiCommunicator(world, reason), nccl, cupy, mine.device)
+
+
+def _print_processes(world: Any) -> None:
+    """Which process each rank is, for whoever reads what a launcher says of them."""
+    processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
+    for rank, process in enumerate(processes or ()):
+        print(f"# cutpq: rank {rank} is {process}", flush=True)
 
 
 def _watched(comm: Communicator) -> Communicator:

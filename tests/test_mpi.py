@@ -94,8 +94,8 @@ SUM = r"all_reduce of float16 \(64,\) by mxfp4, twoshot"
 CALLS_DIFFER = {
     "one_rank_skips_a_sum": DIFFER + rf"3: ranks \[0, 2\] {SUM}; rank 1 barrier",
     "one_rank_skips_a_barrier": WAIT.format("a barrier") + r".* It is in its call 2, barrier",
-    "one_rank_skips_a_bcast": r"\[rank 1\] .*RanksDisagreeError: rank 1 is in its call 1, all_reduce of float16 \(64,\) by "
-    r"mxfp4, oneshot, but what rank 0 sends is of its call 1, bcast from rank 0",
+    "one_rank_skips_a_bcast": r"\[rank 1\] .*RanksDisagreeError: rank 1 is in its call 1, all_reduce of float16 \(64,\)"
+    r" by mxfp4, oneshot, but what rank 0 sends is of its call 1, bcast from rank 0",
     "one_rank_gathers_instead_of_a_bcast": DIFFER + r"1: rank 0 all_gather of float64 \(4,\); ranks \[1, 2\] bcast",
     "sum_of_another_shape": r"\[rank 1\] ValueError: rank 1 calls all_reduce of float16 \(2, 33\) by mxfp4.*rank 0 of",
     "sum_by_another_codec": r"\[rank 1\] ValueError: rank 1 calls all_reduce of .* by int4, .* rank 0 of .* by mxfp4",
@@ -121,6 +121,15 @@ def test_gpus_that_agree_end_in_peace():
     job = mpirun(3, "gpus_that_agree", timeout_s=25, CUTPQ_TIMEOUT="2")
     assert job.status == 0, job.err
     assert job.err == ""
+
+
+@needs_mpi
+def test_verbose_says_which_process_is_which_rank():
+    job = mpirun(3, "broadcasts_objects", CUTPQ_VERBOSE="1")
+    assert job.status == 0, job.err
+    said = [re.fullmatch(r"# cutpq: rank (\d) is process (\d+) on \S+", line) for line in job.out.splitlines()[:3]]
+    assert [found[1] for found in said] == ["0", "1", "2"]
+    assert len({found[2] for found in said}) == 3
 
 
 @needs_mpi
