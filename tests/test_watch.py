@@ -138,6 +138,8 @@ def test_a_difference_waits_a_tick_for_the_other_ranks_to_tell(raised, monkeypat
     box.put((2, ["a"]))
     with pytest.raises(RanksDisagreeError, match=r"number 1: ranks \[0, 2\] a; rank 1 b"):
         first._compare(first._roll, [])
+    end([first])
+    assert len(raised) == 1, "by its thread, too"
 
 
 def test_a_difference_in_the_last_calls_is_still_found(raised):
