@@ -259,7 +259,8 @@ class Embedding:
             row = xp.asarray(batch.tokens) - self.first
             mine = (row >= 0) & (row < len(self.table))
             x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
-            x = all_reduce(xp.where(mine[:, None], x, self.dtype.type(0)), self.comm)
+            x[~mine] = 0
+            x = all_reduce(x, self.comm)
             if self.positions is not None:
                 x = x + self.positions[batch.at[1]].astype(self.dtype)
             return x if self.scale == 1 else x * self.dtype.type(self.scale)
