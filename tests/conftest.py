@@ -1,4 +1,4 @@
-"""Makes bench/ and tests/ importable: benches are scripts, and tests share helpers."""
+"""Makes bench/ and tests/ importable: benches are scripts, and tests share helpers. The same tests with CuPy."""
 
 import sys
 from pathlib import Path
@@ -8,3 +8,22 @@ for folder in (ROOT / "bench", ROOT / "tests"):
     sys.path.insert(0, str(folder))
 
 import blas_single  # noqa: E402, F401  before NumPy: ranks are threads in most tests
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from gpu_clock import NoGpu, gpu_module  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    try:
+        if on_gpu:
+            gpu_module()
+    except NoGpu as error:
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request):
+    """Whose arrays a test is about. Data is made by NumPy; xp.asarray moves it, to_numpy brings results back."""
+    return np if request.param == "numpy" else gpu_module()

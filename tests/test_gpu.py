@@ -6,7 +6,7 @@ Small shapes, so that compute-sanitizer gets through them (bench/on_gpu.py runs 
 import numpy as np
 import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_same_on_ranks
-from gpu_clock import NoGpu, gpu_module
+from gpu_clock import gpu_module
 from random_weight import random_weight
 from reference import Features, reference_mlp
 
@@ -24,15 +24,14 @@ from cutpq.pack import as_unordered, interleave, pack
 from cutpq.reorder import permute_columns
 from cutpq.shard import SCHEMES
 
+pytestmark = pytest.mark.gpu
+
 DTYPES = [np.dtype(np.float16), bfloat16]
 
 
 @pytest.fixture(scope="module")
 def xp():
-    try:
-        return gpu_module()
-    except NoGpu as error:
-        pytest.skip(str(error))
+    return gpu_module()
 
 
 def contiguous(K, size):

@@ -3,7 +3,9 @@ import shutil
 from pathlib import Path
 
 import cpu_cuda
+import numpy as np
 import pytest
+from gpu_clock import gpu_module
 
 from cutpq import kernels
 
@@ -11,7 +13,8 @@ from cutpq import kernels
 def pytest_collection_modifyitems(items):
     if shutil.which("g++") is None:
         for item in items:
-            if Path(__file__).parent in item.path.parents:  # the hook is given the items of all folders
+            here = Path(__file__).parent in item.path.parents  # the hook is given the items of all folders
+            if here and item.get_closest_marker("gpu") is None:
                 item.add_marker(pytest.mark.skip(reason="g++ compiles the kernels for the CPU, and is not here"))
 
 
@@ -19,6 +22,15 @@ def pytest_collection_modifyitems(items):
 def mode(request, monkeypatch):
     monkeypatch.setattr(cpu_cuda, "default_mode", request.param)
     return request.param
+
+
+@pytest.fixture(params=["fast", "check", pytest.param("gpu", marks=pytest.mark.gpu)])
+def checked_xp(request, monkeypatch):
+    """As xp, with NumPy in both modes of the CPU runtime: numbers alone, and races."""
+    if request.param == "gpu":
+        return gpu_module()
+    monkeypatch.setattr(cpu_cuda, "default_mode", request.param)
+    return np
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""dequant, gather_columns and rmsnorm_gather, on the CPU runtime, through the public functions."""
+"""dequant, gather_columns and rmsnorm_gather, on the CPU runtime and on a GPU, through the public functions."""
 
 import ml_dtypes
 import numpy as np
@@ -7,6 +7,7 @@ from assertions import assert_bounded, assert_exact
 from random_weight import random_weight
 
 from cutpq import ref
+from cutpq.array import to_numpy
 from cutpq.dequant import dequantize, dequantize_columns
 from cutpq.gather import gather_columns, rmsnorm_gather
 from cutpq.gemm import matmul
@@ -37,11 +38,11 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_pack_keeps_every_weight(name, bits):
+def test_pack_keeps_every_weight(xp, name, bits):
     facts, order = WEIGHTS[name]
     w = random_weight(**facts, bits=bits, bias=True)
-    p = pack(w)
-    back = unpack(p)
+    p = pack(w.to(xp))
+    back = unpack(p).to(np)
     assert p.order == order
     assert_exact(back.codes, w.codes)
     assert_exact(back.scales[back.g_idx], w.scales[w.g_idx])
@@ -69,37 +70,40 @@ def test_pack_refuses_scales_that_float16_would_round():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_dequant_every_width(mode, bits, dtype):
+def test_dequant_every_width(checked_xp, bits, dtype):
     w = random_weight(72, 72, 32, bits=bits, g_idx=contiguous(72, 32))
-    assert_exact(dequantize(pack(w), dtype), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype))
+    weight = to_numpy(dequantize(pack(w.to(checked_xp)), dtype))
+    assert_exact(weight, ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype))
 
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_dequant_every_order(mode, name, bits):
+def test_dequant_every_order(checked_xp, name, bits):
     w = random_weight(**WEIGHTS[name][0], bits=bits, seed=2)
-    assert_exact(dequantize(pack(w)), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx))
+    assert_exact(to_numpy(dequantize(pack(w.to(checked_xp)))), ref.dequant(w.codes, w.scales, w.zeros, w.g_idx))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_dequant_scatters_rows(mode, bits):
+def test_dequant_scatters_rows(checked_xp, bits):
     w = random_weight(96, 64, 32, bits=bits, seed=3)
     perm = np.argsort(w.g_idx, kind="stable").astype(np.int32)
     ordered = w.__class__(**{**vars(w), "codes": w.codes[perm], "g_idx": w.g_idx[perm]})
-    assert_exact(dequantize_columns(pack(ordered), slice(0, 64), rows=perm), dequantize(w))
+    p, rows = pack(ordered.to(checked_xp)), checked_xp.asarray(perm)
+    assert_exact(to_numpy(dequantize_columns(p, slice(0, 64), rows=rows)), dequantize(w))
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-def test_dequant_some_columns(mode, bits):
+def test_dequant_some_columns(checked_xp, bits):
     w = random_weight(64, 576, 32, bits=bits, seed=4)
-    assert_exact(dequantize_columns(pack(w), slice(262, 526)), dequantize(w)[:, 262:526])
+    some = dequantize_columns(pack(w.to(checked_xp)), slice(262, 526))
+    assert_exact(to_numpy(some), dequantize(w)[:, 262:526])
 
 
-def test_zero_point_sixteen(mode):
+def test_zero_point_sixteen(checked_xp):
     """GPTQ's first format stores zero - 1 in four bits, so that 16 is a zero point."""
     w = random_weight(64, 64, 32, g_idx=contiguous(64, 32))
     w = w.__class__(**{**vars(w), "zeros": np.full_like(w.zeros, 16)})
-    assert_exact(dequantize(pack(w)), dequantize(w))
+    assert_exact(to_numpy(dequantize(pack(w.to(checked_xp)))), dequantize(w))
 
 
 # ---- gather_columns
@@ -107,17 +111,17 @@ def test_zero_point_sixteen(mode):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "K", "columns"), [(1, 16, 8), (3, 40, 1032), (70, 8, 16), (2, 9, 5)])
-def test_gather_columns(mode, M, K, columns, dtype):
+def test_gather_columns(checked_xp, M, K, columns, dtype):
     rng = np.random.default_rng(M)
     x = rng.standard_normal((M, K)).astype(dtype)
     perm = rng.integers(0, K, columns).astype(np.int32)
-    out = np.full((M, columns), np.nan, dtype)
-    assert gather_columns(x, perm, out=out) is out
-    assert_exact(out, x[:, perm])
+    out = checked_xp.asarray(np.full((M, columns), np.nan, dtype))
+    assert gather_columns(checked_xp.asarray(x), checked_xp.asarray(perm), out=out) is out
+    assert_exact(to_numpy(out), x[:, perm])
 
 
-def test_gather_of_nothing():
-    assert gather_columns(np.zeros((0, 8), np.float16), np.zeros(8, np.int32)).shape == (0, 8)
+def test_gather_of_nothing(xp):
+    assert gather_columns(xp.zeros((0, 8), np.float16), xp.zeros(8, np.int32)).shape == (0, 8)
 
 
 # ---- rmsnorm_gather
@@ -125,46 +129,48 @@ def test_gather_of_nothing():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "K"), [(1, 8), (3, 2048), (2, 2056)])
-def test_rmsnorm_gather(mode, settings, M, K, dtype):
+def test_rmsnorm_gather(checked_xp, settings, M, K, dtype):
     settings.seed = 3
     rng = np.random.default_rng(K)
     x, weight = rng.standard_normal((M, K)).astype(dtype), rng.uniform(0.5, 1.5, K).astype(dtype)
     perm = rng.permutation(K).astype(np.int32)
-    y = rmsnorm_gather(x, weight, perm, 1e-5, out=np.full_like(x, np.nan))
+    operands = [checked_xp.asarray(a) for a in (x, weight, perm)]
+    y = to_numpy(rmsnorm_gather(*operands, 1e-5, out=checked_xp.asarray(np.full_like(x, np.nan))))
     x64 = x.astype(np.float64)
     exact = (x64 / np.sqrt((x64**2).mean(1, keepdims=True) + 1e-5) * weight.astype(np.float64))[:, perm]
     unit = 2.0 ** (-11 if dtype == np.float16 else -8)
     assert_bounded(y, exact, unit * np.abs(exact) + (K**0.5 + 8) * 2.0**-23 * np.abs(exact) + 2.0**-25)
 
 
-def test_operands_that_begin_anywhere(mode):
+def test_operands_that_begin_anywhere(checked_xp):
     """On a GPU a 16-byte load from another address ends the context."""
-    rng = np.random.default_rng(2)
-    x, weight, perm = rng.standard_normal(2 * 64 + 1).astype(np.float16), np.ones(65, np.float16), np.arange(64)
-    shifted = rmsnorm_gather(x[1:].reshape(2, 64), weight[1:], perm.astype(np.int32))
-    assert_exact(shifted, rmsnorm_gather(x[1:].copy().reshape(2, 64), weight[:64].copy(), perm.astype(np.int32)))
-    w = pack(random_weight(64, 64, 32))
-    assert_exact(matmul(x[1:].reshape(2, 64), w), matmul(x[1:].copy().reshape(2, 64), w))
+    xp, rng = checked_xp, np.random.default_rng(2)
+    x, weight = xp.asarray(rng.standard_normal(2 * 64 + 1).astype(np.float16)), xp.ones(65, np.float16)
+    shifted, perm = x[1:].reshape(2, 64), xp.arange(64, dtype=np.int32)
+    normed = rmsnorm_gather(shifted, weight[1:], perm)
+    assert_exact(to_numpy(normed), to_numpy(rmsnorm_gather(shifted.copy(), weight[:64].copy(), perm)))
+    w = pack(random_weight(64, 64, 32).to(xp))
+    assert_exact(to_numpy(matmul(shifted, w)), to_numpy(matmul(shifted.copy(), w)))
     with pytest.raises(ValueError, match="y must be aligned to 16 bytes"):
-        matmul(x[1:].reshape(2, 64), w, out=np.empty(129, np.float16)[1:].reshape(2, 64))
+        matmul(shifted, w, out=xp.empty(129, np.float16)[1:].reshape(2, 64))
 
 
-def test_rmsnorm_of_float32_and_of_ragged_rows_has_no_kernel():
+def test_rmsnorm_of_float32_and_of_ragged_rows_has_no_kernel(xp):
     rng = np.random.default_rng(1)
     for dtype, K in ((np.float32, 64), (np.float16, 9)):
-        x, weight, perm = rng.standard_normal((2, K)).astype(dtype), np.ones(K, dtype), rng.permutation(K)
-        y = rmsnorm_gather(x, weight, perm.astype(np.int32))
-        assert_exact(y, ref.rmsnorm(x, weight, 1e-5)[:, perm])
+        x, perm = rng.standard_normal((2, K)).astype(dtype), rng.permutation(K)
+        y = rmsnorm_gather(xp.asarray(x), xp.ones(K, dtype), xp.asarray(perm.astype(np.int32)))
+        assert_exact(to_numpy(y), ref.rmsnorm(x, np.ones(K, dtype), 1e-5)[:, perm])
 
 
-def test_rmsnorm_is_deterministic(settings):
+def test_rmsnorm_is_deterministic(xp, settings):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 640)).astype(np.float16), np.ones(640, np.float16)
-    perm = np.arange(640, dtype=np.int32)
+    operands = [xp.asarray(a) for a in (x, weight, np.arange(640, dtype=np.int32))]
     runs = []
     for seed in range(4):
         settings.seed = seed
-        runs.append(rmsnorm_gather(x, weight, perm))
+        runs.append(to_numpy(rmsnorm_gather(*operands)))
     for other in runs[1:]:
         assert_exact(other, runs[0])
 
