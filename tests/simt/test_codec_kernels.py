@@ -1,4 +1,4 @@
-"""encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm, on the CPU runtime: byte for byte the formulas.
+"""encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm, on the CPU and on a GPU: byte for byte the formulas.
 
 The formulas run without the kernels, in NumPy; tests/test_codec.py holds them against a scalar oracle.
 """
@@ -13,6 +13,7 @@ import pytest
 from assertions import assert_exact
 
 from cutpq.all_reduce import all_reduce, all_reduce_rmsnorm
+from cutpq.array import to_numpy
 from cutpq.codec import codec
 from cutpq.comm import run_threads
 from cutpq.cost import oneshot_sent, twoshot_sent
@@ -70,28 +71,28 @@ def assert_same_numbers(have, want):
     assert_exact(*[a.view(f"u{a.itemsize}") for a in zeroed])
 
 
-def assert_kernels_follow(monkeypatch, name, x):
+def assert_kernels_follow(monkeypatch, xp, name, x):
     c = codec(name)
     wire = formulas(monkeypatch, lambda: c.encode(x))
-    assert_exact(c.encode(x, out=np.full(wire.size, 0xAA, np.uint8)), wire)
-    assert_same_numbers(c.decode(wire), formulas(monkeypatch, lambda: c.decode(wire)))
+    assert_exact(to_numpy(c.encode(xp.asarray(x), out=xp.full(wire.size, 0xAA, np.uint8))), wire)
+    assert_same_numbers(to_numpy(c.decode(xp.asarray(wire))), formulas(monkeypatch, lambda: c.decode(wire)))
 
 
 @pytest.mark.parametrize("name", [*covering(), "mxint8"])
-def test_every_family_on_every_kind_of_data(monkeypatch, name):
+def test_every_family_on_every_kind_of_data(monkeypatch, xp, name):
     for data in DATA.values():
-        assert_kernels_follow(monkeypatch, name, data())
+        assert_kernels_follow(monkeypatch, xp, name, data())
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "int4-b8-float16"])
-def test_scale_at_ties_of_its_ratio(monkeypatch, name):
+def test_scale_at_ties_of_its_ratio(monkeypatch, xp, name):
     """The largest magnitude just in the middle of two scales, times the largest element."""
     c = codec(name)
     scales = scale_values(c.scale)[: c.scale.largest_code + 1].astype(np.float64)
     ties = ((scales[1:] + scales[:-1]) / 2)[:: 1 if scales.size < 1000 else 31]
     x = np.zeros((ties.size, c.block), np.float32)
     x[:, 5] = ties * c.element.largest
-    assert_kernels_follow(monkeypatch, name, x)
+    assert_kernels_follow(monkeypatch, xp, name, x)
 
 
 CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-float16"]
@@ -102,60 +103,64 @@ def test_no_race_in_any_order(monkeypatch, settings, name):
     monkeypatch.setattr(cpu_cuda, "default_mode", "check")
     for settings.seed in range(4):
         for data in DATA.values():
-            assert_kernels_follow(monkeypatch, name, data())
+            assert_kernels_follow(monkeypatch, np, name, data())
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
-def test_sixteen_bit_numbers(monkeypatch, mode, dtype):
+def test_sixteen_bit_numbers(monkeypatch, checked_xp, dtype):
     with np.errstate(over="ignore"):
         x = specials().astype(dtype)
-    assert_kernels_follow(monkeypatch, "mxfp4", x)
-    assert_kernels_follow(monkeypatch, "e2m2-b128-e5m0-rceil", x[:1001])
+    assert_kernels_follow(monkeypatch, checked_xp, "mxfp4", x)
+    assert_kernels_follow(monkeypatch, checked_xp, "e2m2-b128-e5m0-rceil", x[:1001])
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 31, 33, 2047, 2048, 2049, 4096 + 17])
-def test_ragged_ends(monkeypatch, mode, n):
+def test_ragged_ends(monkeypatch, checked_xp, n):
     for name in "mxfp4", "e2m2-b128-e5m0-rceil":
-        assert_kernels_follow(monkeypatch, name, real(n, seed=n))
+        assert_kernels_follow(monkeypatch, checked_xp, name, real(n, seed=n))
 
 
-def test_input_that_begins_at_no_16_byte_boundary(monkeypatch):
-    assert_kernels_follow(monkeypatch, "mxfp4", real(1000)[3:])
+def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
+    c, x = codec("mxfp4"), real(1000)
+    want = formulas(monkeypatch, lambda: c.encode(x[3:]))
+    assert_exact(to_numpy(c.encode(xp.asarray(x)[3:])), want)
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m2-b16-e5m0-rceil"])
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-def test_blocks_of_several_tiles(monkeypatch, mode, name, algo):
+def test_blocks_of_several_tiles(monkeypatch, checked_xp, name, algo):
     """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
     monkeypatch.setattr("cutpq.configs.MOST_BLOCKS", 2)
-    x = real(5 * 2048 + 77)
-    assert_kernels_follow(monkeypatch, name, x)
+    assert_kernels_follow(monkeypatch, checked_xp, name, real(5 * 2048 + 77))
 
     def on_rank(comm):
-        return all_reduce(real(3 * 5 * 2048, seed=comm.rank), comm, codec=name, algo=algo)
+        x = comm.xp.asarray(real(3 * 5 * 2048, seed=comm.rank))
+        return to_numpy(all_reduce(x, comm, codec=name, algo=algo))
 
     want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
-    for total in run_threads(3, on_rank):
+    for total in run_threads(3, on_rank, xp=checked_xp):
         assert_same_numbers(total, want)
 
 
-def test_options_are_left_to_the_formulas(monkeypatch):
+def test_options_are_left_to_the_formulas(monkeypatch, xp):
     monkeypatch.setattr("cutpq.wire.encode", lambda *_, **__: pytest.fail("no kernel knows the options"))
     x = real(128)
     for c in codec("mxfp4", rotate=True), codec("mxfp4", outliers=np.arange(64) == 3):
-        assert c.decode(c.encode(x)).shape == (128,)
+        wire = c.encode(xp.asarray(x))
+        assert_exact(to_numpy(wire), c.encode(x))
+        assert_exact(to_numpy(c.decode(wire)), c.decode(to_numpy(wire)))
 
 
 # ---- sums
 
 
-def sum_on_ranks(size, n, dtype, name, algo):
+def sum_on_ranks(size, n, dtype, name, algo, xp=np):
     def on_rank(comm):
         x = (heavy_tailed(n, seed=comm.rank) * 4).astype(dtype)
-        total = all_reduce(x, comm, codec=name, algo=algo)
-        return total, comm.sent_bytes
+        total = all_reduce(xp.asarray(x), comm, codec=name, algo=algo)
+        return to_numpy(total), comm.sent_bytes
 
-    return run_threads(size, on_rank)
+    return run_threads(size, on_rank, xp=xp)
 
 
 SUMS = {  # ranks, elements, dtype, codec
@@ -170,11 +175,11 @@ SUMS = {  # ranks, elements, dtype, codec
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 @pytest.mark.parametrize("case", SUMS)
-def test_sum_equals_the_formulas_on_every_rank(monkeypatch, case, algo):
+def test_sum_equals_the_formulas_on_every_rank(monkeypatch, xp, case, algo):
     size, n, dtype, name = SUMS[case]
     want = formulas(monkeypatch, lambda: sum_on_ranks(size, n, dtype, name, algo))[0][0]
     c = codec(name)
-    for rank, (total, sent_bytes) in enumerate(sum_on_ranks(size, n, dtype, name, algo)):
+    for rank, (total, sent_bytes) in enumerate(sum_on_ranks(size, n, dtype, name, algo, xp)):
         assert_same_numbers(total, want)
         assert sent_bytes == (oneshot_sent(n, size, c) if algo == "oneshot" else twoshot_sent(n, size, rank, c))
 
@@ -188,51 +193,54 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
             assert_same_numbers(total, want)
 
 
-def test_sum_of_special_values(monkeypatch):
+def test_sum_of_special_values(monkeypatch, xp):
     def on_rank(comm):
-        x = np.roll(specials(), 64 * comm.rank)
-        return [all_reduce(x, comm, codec="mxfp4", algo=algo) for algo in ("oneshot", "twoshot")]
+        x = comm.xp.asarray(np.roll(specials(), 64 * comm.rank))
+        return [to_numpy(all_reduce(x, comm, codec="mxfp4", algo=algo)) for algo in ("oneshot", "twoshot")]
 
     want = formulas(monkeypatch, lambda: run_threads(2, on_rank))[0]
-    for ranks_sums in run_threads(2, on_rank):
+    for ranks_sums in run_threads(2, on_rank, xp=xp):
         for have, expected in zip(ranks_sums, want, strict=True):
             assert_same_numbers(have, expected)
 
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-def test_order_of_the_ranks(monkeypatch, algo):
+def test_order_of_the_ranks(monkeypatch, xp, algo):
     """Ranks 0 and 1 cancel and leave what rank 2 brings; in another order it would be lost beside them."""
     small = real(500)
 
     def on_rank(comm):
         x = [small * 2.0**40, small * -(2.0**40), small][comm.rank]
-        return all_reduce(x.astype(np.float32), comm, codec="mxint8", algo=algo)
+        return to_numpy(all_reduce(comm.xp.asarray(x.astype(np.float32)), comm, codec="mxint8", algo=algo))
 
     want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
     assert (want != 0).mean() > 0.9
-    for total in run_threads(3, on_rank):
+    for total in run_threads(3, on_rank, xp=xp):
         assert_same_numbers(total, want)
 
 
 # ---- the sum, and what follows it
 
 
-def normed_on_ranks(size, M, K, dtype, name, algo):
-    perm = np.random.default_rng(1).permutation(K).astype(np.int32)
-    weight = np.random.default_rng(2).uniform(0.5, 1.5, K).astype(dtype)
-    residual = real(M * K, seed=99).reshape(M, K).astype(dtype)
+def normed_on_ranks(size, M, K, dtype, name, algo, xp=np):
+    perm = xp.asarray(np.random.default_rng(1).permutation(K).astype(np.int32))
+    weight = xp.asarray(np.random.default_rng(2).uniform(0.5, 1.5, K).astype(dtype))
+    residual = xp.asarray(real(M * K, seed=99).reshape(M, K).astype(dtype))
+
+    def term(comm):
+        return xp.asarray(real(M * K, seed=comm.rank).reshape(M, K).astype(dtype))
 
     def apart(comm):
-        total = all_reduce(real(M * K, seed=comm.rank).reshape(M, K).astype(dtype), comm, codec=name, algo=algo)
+        total = all_reduce(term(comm), comm, codec=name, algo=algo)
         after = (residual.astype(np.float32) + total.astype(np.float32)).astype(dtype)
-        return rmsnorm_gather(after, weight, perm, 1e-5), after
+        return to_numpy(rmsnorm_gather(after, weight, perm, 1e-5)), to_numpy(after)
 
     def together(comm):
-        x, mine = real(M * K, seed=comm.rank).reshape(M, K).astype(dtype), residual.copy()
-        y = all_reduce_rmsnorm(x, comm, mine, weight, perm, 1e-5, codec=name, algo=algo)
-        return y, mine
+        mine = residual.copy()
+        y = all_reduce_rmsnorm(term(comm), comm, mine, weight, perm, 1e-5, codec=name, algo=algo)
+        return to_numpy(y), to_numpy(mine)
 
-    return run_threads(size, apart), run_threads(size, together)
+    return run_threads(size, apart, xp=xp), run_threads(size, together, xp=xp)
 
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
@@ -244,8 +252,8 @@ def normed_on_ranks(size, M, K, dtype, name, algo):
         (2, 9, np.float16, "mxfp4"),
     ],
 )
-def test_fused_end_equals_its_steps(monkeypatch, mode, M, K, dtype, name, algo):
-    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo), strict=True):
+def test_fused_end_equals_its_steps(checked_xp, M, K, dtype, name, algo):
+    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo, checked_xp), strict=True):
         for have, want in zip(together, apart, strict=True):
             assert_exact(have, want)
 
