@@ -1,7 +1,7 @@
 """all_reduce_oneshot and all_reduce_twoshot over 2, 4 and 8 simulated devices: the sum, its order, and no race.
 
 Each device runs a few sums one after the other, of different sizes and in any order with the other devices', so that
-fast ranks overtake slow ones as far as the kernels let them.
+fast ranks overtake slow ones as far as the kernels let them. On a GPU the devices are streams of it.
 """
 
 import cpu_cuda
@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from assertions import assert_exact
 from cpu_cuda import SimtError
+from gpu_clock import gpu_module
 
 from cutpq import configs, kernels
 from cutpq.all_reduce import all_reduce
+from cutpq.array import to_numpy
 from cutpq.codec import codec
 from cutpq.comm import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FOREVER_US = 2**32 - 1
+PATIENCE_US = 5_000_000  # of kernels on a GPU, where nobody finds a livelock
 
 
 def small_config(name, dtype, ranks, step=0):
@@ -63,6 +66,43 @@ class Devices:
         cpu_cuda.launch([stream for stream in streams if stream])
 
 
+class Streams:
+    """As Devices, of one GPU: a slab and a stream for each rank; all their blocks together are resident at once."""
+
+    def __init__(self, ranks, mode, half_bytes=1 << 14):
+        self.xp, self.half_bytes, self.kept = gpu_module(), half_bytes, []
+        self.slabs = [self.xp.zeros(4096 + 2 * half_bytes, np.uint8) for _ in range(ranks)]
+        self.addresses = self.xp.array([slab.data.ptr for slab in self.slabs], np.uint64)
+        self.status = [self.xp.zeros(1, np.uint32) for _ in range(ranks)]
+        self.xp.cuda.get_current_stream().synchronize()
+        self.streams = [self.xp.cuda.Stream(non_blocking=True) for _ in range(ranks)]
+
+    def all_reduce(self, algo, name, terms, step=0, timeout_us=PATIENCE_US, who=None):
+        config = small_config(name, terms[0].dtype, len(self.slabs), step)
+        kernel = kernels.load(f"all_reduce_{algo}", config, self.xp)
+        terms = [self.xp.asarray(term) for term in terms]
+        outs = [self.xp.full(term.shape, np.nan, term.dtype) for term in terms]
+        self.xp.cuda.get_current_stream().synchronize()
+        for rank in range(len(self.slabs)) if who is None else who:
+            with self.streams[rank]:
+                kernel(
+                    (config.GRID,), config.THREADS, self.addresses, terms[rank], outs[rank], self.status[rank], rank,
+                    terms[rank].size, self.half_bytes, timeout_us, smem_bytes=config.smem_bytes,
+                )  # fmt: skip
+        self.kept.append(terms)  # until the kernels have read them
+        return outs
+
+    def run(self):
+        for stream in self.streams:
+            stream.synchronize()
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def devices(request):
+    """What makes so many devices, to be run in this mode."""
+    return Devices if request.param == "cpu" else Streams
+
+
 def numbers(ranks, n, dtype, seed=0):
     rng = np.random.default_rng([seed, n])
     return [(rng.standard_t(2, n) * 4).astype(dtype) for _ in range(ranks)]
@@ -83,7 +123,7 @@ def bits(a):
 def assert_sums(outs, terms, name, algo):
     want = formula(terms, name, algo)
     for out in outs:
-        assert_exact(bits(out), bits(want))
+        assert_exact(bits(to_numpy(out)), bits(want))
 
 
 ALGOS = ["oneshot", "twoshot"]
@@ -111,12 +151,12 @@ def test_sums_of_several_sizes_in_a_row(settings, ranks, algo, payload):
 
 @pytest.mark.parametrize("name", [None, "mxfp4"])
 @pytest.mark.parametrize("algo", ALGOS)
-def test_eight_devices(settings, algo, name):
+def test_eight_devices(devices, settings, algo, name):
     settings.seed = 5
-    devices = Devices(8, "check")
+    eight = devices(8, "check")
     calls = [numbers(8, n, np.float16) for n in (1000, 70)]
-    outs = [devices.all_reduce(algo, name, terms) for terms in calls]
-    devices.run()
+    outs = [eight.all_reduce(algo, name, terms) for terms in calls]
+    eight.run()
     for terms, sums in zip(calls, outs, strict=True):
         assert_sums(sums, terms, name, algo)
 
@@ -133,23 +173,23 @@ def test_both_algorithms_share_a_slab(settings):
 
 @pytest.mark.parametrize("n", [1, 31, 33, 1024, 1025])
 @pytest.mark.parametrize("algo", ALGOS)
-def test_any_number_of_elements(algo, n):
+def test_any_number_of_elements(devices, algo, n):
     for name in None, "mxfp4":
-        devices = Devices(4, "fast")
+        four = devices(4, "fast")
         terms = numbers(4, n, np.float16)
-        outs = devices.all_reduce(algo, name, terms)
-        devices.run()
+        outs = four.all_reduce(algo, name, terms)
+        four.run()
         assert_sums(outs, terms, name, algo)
 
 
 @pytest.mark.parametrize(("algo", "steps"), [("oneshot", 2), ("twoshot", 3)])
-def test_steps_with_the_host_between_them(algo, steps):
-    devices = Devices(4, "check")
+def test_steps_with_the_host_between_them(devices, algo, steps):
+    four = devices(4, "check")
     for n in 900, 100, 900:
         terms = numbers(4, n, np.float16, n)
         for step in range(1, steps + 1):
-            outs = devices.all_reduce(algo, "mxfp4", terms, step)
-            devices.run()
+            outs = four.all_reduce(algo, "mxfp4", terms, step)
+            four.run()
         assert_sums(outs, terms, "mxfp4", algo)
 
 
@@ -172,12 +212,12 @@ def test_sums_of_any_number_of_epochs(algo):
 
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("absent", [0, 2])
-def test_peer_that_never_comes_is_named(algo, absent):
-    devices = Devices(4, "check")
+def test_peer_that_never_comes_is_named(devices, algo, absent):
+    four = devices(4, "check")
     present = [rank for rank in range(4) if rank != absent]
-    devices.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=20_000, who=present)
-    devices.run()
-    assert [int(devices.status[rank][0]) for rank in present] == [1 + absent] * 3
+    four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=20_000, who=present)
+    four.run()
+    assert [int(four.status[rank][0]) for rank in present] == [1 + absent] * 3
 
 
 def test_without_a_timeout_the_absence_is_a_hang():
