@@ -5,6 +5,7 @@ import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_same_on_ranks
 from random_weight import random_weight
 
+from cutpq.array import to_numpy
 from cutpq.comm import run_threads
 from cutpq.dequant import dequantize
 from cutpq.gemm import matmul
@@ -15,38 +16,38 @@ X = np.random.default_rng(5).integers(-1, 2, (3, 128)).astype(np.float16)
 
 
 def features(comm, bounds):
-    return X[:, bounds[comm.rank] : bounds[comm.rank + 1]]
+    return comm.xp.asarray(X[:, bounds[comm.rank] : bounds[comm.rank + 1]])
 
 
 @pytest.mark.parametrize("bounds", [[0, 32, 64, 96, 128], [0, 56, 56, 72, 128]], ids=["even", "rank_without_features"])
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "tp-aware"])
-def test_heads_cut_across_groups(scheme, bounds):
+def test_heads_cut_across_groups(xp, scheme, bounds):
     w = random_weight(128, 24, 16, exact=True, bias=False)  # eight groups on four ranks; exact data: sums are equal
 
     def layer(comm):
-        return RowParallelLinear(w, comm, scheme, x_bounds=bounds)(features(comm, bounds))
+        return to_numpy(RowParallelLinear(w, comm, scheme, x_bounds=bounds)(features(comm, bounds)))
 
-    results = run_threads(4, layer)
+    results = run_threads(4, layer, xp=xp)
     assert_same_on_ranks(results)
     assert_exact(results[0], (X.astype(np.float64) @ dequantize(w)).astype(np.float16))
 
 
-def test_tp_aware_says_which_columns_it_wants():
+def test_tp_aware_says_which_columns_it_wants(xp):
     w = random_weight(128, 24, 16, exact=True)
 
     def layer(comm):
         row = RowParallelLinear(w, comm, "tp-aware")
-        return row.x_columns, row(X[:, row.x_columns])
+        return row.x_columns, to_numpy(row(xp.asarray(X[:, row.x_columns])))
 
-    wanted, results = zip(*run_threads(3, layer), strict=True)
+    wanted, results = zip(*run_threads(3, layer, xp=xp), strict=True)
     assert sorted(np.concatenate(wanted).tolist()) == list(range(128))
     assert_exact(results[0], (X.astype(np.float64) @ dequantize(w)).astype(np.float16))
 
 
 @pytest.mark.parametrize("tp", [1, 3, 8])
-def test_column_shards_side_by_side_are_the_product(tp):
+def test_column_shards_side_by_side_are_the_product(xp, tp):
     w = random_weight(128, 72, 16, bias=True)
-    results = run_threads(tp, lambda comm: ColumnParallelLinear(w, comm)(X))
+    results = run_threads(tp, lambda comm: to_numpy(ColumnParallelLinear(w, comm)(xp.asarray(X))), xp=xp)
     assert_gemm_close(np.concatenate(results, axis=1), X, dequantize(w), w.bias)
 
 
@@ -74,26 +75,27 @@ GATE = dict(K=128, N=16, group_size=16, bias=True)
     ],
     ids=["alike", "three_bits", "ragged_N", "one_bias", "other_order"],
 )
-def test_gate_and_up_are_one_product_where_they_are_alike(kinds, other, together):
+def test_gate_and_up_are_one_product_where_they_are_alike(xp, kinds, other, together):
     gate = random_weight(**kinds, seed=1)
     up = random_weight(**({"g_idx": gate.g_idx} | kinds | other), seed=2)
-    layer = run_threads(1, lambda comm: ColumnParallelLinear([gate, up], comm, activation="silu"))[0]
+    layer = run_threads(1, lambda comm: ColumnParallelLinear([gate, up], comm, activation="silu"), xp=xp)[0]
     assert (layer.activation is None) == together
     a, b = (X.astype(np.float64) @ dequantize(w) + (0 if w.bias is None else w.bias) for w in (gate, up))
     exact = a / (1 + np.exp(-a)) * b
     # gate and up may be rounded; the derivative of silu is below 1.1
     bound = 2.0**-11 * (1.1 * np.abs(a * b) + 2 * np.abs(exact)) * (1 + 2.0**-8) + 2.0**-24
-    assert_bounded(layer(X), exact, bound)
+    assert_bounded(to_numpy(layer(xp.asarray(X))), exact, bound)
 
 
-def test_x_in_the_order_of_the_layer_needs_no_gather():
+def test_x_in_the_order_of_the_layer_needs_no_gather(xp):
+    x = xp.asarray(X)
     one = random_weight(128, 16, 16, seed=1)
     other = random_weight(128, 16, 16, seed=3)
-    layer = run_threads(1, lambda comm: ColumnParallelLinear(one, comm))[0]
-    assert_exact(layer(X[:, layer.order], in_order=True), layer(X))
-    layer = run_threads(1, lambda comm: ColumnParallelLinear([one, other], comm))[0]
+    layer = run_threads(1, lambda comm: ColumnParallelLinear(one, comm), xp=xp)[0]
+    assert_exact(to_numpy(layer(x[:, layer.order], in_order=True)), to_numpy(layer(x)))
+    layer = run_threads(1, lambda comm: ColumnParallelLinear([one, other], comm), xp=xp)[0]
     assert layer.order is None
-    assert_exact(layer(X, in_order=True), layer(X))
+    assert_exact(to_numpy(layer(x, in_order=True)), to_numpy(layer(x)))
 
 
 @pytest.mark.parametrize("bounds", [[0, 64], [0, 64, 64, 128], [0, 64, 120], [8, 64, 128], [0, 130, 128]])

@@ -11,7 +11,7 @@ from reference import Features, reference_mlp
 
 from cutpq import ref
 from cutpq.architectures import mlps
-from cutpq.array import bfloat16
+from cutpq.array import bfloat16, to_numpy
 from cutpq.checkpoint import open_checkpoint
 from cutpq.comm import run_threads
 from cutpq.dequant import dequantize
@@ -30,9 +30,13 @@ def random_mlp(H=64, I=144, N=48, group_size=16, *, seed=0, gated=True, bias=Fal
     return gate, up, random_weight(I, N, group_size, seed=seed + 3, bias=bias, **kinds)
 
 
-def run(weights, x, tp, scheme, activation="silu"):
+def run(weights, x, tp, scheme, activation="silu", xp=np):
     """The result of each rank."""
-    return run_threads(tp, lambda comm: Mlp.from_weights(*weights, comm, scheme, activation)(x))
+
+    def rank(comm):
+        return to_numpy(Mlp.from_weights(*weights, comm, scheme, activation)(xp.asarray(x)))
+
+    return run_threads(tp, rank, xp=xp)
 
 
 def formula(weights, x, tp, activation="silu"):
@@ -47,34 +51,34 @@ def tokens(M, H, seed=9, dtype=np.float16):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("tp", range(1, 9))
-def test_uneven_shards_agree_with_the_formula_on_every_rank(tp, scheme):
+def test_uneven_shards_agree_with_the_formula_on_every_rank(xp, tp, scheme):
     weights, x = random_mlp(), tokens(3, 64)
-    results = run(weights, x, tp, scheme)
+    results = run(weights, x, tp, scheme, xp=xp)
     assert_bounded(results[0], *formula(weights, x, tp))
     if tp > 1:
         assert_same_on_ranks(results)
 
 
 @pytest.mark.parametrize("tp", range(1, 9))
-def test_naive_and_all_to_all_equal_tp_aware_bit_for_bit(tp):
+def test_naive_and_all_to_all_equal_tp_aware_bit_for_bit(xp, tp):
     weights, x = random_mlp(I=1024, group_size=32), tokens(5, 64)
-    tp_aware = run(weights, x, tp, "tp-aware")[0]
-    assert_exact(run(weights, x, tp, "naive")[0], tp_aware)
-    assert_exact(run(weights, x, tp, "all-to-all")[0], tp_aware)
+    tp_aware = run(weights, x, tp, "tp-aware", xp=xp)[0]
+    assert_exact(run(weights, x, tp, "naive", xp=xp)[0], tp_aware)
+    assert_exact(run(weights, x, tp, "all-to-all", xp=xp)[0], tp_aware)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_one_group_on_a_rank(scheme):
+def test_one_group_on_a_rank(xp, scheme):
     weights, x = random_mlp(I=8 * 16), tokens(2, 64)
-    results = run(weights, x, 8, scheme)
+    results = run(weights, x, 8, scheme, xp=xp)
     assert_bounded(results[0], *formula(weights, x, 8))
     assert_same_on_ranks(results)
 
 
 @pytest.mark.parametrize("scheme", ["local", "unordered"])
-def test_group_straddles_ranks_where_ranks_outnumber_groups(scheme):
+def test_group_straddles_ranks_where_ranks_outnumber_groups(xp, scheme):
     weights, x = random_mlp(I=96, group_size=32), tokens(2, 64)
-    results = run(weights, x, 8, scheme)
+    results = run(weights, x, 8, scheme, xp=xp)
     assert_bounded(results[0], *formula(weights, x, 8))
     assert_same_on_ranks(results)
 
@@ -104,19 +108,19 @@ def test_auto_is_tp_aware_and_local_beyond_the_groups():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_gate_and_up_in_different_orders(scheme):
+def test_gate_and_up_in_different_orders(xp, scheme):
     weights, x = random_mlp(same_order=False), tokens(3, 64)
     assert (weights[0].g_idx != weights[1].g_idx).any()
-    results = run(weights, x, 3, scheme)
+    results = run(weights, x, 3, scheme, xp=xp)
     assert_bounded(results[0], *formula(weights, x, 3))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("activation, tp", [("gelu", 1), ("gelu", 4), ("gelu_tanh", 3)])
-def test_no_gate_with_biases_added_once(scheme, activation, tp):
+def test_no_gate_with_biases_added_once(xp, scheme, activation, tp):
     weights, x = random_mlp(gated=False, bias=True), tokens(3, 64)
     exact, bound = formula(weights, x, tp, activation)
-    results = run(weights, x, tp, scheme, activation)
+    results = run(weights, x, tp, scheme, activation, xp=xp)
     for result in results:
         assert_bounded(result, exact, bound)
     assert np.abs(weights[2].bias).max() > 4 * bound.max(), "a bias added twice or not at all must show"
@@ -124,23 +128,23 @@ def test_no_gate_with_biases_added_once(scheme, activation, tp):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("of_gate", [0.0, 0.25, None])
-def test_biases_of_gate_and_up(scheme, of_gate):
+def test_biases_of_gate_and_up(xp, scheme, of_gate):
     gate, up, down = random_mlp(bias=True)
     gate = replace(gate, bias=None if of_gate is None else np.full(gate.N, of_gate, np.float16))
     x = tokens(2, 64)
-    results = run((gate, up, down), x, 2, scheme)
+    results = run((gate, up, down), x, 2, scheme, xp=xp)
     assert_bounded(results[0], *formula((gate, up, down), x, 2))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_trivial_order_everywhere(scheme):
+def test_trivial_order_everywhere(xp, scheme):
     weights = tuple(replace(w, g_idx=np.sort(w.g_idx)) for w in random_mlp())
     x = tokens(2, 64)
-    assert_bounded(run(weights, x, 3, scheme)[0], *formula(weights, x, 3))
+    assert_bounded(run(weights, x, 3, scheme, xp=xp)[0], *formula(weights, x, 3))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_exact_data_is_equal_in_every_scheme(scheme):
+def test_exact_data_is_equal_in_every_scheme(xp, scheme):
     # gate = silu(large) = large and every other number a small integer times a power of two: no sum is rounded
     gate, up, down = random_mlp(exact=True, I=96)
     gate = replace(gate, codes=np.full_like(gate.codes, 9), zeros=np.full_like(gate.zeros, 8),
@@ -151,22 +155,22 @@ def test_exact_data_is_equal_in_every_scheme(scheme):
     want = (32.0 * (x @ plain[1])) @ plain[2]
     assert np.abs(want).max() < 65504
     assert (ref.activate("silu", np.full(1, 32, np.float16)) == 32).all()
-    assert_exact(run((gate, up, down), x, 1, scheme)[0], want.astype(np.float16))
+    assert_exact(run((gate, up, down), x, 1, scheme, xp=xp)[0], want.astype(np.float16))
 
 
 @pytest.mark.parametrize("M", [0, 1, 16])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_any_number_of_tokens(M, scheme):
+def test_any_number_of_tokens(xp, M, scheme):
     weights, x = random_mlp(), tokens(M, 64)
-    results = run(weights, x, 3, scheme)
+    results = run(weights, x, 3, scheme, xp=xp)
     assert results[0].shape == (M, 48)
     assert_bounded(results[0], *formula(weights, x, 3))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_bfloat16(scheme):
+def test_bfloat16(xp, scheme):
     weights, x = random_mlp(), tokens(3, 64, dtype=bfloat16)
-    results = run(weights, x, 3, scheme)
+    results = run(weights, x, 3, scheme, xp=xp)
     assert results[0].dtype == bfloat16
     assert_bounded(results[0], *formula(weights, x, 3))
 
@@ -195,7 +199,7 @@ def test_bytes_on_the_wire_are_what_the_schemes_promise():
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "bigcode", "mixtral"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_from_checkpoint_of_each_family(tmp_path, family, scheme):
+def test_from_checkpoint_of_each_family(xp, tmp_path, family, scheme):
     write_checkpoint(tmp_path, family=family, layers=1, gate_up_same_order=family == "phi3", seed=3)
     ckpt = open_checkpoint(tmp_path)
     modules = mlps(ckpt)[-1]
@@ -208,7 +212,11 @@ def test_from_checkpoint_of_each_family(tmp_path, family, scheme):
     x = tokens(3, first[0].K)
     features = Features(gate, plain[-1], dequantize(down), up_bias=first[-1].bias)
     exact, bound = reference_mlp(x, [features], modules.activation, 2, down.bias)
-    results = run_threads(2, lambda comm: Mlp.from_checkpoint(ckpt, comm=comm, scheme=scheme, modules=modules)(x))
+
+    def rank(comm):
+        return to_numpy(Mlp.from_checkpoint(ckpt, comm=comm, scheme=scheme, modules=modules)(xp.asarray(x)))
+
+    results = run_threads(2, rank, xp=xp)
     assert_bounded(results[0], exact, bound)
     assert_same_on_ranks(results)
 
