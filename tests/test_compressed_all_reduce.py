@@ -22,11 +22,14 @@ from cutpq.cost import (
 )
 from cutpq.formats import ELEMENTS
 
+# On a GPU each number of ranks takes kernels of its own: one has to do.
+RANKS = [*(("numpy", size) for size in range(1, 9)), pytest.param("cupy", 3, marks=pytest.mark.gpu)]
 
-@pytest.mark.parametrize("size", range(1, 9))
+
+@pytest.mark.parametrize(("xp", "size"), RANKS, indirect=["xp"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_threads(case, size):
-    run_threads(size, case, timeout_s=60)
+def test_threads(xp, case, size):
+    run_threads(size, case, xp=xp, timeout_s=60)
 
 
 @needs_mpi

@@ -8,10 +8,11 @@ from assertions import assert_exact, assert_gemm_close
 from random_weight import random_weight
 
 from cutpq import ref
-from cutpq.array import bfloat16
+from cutpq.array import bfloat16, to_numpy
 from cutpq.dequant import dequantize
 from cutpq.gemm import matmul
 from cutpq.reorder import sort_groups
+from cutpq.weight import PlainWeight
 
 
 def slow_dequantize(w, dtype):
@@ -26,9 +27,9 @@ def slow_dequantize(w, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_dequantize_is_the_formula_rounded_once(bits, dtype):
+def test_dequantize_is_the_formula_rounded_once(xp, bits, dtype):
     w = random_weight(K=40, N=16, group_size=8, bits=bits)
-    assert_exact(dequantize(w, dtype), slow_dequantize(w, dtype))
+    assert_exact(to_numpy(dequantize(w.to(xp), dtype)), slow_dequantize(w, dtype))
 
 
 def test_dequantize_rounds_float32_scales_once():
@@ -52,19 +53,19 @@ def test_dequantize_refuses_other_types():
 
 
 @pytest.mark.parametrize(("K", "N", "M"), [(64, 8, 1), (96, 40, 3), (256, 24, 17)])
-def test_exact_data_gives_equal_results(K, N, M):
+def test_exact_data_gives_equal_results(xp, K, N, M):
     w = random_weight(K, N, 16, exact=True)
     x = np.random.default_rng(1).integers(-1, 2, (M, K)).astype(np.float16)
     exact = x.astype(np.float64) @ dequantize(w).astype(np.float64)
-    assert_exact(matmul(x, w), exact.astype(np.float16))
+    assert_exact(to_numpy(matmul(xp.asarray(x), w.to(xp))), exact.astype(np.float16))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_real_data_stays_within_the_bound(dtype, bias):
+def test_real_data_stays_within_the_bound(xp, dtype, bias):
     w = random_weight(512, 48, 32, bias=bias)
     x = np.random.default_rng(1).standard_normal((5, 512)).astype(dtype)
-    y = matmul(x, w)
+    y = to_numpy(matmul(xp.asarray(x), w.to(xp)))
     assert y.dtype == dtype
     assert_gemm_close(y, x, dequantize(w, dtype), w.bias)
 
@@ -76,6 +77,14 @@ def test_sorted_rows_and_permuted_x_give_the_same_product():
     assert_exact(matmul(x[:, perm], ws), matmul(x, w))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_plain_weights_are_multiplied_as_they_are(xp, dtype):
+    x, weight = (np.random.default_rng(i).integers(-2, 3, (32, 32)).astype(dtype) for i in (1, 2))
+    bias = np.arange(32, dtype=dtype)
+    y = matmul(xp.asarray(x), PlainWeight(xp.asarray(weight), xp.asarray(bias)))
+    assert_exact(to_numpy(y), x @ weight + bias)
+
+
 def test_columns_in_pieces_are_the_columns(monkeypatch):
     w = random_weight(64, 56, 16, bias=True)
     x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float16)
@@ -84,13 +93,13 @@ def test_columns_in_pieces_are_the_columns(monkeypatch):
     assert_exact(matmul(x, w), whole)
 
 
-def test_no_rows_and_out():
-    w = random_weight(64, 16, 16)
-    assert matmul(np.empty((0, 64), np.float16), w).shape == (0, 16)
-    x = np.ones((2, 64), np.float16)
-    out = np.full((2, 16), np.nan, np.float16)
+def test_no_rows_and_out(xp):
+    w = random_weight(64, 16, 16).to(xp)
+    assert matmul(xp.empty((0, 64), np.float16), w).shape == (0, 16)
+    x = xp.ones((2, 64), np.float16)
+    out = xp.full((2, 16), np.nan, np.float16)
     assert matmul(x, w, out=out) is out
-    assert_exact(out, matmul(x, w))
+    assert_exact(to_numpy(out), to_numpy(matmul(x, w)))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +116,12 @@ def test_wrong_x_is_named(x, error, message):
 
 
 @pytest.mark.parametrize("kind", ref.ACTIVATIONS)
-def test_activations_against_float64(kind):
+def test_activations_against_float64(xp, kind):
     from reference import activation
 
     v = np.arange(65536, dtype=np.uint16).view(np.float16)
     v = v[np.isfinite(v)]
-    got, want = ref.activate(kind, v), activation(kind, v.astype(np.float64))
+    got, want = to_numpy(ref.activate(kind, xp.asarray(v))), activation(kind, v.astype(np.float64))
     # one rounding to float16, and float32 on the way; tanh and erf cancel to nothing far left, to float32's grain of 1
     bound = 2.0**-11 * np.abs(want) + 2.0**-25 + np.abs(v.astype(np.float64)) * 2.0**-22
     assert (np.abs(got.astype(np.float64) - want) <= bound).all()

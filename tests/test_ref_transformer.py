@@ -5,6 +5,7 @@ import pytest
 from assertions import assert_bounded
 
 from cutpq import ref_transformer as ref
+from cutpq.array import to_numpy
 from cutpq.ref import rmsnorm
 
 
@@ -16,14 +17,15 @@ def near(got: np.ndarray, want: np.ndarray) -> None:
     assert_bounded(got, want, np.full(want.shape, 3e-6 * max(1.0, np.abs(want).max())))
 
 
-def test_norms_of_large_values_do_not_overflow_float16() -> None:
+def test_norms_of_large_values_do_not_overflow_float16(xp) -> None:
     x = (normal(3, 32) * 3000).astype(np.float16)
     weight, bias = normal(32, seed=1), normal(32, seed=2)
     v = x.astype(np.float64)
     rms = v / np.sqrt((v**2).mean(1, keepdims=True) + 1e-5) * weight
-    assert_bounded(rmsnorm(x, weight, 1e-5), rms, 2.0**-10 * np.abs(rms) + 1e-6)
+    x, weight_there, bias_there = (xp.asarray(a) for a in (x, weight, bias))
+    assert_bounded(to_numpy(rmsnorm(x, weight_there, 1e-5)), rms, 2.0**-10 * np.abs(rms) + 1e-6)
     layer = (v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-5) * weight + bias
-    assert_bounded(ref.layer_norm(x, weight, bias, 1e-5), layer, 2.0**-10 * np.abs(layer) + 1e-5)
+    assert_bounded(to_numpy(ref.layer_norm(x, weight_there, bias_there, 1e-5)), layer, 2.0**-10 * np.abs(layer) + 1e-5)
 
 
 def test_eps_keeps_a_row_of_zeros_finite() -> None:
@@ -32,12 +34,13 @@ def test_eps_keeps_a_row_of_zeros_finite() -> None:
     assert (ref.layer_norm(zeros, np.ones(8, np.float32), np.full(8, 3, np.float32), 1e-5) == 3).all()
 
 
-def test_rotation_leaves_lengths_and_depends_on_distance_only() -> None:
+def test_rotation_leaves_lengths_and_depends_on_distance_only(xp) -> None:
     q, k = normal(1, 1, 8), normal(1, 1, 8, seed=1)
     angles = np.array([1.0, 0.3, 0.1, 0.02])
 
     def at(x, position):
-        return ref.rotate(x, np.cos(position * angles)[None], np.sin(position * angles)[None])
+        cos, sin = (xp.asarray(part(position * angles)[None]) for part in (np.cos, np.sin))
+        return to_numpy(ref.rotate(xp.asarray(x), cos, sin))
 
     near(np.linalg.norm(at(q, 5)), np.linalg.norm(q))
     near((at(q, 9) * at(k, 4)).sum(), (at(q, 25) * at(k, 20)).sum())
@@ -58,14 +61,16 @@ def attend(q, k, v, positions, kv_of_head, scale, window):
 
 @pytest.mark.parametrize("pieces", [1, 40, 1 << 20], ids=["query_by_query", "some_queries", "all_queries"])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_attention_of_queries_anywhere(window, pieces, monkeypatch) -> None:
+def test_attention_of_queries_anywhere(xp, window, pieces, monkeypatch) -> None:
     """Prompts that start at different positions, heads that share keys unevenly, keys beyond the last query."""
     monkeypatch.setattr(ref, "_SCORES", pieces)
     q, k, v = normal(2, 5, 3, 4), normal(2, 2, 11, 4, seed=1), normal(2, 2, 11, 4, seed=2)
     positions = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
     k[:, :, 10:] = 1e30  # nobody may see it
     heads = np.array([0, 0, 1])
-    near(ref.attention(q, k, v, positions, heads, 0.7, window), attend(q, k, v, positions, heads, 0.7, window))
+    there = [xp.asarray(a) for a in (q, k, v)]
+    got = ref.attention(*there, positions, xp.asarray(heads), 0.7, window)
+    near(to_numpy(got), attend(q, k, v, positions, heads, 0.7, window))
 
 
 def test_large_scores_do_not_overflow() -> None:
