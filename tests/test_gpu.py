@@ -1,32 +1,24 @@
-"""The public operations on CuPy arrays against formulas on NumPy arrays: what tests/simt shows, of a GPU.
+"""What only a GPU has: graphs, streams, many launches of one kernel, the library's sums, NCCL.
 
-Small shapes, so that compute-sanitizer gets through them (bench/on_gpu.py runs it).
+The other tests take CuPy arrays where they name xp; `pytest -m gpu` runs them all.
 """
 
 import numpy as np
 import pytest
-from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_same_on_ranks
+from assertions import assert_exact
 from gpu_clock import gpu_module
 from random_weight import random_weight
-from reference import Features, reference_mlp
 
-from cutpq import configs, ref
+from cutpq.all_reduce import all_reduce
 from cutpq.array import bfloat16, to_numpy
-from cutpq.attention import attention
-from cutpq.cache import Batch, Cache
-from cutpq.codec import codec
 from cutpq.comm import run_threads
-from cutpq.dequant import dequantize, dequantize_columns
-from cutpq.gather import gather_columns, rmsnorm_gather
-from cutpq.gemm import gated_matmul, matmul, prepare
+from cutpq.comm_nccl import DTYPES, NcclCommunicator
+from cutpq.gemm import matmul, prepare
 from cutpq.mlp import Mlp
-from cutpq.pack import as_unordered, interleave, pack
+from cutpq.pack import pack
 from cutpq.reorder import permute_columns
-from cutpq.shard import SCHEMES
 
 pytestmark = pytest.mark.gpu
-
-DTYPES = [np.dtype(np.float16), bfloat16]
 
 
 @pytest.fixture(scope="module")
@@ -38,80 +30,11 @@ def contiguous(K, size):
     return np.arange(K) // size
 
 
-def lengths(*rows):
-    """g_idx of groups with so many rows each."""
-    return np.repeat(np.arange(len(rows)), rows)
+def tokens(M, K, dtype=np.float16, seed=9):
+    return np.random.default_rng(seed).standard_normal((M, K)).astype(dtype)
 
 
-def tokens(M, K, dtype=np.float16):
-    return np.random.default_rng(9).standard_normal((M, K)).astype(dtype)
-
-
-def check(xp, w, M, dtype=np.float16, packed=None):
-    """matmul on the GPU within the bound of the formula; returns y."""
-    x = tokens(M, w.K, dtype)
-    y = to_numpy(matmul(xp.asarray(x), packed or prepare(w, xp)))
-    assert_gemm_close(y, x, ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype), w.bias)
-    return y
-
-
-# ---- matmul
-
-WEIGHTS = {
-    "groups_of_32": dict(K=256, N=136, group_size=32, g_idx=contiguous(256, 32)),
-    "groups_of_128": dict(K=384, N=64, group_size=128, g_idx=contiguous(384, 128)),
-    "one_group": dict(K=200, N=64, group_size=200, g_idx=contiguous(200, 200)),
-    "last_group_short": dict(K=160, N=72, group_size=64, g_idx=contiguous(160, 64)),
-    "sparse_groups": dict(K=128, N=64, group_size=16, g_idx=lengths(3, 1, 16, 2, 9, 33, 1, 7, 13, 4, 8, 31)),
-    "empty_groups": dict(K=64, N=64, group_size=32, g_idx=lengths(0, 31, 0, 0, 1, 32, 0)),
-    "act_order": dict(K=256, N=64, group_size=64),
-}
-
-
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_matmul_in_every_order(xp, name, dtype, symmetric):
-    check(xp, random_weight(**WEIGHTS[name], symmetric=symmetric, bias=True), 3, dtype)
-
-
-@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 33, 64, 65, 130, configs.DEQUANT_FROM])
-def test_matmul_of_every_tile_of_tokens(xp, M):
-    check(xp, random_weight(1664, 136, 64, g_idx=contiguous(1664, 64), symmetric=True), M)
-
-
-def test_looking_every_row_up_gives_the_same(xp):
-    w = random_weight(**WEIGHTS["groups_of_32"]).to(xp)
-    x = xp.asarray(tokens(5, w.K))
-    assert_exact(to_numpy(matmul(x, as_unordered(pack(w)))), to_numpy(matmul(x, pack(w))))
-
-
-@pytest.mark.parametrize("M", [1, 40])
-def test_exact_sums(xp, M):
-    w = random_weight(512, 128, 64, exact=True, g_idx=contiguous(512, 64))
-    x = np.random.default_rng(1).integers(-1, 2, (M, 512)).astype(np.float16)
-    assert_exact(to_numpy(matmul(xp.asarray(x), prepare(w, xp))), ref.gemm(x, w.codes, w.scales, w.zeros, w.g_idx))
-
-
-@pytest.mark.parametrize("M", [2, 40])
-def test_columns_that_blocks_share_have_the_same_bits_every_time_and_place(xp, M):
-    """One strip of 64 columns and thousands of rows: many blocks add up in one place."""
-    w = random_weight(8192, 64, 64, g_idx=contiguous(8192, 64)).to(xp)
-    x = xp.asarray(tokens(M, w.K))
-    first = to_numpy(matmul(x, pack(w)))
-    for _ in range(20):
-        assert_exact(to_numpy(matmul(x, pack(w))), first)
-    perm = np.random.default_rng(3).permutation(64)
-    assert_exact(to_numpy(matmul(x, pack(permute_columns(w, xp.asarray(perm))))), first[:, perm])
-
-
-def test_gated(xp):
-    gate, up = (random_weight(128, 72, 32, g_idx=contiguous(128, 32), seed=s) for s in (0, 1))
-    x = tokens(19, 128)
-    y = to_numpy(gated_matmul(xp.asarray(x), pack(interleave(gate.to(xp), up.to(xp)))))
-    a, b = (x.astype(float) @ dequantize(w).astype(float) for w in (gate, up))
-    exact = a / (1 + np.exp(-a)) * b
-    assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + 2.0**-18 * (1 + np.abs(a)) * (1 + np.abs(b)))
+# ---- graphs and streams
 
 
 def test_a_graph_replays_the_product(xp):
@@ -130,95 +53,76 @@ def test_a_graph_replays_the_product(xp):
             assert_exact(to_numpy(y), want)
 
 
-# ---- dequant, gather_columns, rmsnorm_gather
+def test_products_on_two_streams_do_not_share_their_partial_sums(xp):
+    """One strip of 64 columns and thousands of rows: many blocks add up in one place."""
+    w = prepare(random_weight(8192, 64, 64, g_idx=contiguous(8192, 64)), xp)
+    xs = [xp.asarray(tokens(2, 8192, seed=seed)) for seed in (1, 2)]
+    want = [to_numpy(matmul(x, w)) for x in xs]
+    xp.cuda.get_current_stream().synchronize()
+    streams = [xp.cuda.Stream(non_blocking=True) for _ in xs]
+    ys = [[], []]
+    for _ in range(20):
+        for x, y, stream in zip(xs, ys, streams, strict=True):
+            with stream:
+                y.append(matmul(x, w))
+    for stream in streams:
+        stream.synchronize()
+    for y, expected in zip(ys, want, strict=True):
+        for each in y:
+            assert_exact(to_numpy(each), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("name", ["last_group_short", "act_order"])
-def test_dequantize(xp, name, bits, dtype):
-    w = random_weight(**WEIGHTS[name], bits=bits)
-    want = ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
-    assert_exact(to_numpy(dequantize(pack(w.to(xp)), dtype)), want)
-
-
-def test_dequantize_back_to_disk_order(xp):
-    w = random_weight(**WEIGHTS["groups_of_32"])
-    rows = np.random.default_rng(2).permutation(w.K).astype(np.int32)
-    want = np.empty((w.K, w.N), np.float16)
-    want[rows] = dequantize(w)
-    assert_exact(to_numpy(dequantize_columns(pack(w.to(xp)), slice(0, w.N), rows=xp.asarray(rows))), want)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gather_columns(xp, dtype):
-    x = tokens(5, 1032, dtype)
-    perm = np.random.default_rng(2).permutation(1032)[:1024].astype(np.int32)
-    assert_exact(to_numpy(gather_columns(xp.asarray(x), xp.asarray(perm))), x[:, perm])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rmsnorm_gather(xp, dtype):
-    x, weight = tokens(3, 1032, dtype), tokens(1, 1032, dtype)[0]
-    perm = np.random.default_rng(2).permutation(1032).astype(np.int32)
-    y = to_numpy(rmsnorm_gather(xp.asarray(x), xp.asarray(weight), xp.asarray(perm)))
-    x64 = x.astype(np.float64)
-    exact = (x64 * weight.astype(np.float64) / np.sqrt((x64**2).mean(axis=1, keepdims=True) + 1e-5))[:, perm]
-    unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
-    assert_bounded(y, exact, (unit + 2.0**-18) * np.abs(exact) + 2.0**-25)
-
-
-# ---- attention
-
-
-@pytest.mark.parametrize("window", [None, 9], ids=["all", "window"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention(xp, dtype, window):
-    """Ragged prompts after others, six heads of two, against the formulas with the same cache."""
-    rng = np.random.default_rng(4)
-    past, new = (70, 0, 33), (5, 40, 1)
-    old = rng.standard_normal((2, 3, 2, 80, 64)).astype(dtype)
-    qkv, angle = rng.standard_normal((46, 10 * 64)).astype(dtype), rng.uniform(-3, 3, (46, 32))
-    results = []
-    for module in np, xp:
-        cache = Cache(3, 80, [2], 64, np.dtype(dtype), module)
-        cache.lengths[:] = past
-        kept = cache.layers[0]
-        kept.keys[...], kept.values[...] = module.asarray(old[0]), module.asarray(old[1])
-        batch = Batch.of([[0] * n for n in new], cache, 1, module)
-        angles = tuple(module.asarray(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
-        y = attention(module.asarray(qkv), angles, kept, batch, np.arange(6) // 3, 0.125, window)
-        results.append([to_numpy(a).astype(np.float64) for a in (y, kept.keys, kept.values)])
-    unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
-    (y, keys, values), (got, got_keys, got_values) = results
-    assert_exact(got_values, values)
-    assert_bounded(got_keys, keys, 2 * unit * np.abs(keys) + 2.0**-20)
-    assert_bounded(got, y, np.full(y.shape, 8 * unit * np.abs(values).max()))
-
-
-# ---- layers
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("tp", [1, 3])
-def test_mlp(xp, scheme, tp):
-    order = np.random.default_rng(0).permutation(128) // 32
-    gate, up = (random_weight(128, 288, 32, seed=s, g_idx=order) for s in (1, 2))
-    down = random_weight(288, 64, 32, seed=3)
-    x = tokens(3, 128)
-    results = run_threads(
-        tp, lambda comm: to_numpy(Mlp.from_weights(gate, up, down, comm, scheme)(xp.asarray(x))), xp=xp
+@pytest.mark.parametrize("codec", [None, "mxfp4"])
+def test_ranks_on_streams_of_their_own(xp, codec):
+    gate, up, down = (
+        random_weight(*shape, 32, seed=seed) for seed, shape in enumerate([(128, 96), (128, 96), (96, 64)])
     )
-    features = Features(*(dequantize(w) for w in (gate, up, down)))
-    assert_bounded(results[0], *reference_mlp(x, [features], "silu", tp))
-    if tp > 1:
-        assert_same_on_ranks(results)
+    x = xp.asarray(tokens(3, 128))
+
+    def rank(comm):
+        return to_numpy(Mlp.from_weights(gate, up, down, comm, "naive", codec=codec, algo="twoshot")(x))
+
+    def rank_on_a_stream(comm):
+        with xp.cuda.Stream(non_blocking=True):
+            return rank(comm)
+
+    want = run_threads(3, rank, xp=xp)
+    for got, expected in zip(run_threads(3, rank_on_a_stream, xp=xp), want, strict=True):
+        assert_exact(got, expected)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "mxfp8-e4m3", "nvfp4", "int4-b8", "e2m1-b16-e5m0"])
-def test_codec_has_the_same_wire_and_numbers(xp, name):
-    x = np.random.default_rng(1).standard_normal(1000).astype(np.float16)
-    c = codec(name)
-    wire = c.encode(x)
-    assert_exact(to_numpy(c.encode(xp.asarray(x))), wire)
-    assert_exact(to_numpy(c.decode(xp.asarray(wire))), c.decode(wire))
+# ---- many launches
+
+
+@pytest.mark.parametrize("M", [2, 40])
+def test_columns_that_blocks_share_have_the_same_bits_every_time_and_place(xp, M):
+    w = random_weight(8192, 64, 64, g_idx=contiguous(8192, 64)).to(xp)
+    x, p = xp.asarray(tokens(M, w.K)), pack(w)
+    first = to_numpy(matmul(x, p))
+    for _ in range(20):
+        assert_exact(to_numpy(matmul(x, p)), first)
+    perm = np.random.default_rng(3).permutation(64)
+    assert_exact(to_numpy(matmul(x, pack(permute_columns(w, xp.asarray(perm))))), first[:, perm])
+
+
+# ---- NCCL
+
+
+def test_one_rank_of_nccl(xp):
+    """Types, counts and pointers reach the library; more ranks take more GPUs."""
+    nccl = pytest.importorskip("cupy.cuda.nccl")
+    if not hasattr(nccl, "NcclCommunicator"):
+        pytest.skip("CuPy finds no NCCL")
+
+    def rank(control):
+        comm = NcclCommunicator(control, nccl, xp, xp.cuda.runtime.getDevice())
+        for dtype in DTYPES:
+            x = xp.arange(1, 8).astype(dtype)
+            for y in comm.all_reduce(x), comm.all_gather(x)[0], comm.all_to_all(x[None])[0]:
+                assert_exact(to_numpy(y), to_numpy(x))
+        x = xp.asarray(tokens(3, 50, bfloat16))
+        by_nccl, by_thread = (to_numpy(all_reduce(x, c, "mxfp4", "twoshot")) for c in (comm, control))
+        assert_exact(by_nccl, by_thread)
+        comm.barrier()
+
+    run_threads(1, rank, xp=xp)

@@ -12,7 +12,7 @@ from make_model import CONFIGS, write_model
 from transformer_oracle import logits
 
 from cutpq import kernels
-from cutpq.array import bfloat16
+from cutpq.array import bfloat16, to_numpy
 from cutpq.checkpoint import open_checkpoint
 from cutpq.codec import codec as find_codec
 from cutpq.comm import run_threads
@@ -27,16 +27,16 @@ TOKENS = np.random.default_rng(5).integers(0, 101, 19)
 FLOAT32 = 2e-5  # of the largest logit: sums of some hundred terms, in another order
 
 
-def run(folder: Path, tp: int, *calls, length: int = 32, **options) -> list[list[np.ndarray]]:
+def run(folder: Path, tp: int, *calls, length: int = 32, xp=np, **options) -> list[list[np.ndarray]]:
     """The logits of each call on each rank; a call is what the model is given for its cache's sequences."""
     options = {"dtype": "float32"} | options
 
     def rank(comm):
         model = load_model(folder, comm, **options)
         cache = model.new_cache(len(calls[0]), length)
-        return [model(tokens, cache) for tokens in calls]
+        return [to_numpy(model(tokens, cache)) for tokens in calls]
 
-    return run_threads(tp, rank)
+    return run_threads(tp, rank, xp=xp)
 
 
 def assert_close(got: np.ndarray, want: np.ndarray, relative: float = FLOAT32) -> None:
@@ -46,23 +46,24 @@ def assert_close(got: np.ndarray, want: np.ndarray, relative: float = FLOAT32) -
 @pytest.mark.parametrize("tp", [1, 3, 8])  # 3: heads and vocabulary uneven; 8: more ranks than key/value heads
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "quantized"])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_logits_of_each_family_are_those_of_the_formula(family, quantized, tp, tmp_path) -> None:
+def test_logits_of_each_family_are_those_of_the_formula(xp, family, quantized, tp, tmp_path) -> None:
     model = write_model(tmp_path, family, quantized=quantized)
-    results = [calls[0] for calls in run(tmp_path, tp, [TOKENS])]
+    results = [calls[0] for calls in run(tmp_path, tp, [TOKENS], xp=xp)]
     assert_close(results[0], logits(model.config, model.tensors, TOKENS))
     if tp > 1:
         assert_same_on_ranks(results)
 
 
 @pytest.mark.parametrize("codec", [None, "int8-b16"])
-def test_through_the_kernels(codec, tmp_path, monkeypatch) -> None:
+def test_through_the_kernels(xp, codec, tmp_path, monkeypatch) -> None:
     """With a codec the last step of a sum makes the residual and the norm, in the order of the next weight."""
     model = write_model(tmp_path, quantized=True)
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     loaded = set()
     load = kernels.load
     monkeypatch.setattr(kernels, "load", lambda name, *rest: loaded.add(name) or load(name, *rest))
-    results = [calls[0] for calls in run(tmp_path, 2, [TOKENS], dtype="float16", codec=codec, algo="twoshot")]
+    options = {"dtype": "float16", "codec": codec, "algo": "twoshot", "xp": xp}
+    results = [calls[0] for calls in run(tmp_path, 2, [TOKENS], **options)]
     assert_close(results[0], logits(model.config, model.tensors, TOKENS), 0.01 if codec is None else 0.05)
     assert_same_on_ranks(results)
     assert {"gemm_w4a16", "rmsnorm_gather"} <= loaded
@@ -76,9 +77,9 @@ def test_linear_rope_scaling(tmp_path) -> None:
 
 @pytest.mark.parametrize("dtype, relative", [(np.float16, 0.01), (bfloat16, 0.1)], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama3", "gpt_bigcode"])
-def test_short_activations(family, dtype, relative, tmp_path) -> None:
+def test_short_activations(xp, family, dtype, relative, tmp_path) -> None:
     model = write_model(tmp_path, family, quantized=True)
-    results = [calls[0] for calls in run(tmp_path, 2, [TOKENS], dtype=dtype)]
+    results = [calls[0] for calls in run(tmp_path, 2, [TOKENS], dtype=dtype, xp=xp)]
     assert results[0].dtype == dtype
     assert_close(results[0], logits(model.config, model.tensors, TOKENS), relative)
     assert_same_on_ranks(results)
@@ -104,9 +105,9 @@ def test_kernels_of_attention_agree_with_the_formulas(family, tmp_path, monkeypa
 
 @pytest.mark.parametrize("scheme", ["auto", *SCHEMES])
 @pytest.mark.parametrize("tp", [2, 5])
-def test_every_scheme(scheme, tp, tmp_path) -> None:
+def test_every_scheme(xp, scheme, tp, tmp_path) -> None:
     model = write_model(tmp_path, quantized=True)
-    results = [calls[0] for calls in run(tmp_path, tp, [TOKENS], scheme=scheme)]
+    results = [calls[0] for calls in run(tmp_path, tp, [TOKENS], scheme=scheme, xp=xp)]
     assert_close(results[0], logits(model.config, model.tensors, TOKENS))
     assert_same_on_ranks(results)
 
@@ -134,15 +135,15 @@ def test_a_link_decides_between_local_and_all_to_all(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_decode_after_prefill_equals_prefill_of_the_whole(family, tmp_path) -> None:
+def test_decode_after_prefill_equals_prefill_of_the_whole(xp, family, tmp_path) -> None:
     model = write_model(tmp_path, family)
     want = logits(model.config, model.tensors, TOKENS)
-    first, *rest = run(tmp_path, 2, [TOKENS[:13]], *([[t]] for t in TOKENS[13:17]), [TOKENS[17:]])[0]
+    first, *rest = run(tmp_path, 2, [TOKENS[:13]], *([[t]] for t in TOKENS[13:17]), [TOKENS[17:]], xp=xp)[0]
     assert_close(np.concatenate([first, *rest]), want)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gpt_bigcode"])
-def test_sequences_of_different_lengths_do_not_see_each_other(family, tmp_path) -> None:
+def test_sequences_of_different_lengths_do_not_see_each_other(xp, family, tmp_path) -> None:
     model = write_model(tmp_path, family)
     whole = [np.random.default_rng(i).integers(0, 101, n) for i, n in enumerate((9, 3, 16))]
     steps = [
@@ -150,7 +151,7 @@ def test_sequences_of_different_lengths_do_not_see_each_other(family, tmp_path) 
         [whole[0][6:7], whole[1][1:2], whole[2][13:14]],
         [whole[0][7:], whole[1][2:], whole[2][14:]],
     ]
-    results = run(tmp_path, 2, *steps)[0]
+    results = run(tmp_path, 2, *steps, xp=xp)[0]
     rows = [np.split(y, np.cumsum([len(row) for row in step])[:-1]) for y, step in zip(results, steps, strict=True)]
     for i, tokens in enumerate(whole):
         got = np.concatenate([step[i] for step in rows])

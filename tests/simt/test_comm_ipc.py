@@ -1,6 +1,7 @@
-"""The ipc backend on host memory: the real class and the real kernels, with a stand-in for CUDA's memory handles.
+"""The ipc backend in one process: the real class and the real kernels, with a stand-in for CUDA's memory handles.
 
-Ranks are threads that share a "GPU": they meet on the host. Sums that meet in the kernel: test_all_reduce_kernels.
+Ranks are threads that share a GPU, or host memory in its place: they meet on the host. Sums that meet in the kernel:
+test_all_reduce_kernels.
 """
 
 import threading
@@ -11,11 +12,13 @@ import mpi_worker
 import numpy as np
 import pytest
 from assertions import assert_exact
+from gpu_clock import gpu_module
 
 from cutpq.all_reduce import all_reduce
+from cutpq.array import to_numpy
 from cutpq.codec import codec
 from cutpq.comm import RanksDisagreeError, run_threads
-from cutpq.comm_ipc import SLAB_UNIT, IpcCommunicator, IpcError
+from cutpq.comm_ipc import SLAB_UNIT, CudaMemory, IpcCommunicator, IpcError
 from cutpq.cost import oneshot_sent, twoshot_sent
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -62,6 +65,29 @@ class HostMemory:
         return SimpleNamespace(ptr=self.current, synchronize=lambda: None)
 
 
+class GpuMemory(CudaMemory):
+    """Slabs of one GPU. A process cannot open its own handles, so that a handle is an address here, too."""
+
+    def __init__(self):
+        gpu = gpu_module()
+        super().__init__(gpu, gpu.cuda.runtime.getDevice())
+
+    def handle(self, slab):
+        return slab.data.ptr.to_bytes(8, "little")
+
+    def open(self, handle, nbytes):
+        pointer = int.from_bytes(handle, "little")
+        return self._array(self.xp.cuda.UnownedMemory(pointer, nbytes, self, self.device), nbytes)
+
+    def close(self, slab):
+        pass
+
+
+@pytest.fixture(params=[HostMemory, pytest.param(GpuMemory, marks=pytest.mark.gpu)], ids=["host", "gpu"])
+def memory(request):
+    return request.param
+
+
 def run_ipc(size, case, memory=HostMemory):
     return run_threads(size, lambda control: case(IpcCommunicator(control, memory(), "0000:01")), timeout_s=20)
 
@@ -97,11 +123,14 @@ SUMS = {  # elements, dtype, codec, algo
 
 
 @pytest.mark.parametrize("case", SUMS)
-def test_sum_equals_that_of_threads(case):
+def test_sum_equals_that_of_threads(memory, case):
     n, dtype, name, algo = SUMS[case]
-    on_rank = lambda comm: all_reduce(numbers(comm.rank, n, dtype), comm, codec=name, algo=algo)  # noqa: E731
+
+    def on_rank(comm):
+        return to_numpy(all_reduce(comm.xp.asarray(numbers(comm.rank, n, dtype)), comm, codec=name, algo=algo))
+
     want = run_threads(3, on_rank)[0]
-    for total in run_ipc(3, on_rank):
+    for total in run_ipc(3, on_rank, memory):
         assert_exact(total, want)
 
 
