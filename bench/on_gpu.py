@@ -5,7 +5,8 @@
 
 Each step is a process of its own with a time limit. Its output and exit status are on disk when it ends, so that what
 comes later cannot harm it; summary.md is rewritten after every step. What fails stops nothing. Exit status 1 if a step
-failed, 2 without a GPU. compute-sanitizer belongs to CUDA installations: where it is missing, its steps say so.
+failed, 2 without a GPU. compute-sanitizer comes with CUDA, or with the wheel nvidia-cuda-sanitizer-api (CUDA 12:
+nvidia-cuda-sanitizer-api-cu12): where it is missing, its steps say so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shlex
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -31,7 +33,19 @@ from cutpq.communicator import SelfCommunicator
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 470.0
 PYTHON = sys.executable
-GPU_TESTS = "tests/test_gpu.py"
+
+# Each a process, because a kernel that reads beyond its memory ends the context of all that come after it.
+TESTS = {
+    "small-kernels": (["tests/simt/test_small_kernels.py"], 25),
+    "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 60),
+    "codec-kernels": (["tests/simt/test_codec_kernels.py"], 50),
+    "peer-kernels": (["tests/simt/test_all_reduce_kernels.py", "tests/simt/test_comm_ipc.py"], 30),
+    "layers": (["tests", "--ignore=tests/simt", "--ignore=tests/test_gpu.py"], 75),
+    "graphs": (["tests/test_gpu.py"], 25),
+}
+
+# Every kernel, and every way through it, at small shapes.
+SANITIZED = "rmsnorm or kind_of_groups or gated or ragged or fused_end or any_number"
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,12 @@ def steps(out: Path) -> list[Step]:
     def bench(name: str, *flags: str) -> tuple[str, ...]:
         return (PYTHON, f"bench/{name}.py", *flags)
 
-    def sanitizer(tool: str, limit_s: float, only: str) -> Step:
-        tests = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", GPU_TESTS, "-k", only)
-        return Step(tool, ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *tests), limit_s)
+    def tests(*which: str) -> tuple[str, ...]:
+        return (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *which)
+
+    def sanitizer(tool: str, limit_s: float) -> Step:
+        command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+        return Step(tool, (*command, *tests("-x", "tests/simt", "-k", SANITIZED)), limit_s)
 
     def ranks(number: int) -> Step:
         return Step(f"mlp-{number}-ranks", ("mpirun", "-n", str(number), *bench("mlp", "--smoke")), 20)
@@ -83,18 +100,18 @@ def steps(out: Path) -> list[Step]:
         Step("nvidia-smi", ("nvidia-smi", "-q", "-d", "CLOCK,MEMORY,POWER,ECC"), 10),
         Step("cupy", (PYTHON, "-c", "import cupy; cupy.show_config()"), 15),
         Step("packages", (PYTHON, "-m", "pip", "list", "--format=freeze"), 15),
-        Step("tests", (PYTHON, "-m", "pytest", "-q", GPU_TESTS), 90),
+        *(Step(f"tests-{name}", tests(*which), limit_s) for name, (which, limit_s) in TESTS.items()),
         Step("recordings", (PYTHON, "tests/simt/conformance.py"), 20, keeps="tests/recordings/*.npz"),
         Step("ceilings", bench("gpu_clock"), 20),
-        Step("gemm", bench("gemm", "--all", "--json", str(out / "gemm.json")), 140),
+        Step("gemm", bench("gemm", "--all", "--json", str(out / "gemm.json")), 120),
         Step("mlp", bench("mlp", "--model", "llama-7b", "--project", "none", "--json", str(out / "mlp.json")), 45),
         Step("codec", bench("all_reduce", "-b", "1M", "-e", "1M", "--json", str(out / "codec.json")), 30),
         ranks(2),
         ranks(4),
         ranks(8),
-        sanitizer("memcheck", 50, "not graph"),
-        sanitizer("racecheck", 50, "groups or act_order or gated or rmsnorm"),
-        sanitizer("synccheck", 30, "groups or act_order or gated or rmsnorm"),
+        sanitizer("memcheck", 50),
+        sanitizer("racecheck", 50),
+        sanitizer("synccheck", 30),
     ]
 
 
@@ -108,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.resolve()
     if args.dry_run:
         for step in steps(out):
-            print(f"{step.name:14} {step.limit_s:4.0f} s  {step.shown}")
+            print(f"{step.name:19} {step.limit_s:4.0f} s  {step.shown}")
         print(f"# into {out}; all together {BUDGET_S:.0f} s at most")
         return 0
     try:
@@ -130,7 +147,7 @@ def visit(steps: Iterable[Step], out: Path, about: Sequence[str] = (), budget_s:
     for number, step in enumerate(steps, 1):
         results.append(run(step, out / f"{number:02}-{step.name}.txt", end - time.monotonic()))
         (out / "summary.md").write_text(summary(results, about))
-        print(f"{step.name:14} {results[-1].seconds:6.1f} s  {results[-1].outcome}", flush=True)
+        print(f"{step.name:19} {results[-1].seconds:6.1f} s  {results[-1].outcome}", flush=True)
     return results
 
 
@@ -158,8 +175,9 @@ def run(step: Step, log: Path, left_s: float) -> Result:
 def _run(step: Step, output: int, limit_s: float) -> str:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    # Commands of this Python's environment, as mpirun, are found even if it is not activated.
-    env["PATH"] = os.path.dirname(PYTHON) + os.pathsep + env.get("PATH", "")
+    # Commands of this Python's environment, as mpirun, are found even if it is not activated; so are those of wheels.
+    wheels = [path for folder in site.getsitepackages() for path in sorted(Path(folder).glob("nvidia/*/bin"))]
+    env["PATH"] = os.pathsep.join([os.path.dirname(PYTHON), env.get("PATH", ""), *map(str, wheels)])
     try:
         process = subprocess.Popen(
             step.command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env, start_new_session=True

@@ -657,7 +657,7 @@ def is_caught(mutant: Mutant, tests: list[str], scratch: Path) -> bool:
         raise SystemExit(f"{mutant.name}: {mutant.file} no longer contains {mutant.old!r}")
     (sources / mutant.file).write_text(text.replace(mutant.old, mutant.new, 1))
     environment = {**os.environ, "CUTPQ_CACHE_DIR": str(scratch), "CUTPQ_MUTATED_SOURCES": str(sources)}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
     done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):  # no tests, or an error outside of them
         raise SystemExit(f"{mutant.name}: pytest did not run the tests\n{done.stdout}{done.stderr}")
