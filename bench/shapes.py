@@ -71,6 +71,10 @@ class RandomCheckpoint:
         what = "order of down" if name == "down" else "order of gate and up"
         return random_order(what, self.shape(name)[0], self.group_size)
 
+    def weights(self) -> list[str]:
+        """Names of the quantized modules."""
+        return [*self.modules.first, self.modules.down]
+
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name: all modules here are quantized, and none has a plain weight."""
         return False
