@@ -1,4 +1,4 @@
-"""rotate_qkv and softmax on the CPU runtime, alone and as attention, through the public functions."""
+"""rotate_qkv and softmax on the CPU runtime and on a GPU, alone and as attention, through the public functions."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from reference import unit_roundoff
 
 from cutpq import attention as module
 from cutpq import configs
+from cutpq.array import to_numpy
 from cutpq.attention import Chunk, attention, rotate_qkv, softmax
 from cutpq.cache import Batch, Cache
 
@@ -37,20 +38,20 @@ class Case:
     length: int = 24
     dtype: np.dtype = FLOAT16
 
-    def run(self):
-        """(qkv, angles, cache of one layer with `past` in it, batch)"""
+    def run(self, xp=np):
+        """(qkv, angles, cache of one layer with `past` in it, batch), arrays of xp"""
         rng = np.random.default_rng([self.H, self.D, *self.new])
-        cache = Cache(len(self.past), self.length, [self.KV], self.D, self.dtype, np)
+        cache = Cache(len(self.past), self.length, [self.KV], self.D, self.dtype, xp)
         cache.lengths[:] = self.past
         for b, n in enumerate(self.past):
             for kept in cache.layers[0].keys, cache.layers[0].values:
-                kept[b, :, :n] = rng.standard_normal((self.KV, n, self.D)).astype(self.dtype)
-        batch = Batch.of([[0] * n for n in self.new], cache, 1, np)
+                kept[b, :, :n] = xp.asarray(rng.standard_normal((self.KV, n, self.D)).astype(self.dtype))
+        batch = Batch.of([[0] * n for n in self.new], cache, 1, xp)
         M = sum(self.new)
         qkv = rng.standard_normal((M, (self.H + 2 * self.KV) * self.D)).astype(self.dtype)
         angle = rng.uniform(-3, 3, (M, self.D // 2))
-        angles = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        return qkv, angles if self.rotated else None, cache.layers[0], batch
+        angles = tuple(xp.asarray(part(angle).astype(np.float32)) for part in (np.cos, np.sin))
+        return xp.asarray(qkv), angles if self.rotated else None, cache.layers[0], batch
 
     @property
     def tokens(self):
@@ -89,52 +90,53 @@ def rotate(x, cos, sin):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rotate_qkv(mode, name):
+def test_rotate_qkv(checked_xp, name):
     case = CASES[name]
-    qkv, angles, kept, batch = case.run()
-    old = kept.keys.copy(), kept.values.copy()
-    q = rotate_qkv(qkv, angles, kept, batch)
+    qkv, angles, kept, batch = case.run(checked_xp)
+    old = to_numpy(kept.keys.copy()), to_numpy(kept.values.copy())
+    q = to_numpy(rotate_qkv(qkv, angles, kept, batch))
+    qkv, keys, values = (to_numpy(a) for a in (qkv, kept.keys, kept.values))
     assert q.shape == (len(case.new), case.KV, max(case.new), case.H // case.KV, case.D)
     assert q.dtype == qkv.dtype
 
     heads = qkv.reshape(len(qkv), -1, case.D)
     got_q = np.stack([q[b, :, t].reshape(case.H, case.D) for b, t, _ in case.tokens])
-    got_k = np.stack([kept.keys[b, :, p] for b, _, p in case.tokens])
-    got_v = np.stack([kept.values[b, :, p] for b, _, p in case.tokens])
+    got_k = np.stack([keys[b, :, p] for b, _, p in case.tokens])
+    got_v = np.stack([values[b, :, p] for b, _, p in case.tokens])
     assert_exact(got_v, heads[:, -case.KV :])
     for got, want in (got_q, heads[:, : case.H]), (got_k, heads[:, case.H : -case.KV]):
         if angles is None:
             assert_exact(got, want)
         else:
-            assert_bounded(got, *rotate(want, *angles))
+            assert_bounded(got, *rotate(want, *map(to_numpy, angles)))
 
     for b, t, p in case.tokens:  # all else is as it was, and zero
         q[b, :, t] = 0
-        old[0][b, :, p], old[1][b, :, p] = kept.keys[b, :, p], kept.values[b, :, p]
-    assert_exact(kept.keys, old[0])
-    assert_exact(kept.values, old[1])
+        old[0][b, :, p], old[1][b, :, p] = keys[b, :, p], values[b, :, p]
+    assert_exact(keys, old[0])
+    assert_exact(values, old[1])
     assert_exact(q, np.zeros_like(q))
 
 
-def test_rotate_qkv_of_more_than_a_block(mode):
+def test_rotate_qkv_of_more_than_a_block(checked_xp):
     case = Case((0, 5), (40, 19), 12, 4, 64, length=40)
-    qkv, angles, kept, batch = case.run()
-    q = rotate_qkv(qkv, angles, kept, batch)
-    heads = qkv.reshape(len(qkv), -1, case.D)
+    qkv, angles, kept, batch = case.run(checked_xp)
+    q = to_numpy(rotate_qkv(qkv, angles, kept, batch))
+    heads, angles = to_numpy(qkv).reshape(len(qkv), -1, case.D), list(map(to_numpy, angles))
     got_q = np.stack([q[b, :, t].reshape(case.H, case.D) for b, t, _ in case.tokens])
-    got_k = np.stack([kept.keys[b, :, p] for b, _, p in case.tokens])
+    got_k = np.stack([to_numpy(kept.keys)[b, :, p] for b, _, p in case.tokens])
     assert_bounded(got_q, *rotate(heads[:, : case.H], *angles))
     assert_bounded(got_k, *rotate(heads[:, case.H : -case.KV], *angles))
 
 
-def test_rotate_qkv_reads_what_is_not_aligned():
+def test_rotate_qkv_reads_what_is_not_aligned(xp):
     case = CASES["gqa"]
-    want_kept = case.run()[2]
-    qkv, angles, kept, batch = case.run()
+    want_kept = case.run(xp)[2]
+    qkv, angles, kept, batch = case.run(xp)
     want = rotate_qkv(qkv, angles, want_kept, batch)
-    apart = [np.concatenate([a[:, :1], a], axis=1)[:, 1:] for a in (qkv, *angles)]
-    assert_exact(rotate_qkv(apart[0], tuple(apart[1:]), kept, batch), want)
-    assert_exact(kept.keys, want_kept.keys)
+    apart = [xp.concatenate([a[:, :1], a], axis=1)[:, 1:] for a in (qkv, *angles)]
+    assert_exact(to_numpy(rotate_qkv(apart[0], tuple(apart[1:]), kept, batch)), to_numpy(want))
+    assert_exact(to_numpy(kept.keys), to_numpy(want_kept.keys))
 
 
 # ---- softmax
@@ -174,9 +176,13 @@ SOFTMAX = {  # positions, KV, rep, chunk of pairs and queries and keys, window
 }
 
 
+def run_softmax(xp, scores, positions, *rest):
+    return to_numpy(softmax(xp.asarray(scores), xp.asarray(positions), *rest))
+
+
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", SOFTMAX)
-def test_softmax(mode, settings, name, dtype):
+def test_softmax(checked_xp, settings, name, dtype):
     settings.seed = 3
     positions, KV, rep, some, window = SOFTMAX[name]
     positions = np.array(positions, np.int32)
@@ -188,28 +194,29 @@ def test_softmax(mode, settings, name, dtype):
     assert seen.shape == shape
     scores = (np.random.default_rng(shape).standard_normal(shape) * 30).astype(np.float32)
     scores[~seen] = np.nan  # nobody may see it
-    got = softmax(scores, positions, some, KV, 0.125, window, dtype)
+    got = run_softmax(checked_xp, scores, positions, some, KV, 0.125, window, dtype)
     assert got.dtype == dtype
     assert_exact(got[~seen], np.zeros((~seen).sum(), dtype))
     assert_bounded(got, *probabilities(scores, seen, 0.125, dtype))
 
 
-def test_softmax_of_large_scores_and_of_equal_ones(mode):
+def test_softmax_of_large_scores_and_of_equal_ones(checked_xp):
     scores = np.zeros((3, 1, 8), np.float32)
     scores[0, 0] = [3e38, -3e38, 3e38, 0, 1, 2, 3, 4]
     scores[1] = -3e38
-    got = softmax(scores, np.full((3, 1), 7, np.int32), chunk((0, 3), (0, 1), (0, 8)), 1, 1.0, None, FLOAT16)
+    positions, every = np.full((3, 1), 7, np.int32), chunk((0, 3), (0, 1), (0, 8))
+    got = run_softmax(checked_xp, scores, positions, every, 1, 1.0, None, FLOAT16)
     assert_exact(got[0, 0], np.array([0.5, 0, 0.5, 0, 0, 0, 0, 0], np.float16))
     assert_exact(got[1:], np.full((2, 1, 8), 0.125, np.float16))
 
 
-def test_softmax_with_the_largest_in_any_lane(mode):
+def test_softmax_with_the_largest_in_any_lane(checked_xp):
     """Of four warps, and far above the others: without it they would overflow."""
     at = [0, 8 * 13, 8 * 31 + 7, 8 * 32, 8 * 77 + 1, 8 * 127 + 5, 8 * 128, 1503]
     scores = np.zeros((1, len(at), 1504), np.float32)
     scores[0, range(len(at)), at] = 1000
     every = chunk((0, 1), (0, len(at)), (0, 1504))
-    got = softmax(scores, np.full((1, len(at)), 1503, np.int32), every, 1, 0.5, None, FLOAT16)
+    got = run_softmax(checked_xp, scores, np.full((1, len(at)), 1503, np.int32), every, 1, 0.5, None, FLOAT16)
     assert_exact(got, (scores > 0).astype(np.float16))
 
 
@@ -243,21 +250,22 @@ def attend(q, keys, values, position, scale, window):
 
 @pytest.mark.parametrize("score_bytes", [1, 1 << 25], ids=["query_by_query", "all_queries"])
 @pytest.mark.parametrize("name", CASES)
-def test_attention(name, score_bytes, monkeypatch):
+def test_attention(xp, name, score_bytes, monkeypatch):
     monkeypatch.setattr(module, "SCORE_BYTES", score_bytes)
     case = CASES[name]
-    qkv, angles, kept, batch = case.run()
+    qkv, angles, kept, batch = case.run(xp)
     kv_of_head = np.arange(case.H) // (case.H // case.KV)
-    y = attention(qkv, angles, kept, batch, kv_of_head, 0.3, case.window)
+    y = to_numpy(attention(qkv, angles, kept, batch, kv_of_head, 0.3, case.window))
     assert y.dtype == case.dtype
-    again = case.run()[2]
-    q = rotate_qkv(qkv, angles, again, batch)
-    assert_exact(kept.keys, again.keys)
+    again = case.run(xp)[2]
+    q = to_numpy(rotate_qkv(qkv, angles, again, batch))
+    keys, values = to_numpy(kept.keys), to_numpy(kept.values)
+    assert_exact(keys, to_numpy(again.keys))
     exact, bound = np.empty((2, len(qkv), case.H, case.D))
     for m, (b, t, p) in enumerate(case.tokens):
         for h in range(case.H):
             kv, r = divmod(h, case.H // case.KV)
-            operands = q[b, kv, t, r], kept.keys[b, kv], kept.values[b, kv]
+            operands = q[b, kv, t, r], keys[b, kv], values[b, kv]
             exact[m, h], bound[m, h] = attend(*operands, p, 0.3, case.window)
     assert_bounded(y, exact.reshape(y.shape), bound.reshape(y.shape))
 
