@@ -259,20 +259,9 @@ def _build(name: str, source: str, include: Path, mode: str) -> Kernel:
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         unit = CACHE / f"{name}-{mode}-{tag[:-1]}-{os.getpid()}.cpp"
-        unit.write_text(f'#line 1 "{name}.cu"\n{source}\nSIMT_EXPORT({name})\n')
-        command = [
-            *COMMON,
-            *MODES[mode],
-            "-DCUTPQ_HOST",
-            f'-DSIMT_TAG="{tag}"',
-            f"-I{include}",
-            "-include",
-            str(RUNTIME / "cuda.h"),
-            "-fvisibility=hidden",
-            "-fno-gnu-unique",
-            "-c",
-            str(unit),
-        ]
+        unit.write_text(f'#define SIMT_TAG "{tag}"\n#line 1 "{name}.cu"\n{source}\nSIMT_EXPORT({name})\n')
+        folders = (_parsed_header(mode), RUNTIME, include)  # g++ takes the parsed header where it finds it first
+        command = [*_kernel_flags(mode), *(f"-I{folder}" for folder in folders), "-include", "cuda.h", "-c", str(unit)]
         try:
             objects = _compile(library.with_suffix(f".{os.getpid()}.o"), command)
             # linked without the sanitizer's library: the runtime answers the calls
@@ -283,6 +272,18 @@ def _build(name: str, source: str, include: Path, mode: str) -> Kernel:
     _runtime()
     _loaded.append(ctypes.CDLL(str(library)))  # registers itself under its tag
     return Kernel(name, tag, mode)
+
+
+def _kernel_flags(mode: str) -> list[str]:
+    return [*COMMON, *MODES[mode], "-DCUTPQ_HOST", "-fvisibility=hidden", "-fno-gnu-unique"]
+
+
+def _parsed_header(mode: str) -> Path:
+    """A folder with runtime/cuda.h as g++ has parsed it, which takes as long as a kernel does."""
+    folder = CACHE / f"header-{mode}-{_digest(COMMON, MODES, *sorted(RUNTIME.glob('*.h')))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _compile(folder / "cuda.h.gch", [*_kernel_flags(mode), "-x", "c++-header", str(RUNTIME / "cuda.h")])
+    return folder
 
 
 _loaded: list[ctypes.CDLL] = []

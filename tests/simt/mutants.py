@@ -675,6 +675,8 @@ def main(kernels: list[str]) -> int:
         (scratch / "simt").mkdir()
         for runtime in (CACHE / "simt").glob("runtime-*.so"):  # need not be compiled again
             shutil.copy(runtime, scratch / "simt")
+        for header in (CACHE / "simt").glob("header-*"):
+            shutil.copytree(header, scratch / "simt" / header.name)
         caught = list(pool.map(lambda w: is_caught(w[1], w[2], scratch), work))
     for (kernel, mutant, _), seen in zip(work, caught, strict=True):
         if not seen:
