@@ -95,8 +95,10 @@ def test_every_tile_of_tokens(xp, M, dtype):
     check(xp, random_weight(192, 136, 64, g_idx=contiguous(192, 64), symmetric=True, bias=True), M, dtype)
 
 
-def test_many_tokens_go_by_plain_weights(xp):
-    check(xp, random_weight(96, 264, 32, bias=True), configs.DEQUANT_FROM)
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
+def test_many_tokens_go_by_plain_weights(xp, dtype):
+    """With a bias, which bfloat16 does not hold in one number."""
+    check(xp, random_weight(96, 264, 32, bias=True), configs.DEQUANT_FROM, dtype)
 
 
 def test_no_tokens():
