@@ -17,8 +17,8 @@ check       ok, or FAIL where #wrong is not 0 or rel_err differs by more than 2 
 Columns headed proj(us) are not measured: what the cost model says of the same sum on a machine with the link of their
 name. --project chooses the links; --project none leaves the columns out.
 
-The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table on a GPU: what each codec kernel
-reaches of a copy's bandwidth.
+The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table of one rank on a GPU: what each
+codec kernel reaches of a copy's bandwidth.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     comm = cq.init()
     rows = measure(args, comm)
-    kernels = codec_kernels.rows(args.codecs, comm.xp) if comm.xp is not np and comm.rank == 0 else []
-    comm.barrier()
+    kernels = codec_kernels.rows(args.codecs, comm.xp) if comm.xp is not np and comm.size == 1 else []
     if comm.rank == 0:
         projected = list(project(args, comm.size))
         print("\n".join([*header(comm), *table(rows, projected, args), *codec_kernels.lines(kernels)]))

@@ -1,6 +1,7 @@
 """Makes bench/ and tests/ importable: benches are scripts, and tests share helpers. The same tests with CuPy."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,14 +14,20 @@ import pytest  # noqa: E402
 from gpu_clock import NoGpu, gpu_module  # noqa: E402
 
 
-def pytest_collection_modifyitems(items):
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+def pytest_runtest_setup(item):
+    """Skips from one place, which the summary makes one line of."""
+    if item.get_closest_marker("gpu") and (reason := without_gpu()):
+        pytest.skip(reason)
+
+
+@cache
+def without_gpu():
+    """Why no test can run on a GPU; empty where one can."""
     try:
-        if on_gpu:
-            gpu_module()
+        gpu_module()
     except NoGpu as error:
-        for item in on_gpu:
-            item.add_marker(pytest.mark.skip(reason=str(error)))
+        return str(error)
+    return ""
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
