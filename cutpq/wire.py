@@ -77,7 +77,7 @@ def decode_sum_encode(wires: Array, codec: Codec, n: int) -> Array:
 def takes_rows(codec: Codec, residual: Array) -> bool:
     """Whether decode_sum_rmsnorm can take this residual, (M, K) float16 or bfloat16."""
     xp, K = array_module(residual), residual.shape[1]
-    if not takes(codec, xp, residual.size) or K % 8:
+    if not takes(codec, xp, residual.size) or K % 8 or residual.dtype.itemsize != 2:
         return False
     if not residual.flags.c_contiguous or kernels.address(residual) % 16:
         return False

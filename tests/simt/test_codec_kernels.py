@@ -250,6 +250,7 @@ def normed_on_ranks(size, M, K, dtype, name, algo, xp=np):
         (3, 2056, np.float16, "int8-float16"),
         (5, 40, BFLOAT16, "e2m0-b8-e5m0"),
         (2, 9, np.float16, "mxfp4"),
+        (2, 64, np.float32, "mxfp4"),
     ],
 )
 def test_fused_end_equals_its_steps(checked_xp, M, K, dtype, name, algo):
