@@ -6,7 +6,7 @@
 extern "C" __global__ void __launch_bounds__(THREADS)
 gather_columns(const u16* __restrict__ x,   // (M, K), any 16-bit numbers
                const int* __restrict__ perm,  // (columns,), each 0 <= perm[j] < K
-               u16* __restrict__ y,         // (M, columns)
+               uint4* __restrict__ y,       // (M, columns / 8) words of eight numbers
                int M,
                int K,
                int columns) {               // a multiple of 8
@@ -20,6 +20,6 @@ gather_columns(const u16* __restrict__ x,   // (M, K), any 16-bit numbers
     u32 pair[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) pair[i] = row[source[2 * i]] | u32(row[source[2 * i + 1]]) << 16;
-    *reinterpret_cast<uint4*>(y + (size_t)m * columns + j) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    y[((size_t)m * columns + j) / 8] = make_uint4(pair[0], pair[1], pair[2], pair[3]);
   }
 }

@@ -30,7 +30,7 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     config = configs.GatherConfig()
     kernel = kernels.load("gather_columns", config, xp)
     grid = config.grid(M, columns, kernels.device(xp).sms)
-    kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y.view(xp.uint16), M, K, columns)
+    kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y, M, K, columns)
     return y
 
 

@@ -188,7 +188,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("high half lost", "gather_columns.cu", " | u32(row[source[2 * i + 1]]) << 16", ""),
             Mutant("pairs swapped", "gather_columns.cu", "pair[0], pair[1], pair[2]", "pair[1], pair[0], pair[2]"),
-            Mutant("row stride of y", "gather_columns.cu", "y + (size_t)m * columns", "y + (size_t)m * K"),
+            Mutant("row stride of y", "gather_columns.cu", "y[((size_t)m * columns", "y[((size_t)m * K"),
             Mutant("row stride of x", "gather_columns.cu", "x + (size_t)m * K", "x + (size_t)m * columns"),
             Mutant("rows skipped", "gather_columns.cu", "m += gridDim.y", "m += gridDim.y + 1"),
             Mutant("every block all rows", "gather_columns.cu", "m = blockIdx.y", "m = 0"),

@@ -153,6 +153,8 @@ def test_operands_that_begin_anywhere(checked_xp):
     assert_exact(to_numpy(matmul(shifted, w)), to_numpy(matmul(shifted.copy(), w)))
     with pytest.raises(ValueError, match="y must be aligned to 16 bytes"):
         matmul(shifted, w, out=xp.empty(129, np.float16)[1:].reshape(2, 64))
+    with pytest.raises(ValueError, match="y must be aligned to 16 bytes"):
+        gather_columns(shifted, perm, out=xp.empty(129, np.float16)[1:].reshape(2, 64))
 
 
 def test_rmsnorm_of_float32_and_of_ragged_rows_has_no_kernel(xp):
