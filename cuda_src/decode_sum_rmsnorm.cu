@@ -11,6 +11,7 @@
 #include "tile/eight.cuh"
 #include "tile/rank_sum.cuh"
 #include "tile/share.cuh"
+#include "tile/weighted_row.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
@@ -26,8 +27,9 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
   DYNAMIC_SHARED(smem);
   Carver carver(smem);
   float* smem_sums = carver.take<float>(THREADS / 32);
-  act_t* smem_row = carver.take<act_t>(K);
+  const WeightedRow staged = {carver.take<u32>(K)};
 
+  using Two = Number<DTYPE>;
   const size_t row = size_t(blockIdx.x) * K;
   float squares = 0;
   for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS) {
@@ -39,15 +41,11 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
     load_eight(v, residual, row + k, n);
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = __fadd_rn(v[i], to_float(Number<DTYPE>::one(sum[i])));
-    store_eight(residual, row + k, n, v);
-    store_eight(smem_row, k, K, v);
-#pragma unroll
-    for (int i = 0; i < 8; i++) squares = fmaf(to_float(smem_row[k + i]), to_float(smem_row[k + i]), squares);
+    const uint4 rounded = make_uint4(as_u32(Two::pair(v[0], v[1])), as_u32(Two::pair(v[2], v[3])),
+                                     as_u32(Two::pair(v[4], v[5])), as_u32(Two::pair(v[6], v[7])));
+    *reinterpret_cast<uint4*>(residual + row + k) = rounded;
+    staged.put(k, rounded, *reinterpret_cast<const uint4*>(weight + k), squares);
   }
   const float mean = block_sum(smem_sums, squares) / float(K);  // and a barrier: the row is complete
-  const float factor = rsqrtf(mean + epsilon);
-  for (int j = threadIdx.x; j < K; j += THREADS) {
-    const int k = perm[j];
-    y[row + j] = Number<DTYPE>::one(to_float(smem_row[k]) * factor * to_float(weight[k]));
-  }
+  staged.write(y + row, perm, rsqrtf(mean + epsilon), K);
 }

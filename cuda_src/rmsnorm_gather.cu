@@ -5,18 +5,13 @@
 // The sum of squares is taken in a fixed order: the same input gives the same bits.
 #include "target.cuh"
 #include "tile/block_sum.cuh"
-#include "tile/number.cuh"
-
-using act_t = Number<DTYPE>::One;
+#include "tile/weighted_row.cuh"
 
 // The row into shared memory, 16 bytes at a time; returns this thread's share of the sum of squares.
-DEVICE float stage_row(act_t* smem_x, const act_t* row, int K) {
+DEVICE float stage_row(const WeightedRow& staged, const act_t* row, const act_t* weight, int K) {
   float squares = 0;
-  for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS) {
-    *reinterpret_cast<uint4*>(smem_x + k) = *reinterpret_cast<const uint4*>(row + k);
-#pragma unroll
-    for (int i = 0; i < 8; i++) squares = fmaf(to_float(smem_x[k + i]), to_float(smem_x[k + i]), squares);
-  }
+  for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS)
+    staged.put(k, *reinterpret_cast<const uint4*>(row + k), *reinterpret_cast<const uint4*>(weight + k), squares);
   return squares;
 }
 
@@ -30,13 +25,9 @@ rmsnorm_gather(const act_t* __restrict__ x,       // (M, K)
   DYNAMIC_SHARED(smem);
   Carver carver(smem);
   float* smem_sums = carver.take<float>(THREADS / 32);
-  act_t* smem_x = carver.take<act_t>(K);
+  const WeightedRow staged = {carver.take<u32>(K)};
 
   const size_t row = (size_t)blockIdx.x * K;
-  const float squares = block_sum(smem_sums, stage_row(smem_x, x + row, K));
-  const float factor = rsqrtf(squares / float(K) + epsilon);
-  for (int j = threadIdx.x; j < K; j += THREADS) {
-    const int k = perm[j];
-    y[row + j] = Number<DTYPE>::one(to_float(smem_x[k]) * factor * to_float(weight[k]));
-  }
+  const float squares = block_sum(smem_sums, stage_row(staged, x + row, weight, K));  // and a barrier: it is complete
+  staged.write(y + row, perm, rsqrtf(squares / float(K) + epsilon), K);
 }

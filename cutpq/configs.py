@@ -97,8 +97,8 @@ class RmsnormConfig(Config):
     THREADS: int = 256
 
     def smem_bytes(self, K: int) -> int:
-        """The row in 16 bits, and a float for every warp, both from multiples of 16 on."""
-        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 2 * K
+        """A float for every warp; the row and its weights in 16 bits; both from multiples of 16 on."""
+        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 4 * K
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class WireConfig(Config):
         return min(max(1, ceil_div(n, 8 * self.THREADS)), MOST_BLOCKS)
 
     def row_smem_bytes(self, K: int) -> int:
-        """decode_sum_rmsnorm: a float for every warp and the row, both from multiples of 16 on."""
-        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 2 * K
+        """decode_sum_rmsnorm: as RmsnormConfig.smem_bytes."""
+        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 4 * K
 
 
 def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:

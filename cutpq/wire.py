@@ -90,7 +90,7 @@ def decode_sum_rmsnorm(
     """residual += decode_sum(wires), in place; rmsnorm_gather(residual, weight, perm, epsilon). One pass.
 
     wires     (ranks, bytes) uint8, each of `shares` shares of M * K elements
-    residual  (M, K) float16 or bfloat16, contiguous, aligned to 16 bytes; weight (K,) of its dtype, perm (K,) int32
+    residual  (M, K) float16 or bfloat16, contiguous, aligned to 16 bytes; weight (K,) of its dtype; perm (K,) int32
     """
     xp = array_module(wires, residual, weight, perm)
     M, K = residual.shape
@@ -99,8 +99,8 @@ def decode_sum_rmsnorm(
     config = _config(codec, residual.dtype, len(wires))
     kernel = kernels.load("decode_sum_rmsnorm", config, xp)
     kernel(
-        (M,), config.THREADS, wires, residual, weight, perm, y, wires.shape[1], shares, M * K, K, epsilon,
-        smem_bytes=config.row_smem_bytes(K),
+        (M,), config.THREADS, wires, residual, kernels.aligned(weight), perm, y,
+        wires.shape[1], shares, M * K, K, epsilon, smem_bytes=config.row_smem_bytes(K),
     )  # fmt: skip
     return y
 

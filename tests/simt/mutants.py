@@ -68,6 +68,26 @@ MEETING = [
 ]
 
 # The kernel, the tests that are run, and the bugs.
+# In the end of a norm.
+ROW = "tile/weighted_row.cuh"
+WEIGHTED_ROW = [
+    Mutant(
+        "halves of a word swapped",
+        ROW,
+        "make_uint4(prmt(x[i], w[i], 0x5410), prmt(x[i], w[i], 0x7632)",
+        "make_uint4(prmt(x[i], w[i], 0x7632), prmt(x[i], w[i], 0x5410)",
+    ),
+    Mutant("no weight of odd columns", ROW, "prmt(x[i], w[i], 0x7632)", "prmt(x[i], x[i], 0x7632)"),
+    Mutant("second half of the first", ROW, "columns + k + 2 * i", "columns + k + i"),
+    Mutant("six of eight squared", ROW, "i < 4; i++", "i < 3; i++"),
+    Mutant("even columns squared", ROW, "      squares = fmaf(to_float(two.y), to_float(two.y), squares);\n", ""),
+    Mutant("tail left out", ROW, "j < K; j += 8 * THREADS", "j + 8 * THREADS <= K; j += 8 * THREADS"),
+    Mutant("column of the next", ROW, "perm[j + i]", "perm[j + (i + 1) % 8]"),
+    Mutant("order ignored", ROW, "columns[perm[j + i]]", "columns[j + i]"),
+    Mutant("not weighted", ROW, " * to_float(column.y)", ""),
+    Mutant("not normed", ROW, "to_float(column.x) * factor", "to_float(column.x)"),
+]
+
 SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "dequant": (
         ["test_small_kernels.py", "-k", "dequant or zero_point"],
@@ -212,14 +232,13 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "squares / float(K)) + epsilon",
             ),
             Mutant("sum instead of mean", "rmsnorm_gather.cu", "squares / float(K)", "squares"),
-            Mutant("weight in the new order", "rmsnorm_gather.cu", "to_float(weight[k])", "to_float(weight[j])"),
-            Mutant("scattered, not gathered", "rmsnorm_gather.cu", "y[row + j]", "y[row + k]"),
-            Mutant("row ignored", "rmsnorm_gather.cu", "stage_row(smem_x, x + row, K)", "stage_row(smem_x, x, K)"),
+            Mutant("weights shifted", "rmsnorm_gather.cu", "(weight + k)", "(weight + (k + 8) % K)"),
+            Mutant("row ignored", "rmsnorm_gather.cu", "stage_row(staged, x + row,", "stage_row(staged, x,"),
+            Mutant("every row of y the first", "rmsnorm_gather.cu", "write(y + row,", "write(y,"),
             Mutant(
                 "past the end of the row", "rmsnorm_gather.cu", "k < K; k += 8 * THREADS", "k <= K; k += 8 * THREADS"
             ),
-            Mutant("seven of eight squared", "rmsnorm_gather.cu", "i < 8; i++", "i < 7; i++"),
-            Mutant("tail left out", "rmsnorm_gather.cu", "j < K; j += THREADS", "j + THREADS <= K; j += THREADS"),
+            *WEIGHTED_ROW,
         ],
     ),
     # gemm_w4a16, by the tests that come to the point soonest; all of them together are run by pytest
@@ -553,11 +572,13 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ["test_codec_kernels.py", "-k", "fused"],
         [
             Mutant("sum not rounded", "decode_sum_rmsnorm.cu", "to_float(Number<DTYPE>::one(sum[i]))", "sum[i]"),
-            Mutant("residual left alone", "decode_sum_rmsnorm.cu", "store_eight(residual, row + k, n, v);", ""),
+            Mutant(
+                "residual left alone", "decode_sum_rmsnorm.cu", "(residual + row + k) = rounded", "(residual + row + k)"
+            ),
             Mutant("residual not added", "decode_sum_rmsnorm.cu", "__fadd_rn(v[i], ", "__fadd_rn(0.0f, "),
             Mutant("no barrier", "tile/block_sum.cuh", "__syncthreads();", ""),
-            Mutant("weight in the new order", "decode_sum_rmsnorm.cu", "to_float(weight[k])", "to_float(weight[j])"),
-            Mutant("scattered, not gathered", "decode_sum_rmsnorm.cu", "y[row + j]", "y[row + k]"),
+            Mutant("weights shifted", "decode_sum_rmsnorm.cu", "(weight + k)", "(weight + (k + 8) % K)"),
+            Mutant("every row of y the first", "decode_sum_rmsnorm.cu", "write(y + row,", "write(y,"),
             Mutant("row ignored", "decode_sum_rmsnorm.cu", "blockIdx.x) * K;", "0) * K;"),
             Mutant("share of the first block", "decode_sum_rmsnorm.cu", "share_with<BlockWire>(n, shares, block)", "0"),
             Mutant("group of the whole", "decode_sum_rmsnorm.cu", " - share.first * GROUPS_OF_BLOCK", ""),
@@ -565,8 +586,13 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "epsilon outside the root", "decode_sum_rmsnorm.cu", "rsqrtf(mean + epsilon)", "rsqrtf(mean) + epsilon"
             ),
-            Mutant("seven of eight squared", "decode_sum_rmsnorm.cu", "i < 8; i++) squares", "i < 7; i++) squares"),
-            Mutant("tail left out", "decode_sum_rmsnorm.cu", "j < K; j += THREADS", "j + THREADS <= K; j += THREADS"),
+            Mutant("tail left out", ROW, "j < K; j += 8 * THREADS", "j + 8 * THREADS <= K; j += 8 * THREADS"),
+            Mutant(
+                "residual of the next row",
+                "decode_sum_rmsnorm.cu",
+                "load_eight(v, residual, row",
+                "load_eight(v, residual, 0",
+            ),
         ],
     ),
     "all_reduce_oneshot": (
