@@ -48,7 +48,7 @@ def check_array(name: str, a: Array, shape: tuple[int | str, ...], *dtypes: Any)
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}), got {tuple(a.shape)}")
-    if dtypes and a.dtype not in [np.dtype(d) for d in dtypes]:
+    if dtypes and a.dtype not in dtypes:
         wanted = " or ".join(np.dtype(d).name for d in dtypes)
         raise TypeError(f"{name} must be {wanted}, got {a.dtype}; convert it with .astype")
     return a

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -297,7 +297,7 @@ class GemmConfig(Config):
         """Threads of a block."""
         return 32 * self.WARPS_N * self.WARPS_K
 
-    @property
+    @cached_property
     def tile_words(self) -> int:
         """16-byte words of a block's sums: what one slot of the workspace holds."""
         return self.BLOCK_M * self.block_n // 4
@@ -307,7 +307,7 @@ class GemmConfig(Config):
         """16-byte words that a lane has in a stage: codes, and where groups have one size, scales and zero points."""
         return self.SLAB // 16 + (0 if self.ORDER != 0 else 2 if self.ZERO < 0 else 1)
 
-    @property
+    @cached_property
     def smem_bytes(self) -> int:
         """Shared memory of a block, as SharedMemory in gemm_w4a16.cu takes it."""
         ring_x, ring_w = 2 * self.BLOCK_M * self.block_k, 16 * self.lane_words * self.threads
@@ -324,9 +324,11 @@ class GemmConfig(Config):
         return [text for text, bad in facts.items() if bad]
 
 
-@dataclass(frozen=True)
-class GemmProblem:
-    """What the choice of a GemmConfig depends on; group_size 0 for one group, order as in pack.py."""
+class GemmProblem(NamedTuple):
+    """What the choice of a GemmConfig depends on; group_size 0 for one group, order as in pack.py.
+
+    A tuple, since every product looks its own up.
+    """
 
     M: int
     N: int

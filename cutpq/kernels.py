@@ -21,8 +21,9 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -47,6 +48,8 @@ ELEMENTS = {
     "u8": np.dtype(np.uint8),
     "u16": np.dtype(np.uint16),
 }
+
+NULL = np.uint64(0)
 
 
 class KernelError(RuntimeError):
@@ -90,32 +93,43 @@ class Kernel:
     function: Any  # cupy.RawKernel, or its twin on the CPU
 
     def __call__(self, grid: tuple[int, ...], block: int, *args: Any, smem_bytes: int = 0) -> None:
-        if len(args) != len(self.parameters):
+        if len(args) != len(self._checks):
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
-        converted = tuple(self._convert(p, a) for p, a in zip(self.parameters, args, strict=True))
+        converted = tuple([check(arg) for check, arg in zip(self._checks, args, strict=True)])
         self.function(grid, (block,), converted, shared_mem=smem_bytes)
 
-    def _convert(self, parameter: Parameter, arg: Any) -> Any:
-        if not parameter.pointer:
-            return SCALARS[parameter.type](arg)
+    @cached_property
+    def _checks(self) -> tuple[Callable[[Any], Any], ...]:
+        """For each parameter what turns an argument into its declared type: made once, since a launch is short."""
+        return tuple(
+            _array_check(f"{self.name}: {p.name}", p.type, self.types) if p.pointer else SCALARS[p.type]
+            for p in self.parameters
+        )
+
+
+def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callable[[Any], Any]:
+    """Returns the array it is given, or raises: contiguous, of the element's type, and aligned as kernels read it."""
+    dtype = types.get(element) or ELEMENTS.get(element)
+    # activations are read in 16-byte words, as is what has no element type
+    align = 16 if dtype is None or element in types else dtype.itemsize
+
+    def check(arg: Any) -> Any:
         if arg is None:
-            return np.uint64(0)
-        if isinstance(arg, list) and parameter.type not in ELEMENTS:  # arrays, whose addresses the CPU runtime lays out
+            return NULL
+        if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the CPU runtime lays out
             return arg
-        what = f"{self.name}: {parameter.name}"
         flags = getattr(arg, "flags", None)
         if flags is None:
             raise TypeError(f"{what} must be an array, got {type(arg).__name__}")
         if not flags.c_contiguous:
             raise ValueError(f"{what} must be contiguous, got strides {arg.strides} for shape {arg.shape}")
-        dtype = self.types.get(parameter.type) or ELEMENTS.get(parameter.type)
-        if dtype is not None and arg.dtype != dtype:  # what is in neither table is read in 16-byte words
+        if dtype is not None and arg.dtype != dtype:
             raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
-        # activations are read in 16-byte words, as is what has no element type
-        align = 16 if dtype is None or parameter.type in self.types else dtype.itemsize
-        if address(arg) % align:
+        if align > 1 and address(arg) % align:
             raise ValueError(f"{what} must be aligned to {align} bytes, its address is {address(arg):#x}")
         return arg
+
+    return check
 
 
 def usable(xp: ModuleType) -> bool:

@@ -6,6 +6,7 @@ formulas of the same steps, for NumPy, are in codec.py and all_reduce.py; the bi
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -105,5 +106,6 @@ def decode_sum_rmsnorm(
     return y
 
 
+@cache
 def _config(codec: Codec, dtype: Any, ranks: int = 1) -> WireConfig:
     return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)
