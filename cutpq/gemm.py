@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from types import ModuleType
 
 import numpy as np
@@ -23,8 +24,12 @@ def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None,
     out  (M, N) of x's dtype, or None to allocate it
 
     Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. On a GPU the sums are
-    float32. The same input gives the same bits on every run. Raises TypeError for another dtype or for mixed NumPy
-    and CuPy arrays, ValueError for shapes that do not fit.
+    float32. The same input gives the same bits on every run.
+
+    Before a CUDA graph is captured, call this once on its stream, which makes room for partial sums. Graphs captured on
+    one stream share that room: launch them one after the other.
+
+    Raises TypeError for another dtype or for mixed NumPy and CuPy arrays, ValueError for shapes that do not fit.
     """
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
@@ -188,9 +193,12 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
     )
 
 
-# By device, stream and size. Launches on one stream follow each other, those on two do not; and what a CUDA graph has
-# captured must stay, so that nothing is ever replaced.
-_workspaces: dict[tuple[int, int, int, int], tuple[Array, Array]] = {}
+# By device, stream, thread and size. Launches on one stream follow each other, those on two do not; and what a CUDA
+# graph has captured must stay, so that nothing is ever replaced.
+_workspaces: dict[tuple[int, int, int, int, int], tuple[Array, Array]] = {}
+
+# The stream that is another one in every thread: cudaStreamPerThread.
+_PER_THREAD = 2
 
 
 def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array]:
@@ -198,7 +206,8 @@ def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array
     if xp is np:
         return np.full(floats, np.nan, np.float32), np.zeros(counters, np.uint32)
     floats, counters = 1 << (floats - 1).bit_length(), 1 << (counters - 1).bit_length()
-    key = (xp.cuda.runtime.getDevice(), int(xp.cuda.get_current_stream().ptr), floats, counters)
+    stream = int(xp.cuda.get_current_stream().ptr)
+    key = (xp.cuda.runtime.getDevice(), stream, get_ident() if stream == _PER_THREAD else 0, floats, counters)
     if key not in _workspaces:
         _workspaces[key] = xp.empty(floats, xp.float32), xp.zeros(counters, xp.uint32)
     return _workspaces[key]
