@@ -142,7 +142,7 @@ def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> N
             product = x.astype(np.float32) @ weight.astype(np.float32)
         else:
             product = x @ weight
-        y[:, columns] = product.astype(x.dtype)
+        y[:, columns] = product.astype(x.dtype, copy=False)
 
 
 # Two would do; with eight the rows of x still begin at multiples of 16 bytes.
