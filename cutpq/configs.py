@@ -89,6 +89,25 @@ class GatherConfig(Config):
         return across, max(1, min(M, ceil_div(4 * sms, across)))
 
 
+def activation_code(kind: str | None) -> int:
+    """As tile/activation.cuh has it: 0 for none, else 1 + its place in ref.ACTIVATIONS."""
+    return 0 if kind is None else 1 + ACTIVATIONS.index(kind)
+
+
+@dataclass(frozen=True)
+class ActivationConfig(Config):
+    """activation: a thread takes eight features; GATED as in GemmConfig."""
+
+    DTYPE: int
+    ACTIVATION: int
+    GATED: bool
+    THREADS: int = 256
+
+    def grid(self, features: int) -> tuple[int]:
+        """For so many features of the result, a multiple of 8."""
+        return (ceil_div(features // 8, self.THREADS),)
+
+
 @dataclass(frozen=True)
 class RmsnormConfig(Config):
     """rmsnorm_gather: a block a row."""
@@ -259,7 +278,7 @@ class GemmConfig(Config):
     GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where ORDER is not grouped
     ORDER         0 grouped, 1 local, 2 unordered
     ZERO          the zero point of all groups, or -1 to read each group's
-    ACTIVATION    of the features: 0 none, else 1 + its place in ref.ACTIVATIONS
+    ACTIVATION    of the features, see activation_code
     GATED         y = act(gate) * up, of columns that alternate by eight
     BLOCKS_PER_SM limits registers, so that this many blocks fit a multiprocessor
     """
@@ -417,7 +436,7 @@ def _gemm_config(problem: GemmProblem, block_m: int, shape: tuple[int, int, int]
         DTYPE=problem.dtype,
         ORDER=("grouped", "local", "unordered").index(problem.order),
         ZERO=-1 if problem.zero is None else problem.zero,
-        ACTIVATION=0 if problem.activation is None else 1 + ACTIVATIONS.index(problem.activation),
+        ACTIVATION=activation_code(problem.activation),
         GATED=problem.gated,
         BLOCKS_PER_SM=shape[2],
     )
@@ -481,7 +500,12 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for lookup in (False, True)
     ]
     rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
+    activations = [
+        ("activation", ActivationConfig(dtype, activation_code(kind), gated))
+        for dtype in dtypes
+        for kind, gated in (("silu", True), ("gelu", False), ("gelu_tanh", False))
+    ]
     attention: list[tuple[str, Config]] = [("rotate_qkv", RotateConfig(dtype)) for dtype in dtypes]
     attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
-    others = [("gather_columns", GatherConfig()), *rmsnorm, *(("gemm_w4a16", config) for config in gemm)]
+    others = [("gather_columns", GatherConfig()), *rmsnorm, *activations, *(("gemm_w4a16", config) for config in gemm)]
     return [*dequant, *others, *attention, *_shipped_wires()]

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from . import configs, kernels, ref
+from .activation import activate
 from .array import Array, array_module, bfloat16, check_array
 from .dequant import dequantize_columns
 from .pack import PackedWeight, pack, scales_are_exact, unpack
@@ -73,9 +74,7 @@ def gated_matmul(
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
         _launch(kernels.aligned(x), prepared, y, xp, activation, gated=True)
         return y
-    pairs = matmul(x, prepared).reshape(x.shape[0], -1, 2, 8)
-    y[...] = ref.activate(activation, pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)
-    return y
+    return activate(activation, matmul(x, prepared), gated=True, out=y)
 
 
 def prepare(w: Weight | PackedWeight, xp: ModuleType) -> Weight | PackedWeight:
@@ -116,7 +115,7 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
         return
     _by_plain_products(x, p, y, xp)
     if activation is not None:
-        y[...] = ref.activate(activation, y)
+        activate(activation, y, out=y)
 
 
 def _is_one_kernel(x: Array, p: PackedWeight) -> bool:

@@ -195,6 +195,23 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
         ],
     ),
+    "activation": (
+        ["test_small_kernels.py", "-k", "activation"],
+        [
+            Mutant("no predicate", "activation.cu", "if (octet >= octets) return;", ""),
+            Mutant("one octet short", "activation.cu", "octet >= octets", "octet + 1 >= octets"),
+            Mutant("gate beside gate", "activation.cu", "GATED ? 16 : 8", "8"),
+            Mutant("up where gate is", "activation.cu", "(up, x + from, 8, 16)", "(up, x + from, 0, 8)"),
+            Mutant("gate where up is", "activation.cu", "(v, x + from, 0, 8)", "(v, x + from, 8, 16)"),
+            Mutant("seven of eight", "activation.cu", "i < 8; i++) v[i] = activate", "i < 7; i++) v[i] = activate"),
+            Mutant("not activated", "activation.cu", "v[i] = activate(v[i]);", "v[i] = v[i];"),
+            Mutant("gate left out", "activation.cu", "v[i] *= up[i]", "v[i] = up[i]"),
+            Mutant("octets beside their places", "activation.cu", "y + size_t(octet) * 8", "y + size_t(octet ^ 1) * 8"),
+            Mutant("half a warp", "activation.cu", "threadIdx.x;", "threadIdx.x / 2;"),
+            Mutant("sigmoid mirrored", "tile/activation.cuh", "__expf(-v)", "__expf(v)"),
+            Mutant("other half of gelu", "tile/activation.cuh", "1.0f + erff", "1.0f - erff"),
+        ],
+    ),
     "gather_columns": (
         ["test_small_kernels.py", "-k", "gather_columns"],
         [

@@ -1,5 +1,7 @@
 """dequant, gather_columns and rmsnorm_gather, on the CPU runtime and on a GPU, through the public functions."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from assertions import assert_bounded, assert_exact
 from random_weight import random_weight
 
 from cutpq import ref
+from cutpq.activation import activate
 from cutpq.array import to_numpy
 from cutpq.dequant import dequantize, dequantize_columns
 from cutpq.gather import gather_columns, rmsnorm_gather
@@ -104,6 +107,51 @@ def test_zero_point_sixteen(checked_xp):
     w = random_weight(64, 64, 32, g_idx=contiguous(64, 32))
     w = w.__class__(**{**vars(w), "zeros": np.full_like(w.zeros, 16)})
     assert_exact(to_numpy(dequantize(pack(w.to(checked_xp)))), dequantize(w))
+
+
+# ---- activation
+
+EXACT = {
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: v / 2 * (1 + np.vectorize(math.erf)(v / 2**0.5)),
+    "gelu_tanh": lambda v: v / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3))),
+}
+
+
+def near_activation(y, exact, v):
+    """Half a step of y's dtype, and the exponential's own error, which grows with its argument."""
+    unit = 2.0 ** (-11 if y.dtype == np.float16 else -8)
+    assert_bounded(y, exact, unit * np.abs(exact) + 2.0**-19 * np.abs(exact) * (1 + v * v) + 2.0**-23 * (1 + np.abs(v)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", EXACT)
+def test_activation(checked_xp, kind, dtype):
+    x = np.linspace(-9, 9, 3 * 2056).reshape(3, 2056).astype(dtype)
+    v = x.astype(np.float64)
+    on_device = checked_xp.asarray(x)
+    near_activation(to_numpy(activate(kind, on_device)), EXACT[kind](v), v)
+    assert activate(kind, on_device, out=on_device) is on_device
+    near_activation(to_numpy(on_device), EXACT[kind](v), v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", EXACT)
+def test_activation_gated(checked_xp, kind, dtype):
+    x = np.random.default_rng(4).uniform(-6, 6, (3, 2064)).astype(dtype)
+    gate, up = (x.astype(np.float64).reshape(3, -1, 2, 8)[:, :, i].reshape(3, 1032) for i in (0, 1))
+    y = to_numpy(activate(kind, checked_xp.asarray(x), gated=True))
+    near_activation(y, EXACT[kind](gate) * up, np.maximum(np.abs(gate), np.abs(up)))
+
+
+def test_activation_without_a_kernel():
+    for dtype, N in ((np.float32, 16), (np.float16, 9)):
+        x = np.linspace(-3, 3, N).reshape(1, N).astype(dtype)
+        assert_exact(activate("silu", x), ref.activate("silu", x))
+    with pytest.raises(ValueError, match="N must be a multiple of 16, got 24"):
+        activate("silu", np.zeros((1, 24), np.float16), gated=True)
+    with pytest.raises(ValueError, match="activation 'relu' is not one of silu, gelu"):
+        activate("relu", np.zeros((1, 16), np.float16))
 
 
 # ---- gather_columns
