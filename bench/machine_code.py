@@ -106,8 +106,8 @@ def count_tile(text: str) -> TileCode:
     """The counts of the loop over tiles in nvdisasm's text, on its usual way.
 
     That is the way with most loads and stores of whole words, then with fewest of bytes and halves, which are for
-    ragged ends and wires that are not aligned, then the longest. A loop inside counts as one pass of it. Raises
-    ValueError where there is no loop.
+    ragged ends and wires that are not aligned, and of additions, which are for sums of scales that float32 has hardly
+    room for, then the longest. A loop inside counts as one pass of it. Raises ValueError where there is no loop.
     """
     code, labels = _instructions(text)
     ways = [_next(code, labels, at) for at in range(len(code))]
@@ -129,7 +129,7 @@ def count_tile(text: str) -> TileCode:
 
 def _weight(opcode: str) -> int:
     if not opcode.startswith(("LDG.", "STG.")):
-        return 1
+        return -10 if opcode == "FADD" else 1
     return -50 if {"U8", "U16", "S16"} & set(opcode.split(".")) else 1000
 
 

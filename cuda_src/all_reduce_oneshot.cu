@@ -33,9 +33,8 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is s
   if (STEP != 2)
     for (int tile = blockIdx.x; tile < tiles; tile += GRID) {
       float v[8];
-      load_eight(v, x, (size_t(tile) * THREADS + threadIdx.x) * 8, n);
+      load_eight(v, x, (tile * THREADS + threadIdx.x) * 8, n);
       Wire::put(all.data(rank, 0), granules, tile, v, smem_scratch);
-      __syncthreads();  // smem_scratch is free
     }
   if (STEP == 1 || (STEP == 0 && !all.meet(0, smem_missing, status, timeout_us))) return;
 
@@ -43,11 +42,11 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is s
 #pragma unroll
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, 0);
   for (int tile = blockIdx.x; tile < tiles; tile += GRID) {
-    const int group = tile * THREADS + threadIdx.x;
-    if (group / GROUPS_OF_GRANULE >= granules) continue;
+    const u32 group = tile * THREADS + threadIdx.x;
+    if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;
     float sum[8];
     sum_of_ranks<Wire>(sum, wires, granules, group);
-    store_eight(y, size_t(group) * 8, n, sum);
+    store_eight(y, group * 8, n, sum);
   }
   all.finish();
 }

@@ -19,18 +19,18 @@
 struct Place {
   Share share;
   int tiles;
-  size_t first;   // number
+  u32 first;      // number
   size_t offset;
 
   __device__ __forceinline__ Place(int n, int owner) : share(share_of<Wire>(n, RANKS, owner)) {
     tiles = tiles_of(share.granules);
-    first = size_t(share.first) * Wire::GRANULE;
+    first = share.first * Wire::GRANULE;
     offset = owner * bytes(n);  // in a half
   }
   static __device__ __forceinline__ size_t bytes(int n) {
     return (Wire::bytes(share_of<Wire>(n, RANKS, 0).granules) + 15) / 16 * 16;
   }
-  __device__ __forceinline__ bool has(int group) const { return group / GROUPS_OF_GRANULE < share.granules; }
+  __device__ __forceinline__ bool has(u32 group) const { return group / GROUPS_OF_GRANULE < u32(share.granules); }
 };
 
 DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch) {
@@ -40,9 +40,8 @@ DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch)
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
       float v[8];
-      load_eight(v, x, place.first + (size_t(tile) * THREADS + threadIdx.x) * 8, n);
+      load_eight(v, x, place.first + (tile * THREADS + threadIdx.x) * 8, n);
       Wire::put(all.data(all.rank, place.offset), place.share.granules, tile, v, smem_scratch);
-      __syncthreads();  // smem_scratch is free
     }
   }
 }
@@ -55,11 +54,10 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
   u8* total = all.data(all.rank, RANKS * Place::bytes(n));
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
-    const int group = tile * THREADS + threadIdx.x;
+    const u32 group = tile * THREADS + threadIdx.x;
     float sum[8] = {};
     if (place.has(group)) sum_of_ranks<Wire>(sum, wires, place.share.granules, group);
     Wire::put(total, place.share.granules, tile, sum, smem_scratch);
-    __syncthreads();  // smem_scratch is free
   }
 }
 
@@ -70,11 +68,12 @@ DEVICE void collect(const Slabs& all, act_t* y, int n) {
     const u8* total = all.data(owner, RANKS * Place::bytes(n));
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
-      const int group = tile * THREADS + threadIdx.x;
+      const u32 group = tile * THREADS + threadIdx.x;
       if (!place.has(group)) continue;
       float v[8];
-      Wire::unpack(v, Wire::template load<true>(total, place.share.granules, group));
-      store_eight(y, place.first + size_t(group) * 8, n, v);
+      const Wire::Raw raw[] = {Wire::template load<true>(total, place.share.granules, group)};
+      Wire::add_up(v, raw);
+      store_eight(y, place.first + group * 8, n, v);
     }
   }
 }

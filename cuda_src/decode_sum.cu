@@ -14,10 +14,10 @@ decode_sum(const u8* __restrict__ wires,  // of RANKS ranks
            int wire_bytes,                // from one rank's wire to the next
            int n) {
   const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
-  const int step = gridDim.x * THREADS;
-  for (int group = blockIdx.x * THREADS + threadIdx.x; group / GROUPS_OF_BLOCK < share.granules; group += step) {
+  const u32 step = gridDim.x * THREADS;
+  for (u32 group = blockIdx.x * THREADS + threadIdx.x; group / GROUPS_OF_BLOCK < u32(share.granules); group += step) {
     float sum[8];
     sum_of_ranks<BlockWire>(sum, wires + share.offset, wire_bytes, share.granules, group);
-    store_eight(y, size_t(share.first) * BLOCK + size_t(group) * 8, n, sum);
+    store_eight(y, share.first * BLOCK + group * 8, n, sum);
   }
 }

@@ -15,10 +15,9 @@ decode_sum_encode(const u8* __restrict__ wires,  // of RANKS ranks
   u16* smem_scales = carver.take<u16>(BlockWire::SCRATCH);
 
   for (int tile = blockIdx.x; tile * BLOCKS_OF_TILE < blocks; tile += gridDim.x) {
-    const int group = tile * THREADS + threadIdx.x;
+    const u32 group = tile * THREADS + threadIdx.x;
     float sum[8] = {};
-    if (group / GROUPS_OF_BLOCK < blocks) sum_of_ranks<BlockWire>(sum, wires, wire_bytes, blocks, group);
+    if (group / GROUPS_OF_BLOCK < u32(blocks)) sum_of_ranks<BlockWire>(sum, wires, wire_bytes, blocks, group);
     BlockWire::put(total, blocks, tile, sum, smem_scales);
-    __syncthreads();  // smem_scales is free again
   }
 }

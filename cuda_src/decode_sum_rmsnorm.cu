@@ -30,7 +30,7 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
   const WeightedRow staged = {carver.take<u32>(K)};
 
   using Two = Number<DTYPE>;
-  const size_t row = size_t(blockIdx.x) * K;
+  const u32 row = blockIdx.x * K;
   float squares = 0;
   for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS) {
     const int block = int((row + k) / BLOCK);

@@ -18,11 +18,10 @@ encode(const act_t* __restrict__ x,  // (n,), aligned to 16 bytes
 
   const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
   for (int tile = blockIdx.x; tile * BLOCKS_OF_TILE < share.granules; tile += gridDim.x) {
-    const size_t first = size_t(share.first) * BLOCK + (size_t(tile) * THREADS + threadIdx.x) * 8;
+    const u32 first = share.first * BLOCK + (tile * THREADS + threadIdx.x) * 8;
     float v[8];
     load_eight(v, x, first, n);
     BlockWire::put(wire + share.offset, share.granules, tile, v, smem_scales);
-    __syncthreads();  // smem_scales is free again
   }
   if (padding && blockIdx.x == 0 && threadIdx.x == 0) wire[BlockWire::bytes(share.granules)] = u8(padding);
 }

@@ -7,6 +7,41 @@
 constexpr int CODES_BYTES = ELEMENT_BITS;                     // of eight codes
 constexpr int CODES_UNIT = ELEMENT_BITS & -ELEMENT_BITS;      // of which power of two they are a multiple
 
+// Eight codes to and from two words, left-aligned in bytes: byte k of word w is code_at(w, k). So 4-bit codes part into
+// even and odd ones, and bytes stay where they are.
+constexpr __device__ int code_at(int w, int k) { return ELEMENT_BITS == 8 ? 4 * w + k : 2 * k + w; }
+
+DEVICE u64 pack(const u32* words) {
+  if (ELEMENT_BITS == 8) return u64(words[1]) << 32 | words[0];
+  if (ELEMENT_BITS == 4) return words[0] >> 4 | words[1];
+  u64 packed = 0;
+#pragma unroll
+  for (int w = 0; w < 2; w++)
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      packed |= u64((words[w] >> (8 * k) & 0xff) >> (8 - ELEMENT_BITS)) << (ELEMENT_BITS * code_at(w, k));
+  return packed;
+}
+
+// What a byte has below its code is left undefined.
+DEVICE void unpack(u32* words, u64 packed) {
+  if (ELEMENT_BITS == 8) {
+    words[0] = u32(packed);
+    words[1] = u32(packed >> 32);
+  } else if (ELEMENT_BITS == 4) {
+    words[0] = u32(packed) << 4;
+    words[1] = u32(packed);
+  } else {
+#pragma unroll
+    for (int w = 0; w < 2; w++) {
+      words[w] = 0;
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        words[w] |= (u32(packed >> (ELEMENT_BITS * code_at(w, k))) << (8 - ELEMENT_BITS) & 0xff) << (8 * k);
+    }
+  }
+}
+
 template <int BYTES>
 struct Unit;
 template <>
@@ -43,7 +78,7 @@ DEVICE u64 load_codes(const u8* p) {
 }
 
 // Bytes that do not fill whole words of a thread go as words of their warp: word w has bytes of one lane or two.
-DEVICE void store_as_warp(u8* elements, int group, u64 packed, size_t end) {
+DEVICE void store_as_warp(u8* elements, u32 group, u64 packed, size_t end) {
   const int lane = threadIdx.x % 32;
   const size_t start = size_t(group - lane) * CODES_BYTES;
 #pragma unroll
@@ -64,12 +99,12 @@ DEVICE void store_as_warp(u8* elements, int group, u64 packed, size_t end) {
 }
 
 // The codes of group number `group` to their place in `elements`, of which `end` bytes there are. All lanes of a
-// warp call it, with neighbouring groups; those beyond the end write nothing.
-DEVICE void store_codes(u8* elements, int group, u64 packed, size_t end) {
+// warp call it, with neighbouring groups; those that are not inside write nothing.
+DEVICE void store_codes(u8* elements, u32 group, u64 packed, bool inside, size_t end) {
   constexpr bool whole = CODES_UNIT == CODES_BYTES;
   if (!whole && is_aligned(elements, 4)) return store_as_warp(elements, group, packed, end);
   u8* p = elements + size_t(group) * CODES_BYTES;
-  if (size_t(group) * CODES_BYTES >= end) return;
+  if (!inside) return;
   if (whole && is_aligned(elements, CODES_UNIT)) store_units<CODES_UNIT>(p, packed);
   else store_units<1>(p, packed);
 }

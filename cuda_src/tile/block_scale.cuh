@@ -1,6 +1,7 @@
 // The scale that a block shares: from its largest magnitude to a code, and from the code to float32, as
 // ref_codec.scale_codes and formats.scale_values. SCALE_BITS, SCALE_MANTISSA_BITS (0: powers of two), SCALE_BIAS,
-// SCALE_SMALLEST, SCALE_LARGEST, SCALE_NAN (codes); RULE; and of powers of two CARRY_AT, the 23 bits of a mantissa
+// SCALE_SMALLEST, SCALE_LARGEST, SCALE_NAN (codes); RULE; of the largest element MAX_EXPONENT, floor(log2), and
+// ELEMENT_LARGEST, its float32 bits; and of powers of two CARRY_AT, the 23 bits of a mantissa
 // from which on the exponent is one higher.
 #pragma once
 #include "../target.cuh"
@@ -20,13 +21,13 @@ DEVICE float scale_value(u32 code) {
   }
 }
 
-// floor(log2 amax) - floor(log2 largest), and one more where the rule carries. Zero counts as the smallest number.
+// floor(log2 amax) - floor(log2 largest), and one more where the rule carries, by an addition that carries from the
+// mantissa. Subnormal numbers count as below 2^-126 and have the smallest scale anyway, but for elements below 2, whose
+// scale for [2^-127, 2^-126) may carry: doubled, those are 1.m of the smallest normal binade.
 DEVICE int power_code(u32 amax) {
-  const u32 bits = max(amax, 1u);
-  const int shift = max(__clz(int(bits)) - 8, 0);  // brings a subnormal number to 1.m of the smallest normal binade
-  const u32 shifted = bits << shift, mantissa = shifted & 0x7fffffu;
-  const int exponent = int(shifted >> 23) - shift - 127;
-  return exponent - MAX_EXPONENT + int(mantissa >= u32(CARRY_AT)) + SCALE_BIAS;
+  const bool subnormal = MAX_EXPONENT == 0 && amax < 0x00800000u;
+  const u32 carried = (subnormal ? 2 * amax : amax) + (0x00800000u - u32(CARRY_AT));
+  return int(carried >> 23) - int(subnormal) - 127 - MAX_EXPONENT + SCALE_BIAS;
 }
 
 // amax / largest, a float32 quotient, rounded down, to nearest even or up.
@@ -46,27 +47,43 @@ DEVICE int ratio_code(float amax) {
 
 // The scale code of a block by its largest magnitude, given by its bits; SCALE_NAN for NaN and Inf.
 DEVICE u32 scale_code(u32 amax) {
-  if (amax >= FLOAT_EXPONENT) return SCALE_NAN;
   int code;
   if constexpr (SCALE_MANTISSA_BITS == 0) code = power_code(amax);
   else code = ratio_code(__uint_as_float(amax));
-  return u32(min(max(code, SCALE_SMALLEST), SCALE_LARGEST));
+  code = min(max(code, SCALE_SMALLEST), SCALE_LARGEST);
+  return u32(amax < FLOAT_EXPONENT ? code : SCALE_NAN);
 }
 
-// v / scale_value(code), for every v of a block.
+// v / scale_value(code) as a field of tile/element_code.cuh, for every v of a block.
 struct Divisor {
   float number;
 
   __device__ __forceinline__ explicit Divisor(u32 code) {
     if constexpr (SCALE_MANTISSA_BITS == 0) {  // times the inverse, a power of two: the same, and quicker
-      const int field = 127 - (int(code) - SCALE_BIAS);
-      number = __uint_as_float(field > 0 ? u32(field) << 23 : 0x00400000u);
+      const u32 inverse = max(u32(127 + SCALE_BIAS - int(code)) << 23, 0x00400000u);  // 2^-127 is subnormal
+      number = __fmul_rn(__uint_as_float(inverse), field_of_element());
     } else {
       number = scale_value(code);
     }
   }
 
-  __device__ __forceinline__ float divide(float v) const {
-    return SCALE_MANTISSA_BITS == 0 ? __fmul_rn(v, number) : __fdiv_rn(v, number);
+  __device__ __forceinline__ float field(float v) const {
+    return SCALE_MANTISSA_BITS == 0 ? __fmul_rn(v, number) : __fmul_rn(__fdiv_rn(v, number), field_of_element());
   }
 };
+
+// A field times scale_of_fields is an element times its scale, exactly, and below 2^128: of up to this code. An element
+// has at most 7 bits and a scale 11, and the last bit of the smallest product is 2^-143 (E5M2 and E8M0). So
+// fmaf(field, X, sum) has the bits of a product and a sum.
+constexpr int ROOM = MAX_EXPONENT + 1 > 15 - ELEMENT_BIAS ? MAX_EXPONENT + 1 : 15 - ELEMENT_BIAS;  // in binades
+constexpr bool IS_WIDE = SCALE_MANTISSA_BITS == 0 && 127 + SCALE_BIAS - ROOM < SCALE_LARGEST;
+constexpr int ORDINARY_SCALE = IS_WIDE ? 127 + SCALE_BIAS - ROOM : SCALE_LARGEST;
+
+DEVICE float scale_of_fields(u32 code) {
+  if constexpr (SCALE_MANTISSA_BITS == 0) {
+    const int exponent = int(code) - SCALE_BIAS + 15 - ELEMENT_BIAS + 127;
+    return __uint_as_float(exponent > 0 ? u32(exponent) << 23 : 0x00400000u);
+  } else {
+    return __fmul_rn(scale_value(code), element_of_field());
+  }
+}

@@ -22,33 +22,35 @@ struct BlockWire {
   static __device__ __forceinline__ size_t bytes(int blocks) { return elements_bytes(blocks) + scales_bytes(blocks); }
 
   // Writes the wire of one tile of a share of `blocks` blocks: of each thread the numbers v. All threads call it;
-  // those beyond the share write nothing. smem_scales is free again after the next barrier.
+  // those beyond the share write nothing.
   static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
-    const int group = tile * THREADS + threadIdx.x;
-    u32 magnitude[8], amax = 0;
+    const u32 group = tile * THREADS + threadIdx.x, block = group / GROUPS_OF_BLOCK;
+    const bool inside = block < u32(blocks);
+    u32 amax = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      magnitude[i] = __float_as_uint(v[i]) & FLOAT_MAGNITUDE;
-      amax = max(amax, magnitude[i]);
-    }
+    for (int i = 0; i < 8; i++) amax = max(amax, __float_as_uint(v[i]) & FLOAT_MAGNITUDE);
 #pragma unroll
     for (int distance = GROUPS_OF_BLOCK / 2; distance; distance /= 2)
       amax = max(amax, __shfl_xor_sync(FULL_WARP, amax, distance));
     const u32 scale = scale_code(amax);
     const Divisor X(scale);
-    u64 packed = 0;
+    u32 codes[2];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const u32 sign = __float_as_uint(v[i]) >> 31 << (ELEMENT_BITS - 1);
-      packed |= u64(sign | magnitude_code(X.divide(__uint_as_float(magnitude[i])))) << (ELEMENT_BITS * i);
+    for (int w = 0; w < 2; w++) {
+      float field[4], signed_by[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        signed_by[i] = v[code_at(w, i)];
+        field[i] = X.field(fabsf(signed_by[i]));
+      }
+      codes[w] = element_codes(field, signed_by);
     }
-    if (scale == u32(SCALE_NAN)) packed = 0;
-    store_codes(wire, group, packed, elements_bytes(blocks));
+    const u64 packed = scale == u32(SCALE_NAN) ? 0 : pack(codes);
+    store_codes(wire, group, packed, inside, elements_bytes(blocks));
 
-    const bool inside = group / GROUPS_OF_BLOCK < blocks;
     u8* scales = wire + elements_bytes(blocks);
     if constexpr (SCALE_BITS == 8) {  // a scale is a byte: whoever leads a block writes it
-      if (inside && group % GROUPS_OF_BLOCK == 0) scales[group / GROUPS_OF_BLOCK] = u8(scale);
+      if (inside && group % GROUPS_OF_BLOCK == 0) scales[block] = u8(scale);
       return;
     }
     if (group % GROUPS_OF_BLOCK == 0) smem_scales[threadIdx.x / GROUPS_OF_BLOCK] = u16(inside ? scale : 0);
@@ -57,6 +59,7 @@ struct BlockWire {
       const size_t at = size_t(tile) * (BLOCKS_OF_TILE * SCALE_BITS / 8) + i;
       if (at < scales_bytes(blocks)) scales[at] = scale_byte(smem_scales, i);
     }
+    __syncthreads();  // smem_scales is free again
   }
 
   // Eight numbers as they travel.
@@ -69,21 +72,48 @@ struct BlockWire {
 
   // A group of the share. ALIGNED: is_aligned(wire).
   template <bool ALIGNED>
-  static __device__ __forceinline__ Raw load(const u8* wire, int blocks, int group) {
+  static __device__ __forceinline__ Raw load(const u8* wire, int blocks, u32 group) {
     const u64 packed = load_codes<ALIGNED>(wire + size_t(group) * CODES_BYTES);
     return {packed, load_scale(wire + elements_bytes(blocks), group / GROUPS_OF_BLOCK)};
   }
 
-  static __device__ __forceinline__ void unpack(float* v, Raw raw) {
-    const float X = scale_value(raw.scale);
+  // sum = what the terms say, added in their order.
+  template <int COUNT>
+  static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
+    bool ordinary = true;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const u32 code = u32(raw.packed >> (ELEMENT_BITS * i)) & ((1u << ELEMENT_BITS) - 1);
-      v[i] = __fmul_rn(element_value(code), X);
+    for (int i = 0; i < COUNT; i++) ordinary = ordinary && int(terms[i].scale) <= ORDINARY_SCALE;
+    if (ordinary) {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) add<true>(sum, terms[i], i == 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) add<false>(sum, terms[i], i == 0);
     }
   }
 
  private:
+  // sum += raw, or sum = raw for the first term. ORDINARY: the products are exact and finite, so that fused
+  // multiplications have the bits of a product and a sum (tile/block_scale.cuh).
+  template <bool ORDINARY>
+  static __device__ __forceinline__ void add(float* sum, Raw raw, bool first) {
+    const float X = ORDINARY ? scale_of_fields(raw.scale) : scale_value(raw.scale);
+    u32 codes[2];
+    unpack(codes, raw.packed);
+#pragma unroll
+    for (int w = 0; w < 2; w++) {
+      float field[4];
+      element_fields(field, codes[w]);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& total = sum[code_at(w, i)];
+        const float v = ORDINARY ? field[i] : __fmul_rn(field[i], element_of_field());
+        const float term = __fmul_rn(v, X);
+        total = first ? term : ORDINARY ? fmaf(v, X, total) : __fadd_rn(total, term);
+      }
+    }
+  }
+
   // Byte i of the string that the codes of these scales make.
   static __device__ __forceinline__ u8 scale_byte(const u16* codes, int i) {
     u32 byte = 0;
@@ -94,7 +124,7 @@ struct BlockWire {
     return u8(byte);
   }
 
-  static __device__ __forceinline__ u32 load_scale(const u8* scales, int block) {
+  static __device__ __forceinline__ u32 load_scale(const u8* scales, u32 block) {
     const size_t bit = size_t(block) * SCALE_BITS;
     u32 code = scales[bit / 8];
     if (SCALE_BITS == 16 || bit % 8 + SCALE_BITS > 8) code |= u32(scales[bit / 8 + 1]) << 8;

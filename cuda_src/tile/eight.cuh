@@ -1,4 +1,5 @@
-// Eight neighbouring numbers of a thread: 16-byte loads and stores, and single ones at a ragged end.
+// Eight neighbouring numbers of a thread: 16-byte loads and stores, and single ones at a ragged end. Of arrays of up
+// to 2^30 numbers, so that 32 bits count them.
 #pragma once
 #include "number.cuh"
 
@@ -7,7 +8,7 @@ using act_t = Number<DTYPE>::One;
 constexpr int NUMBERS_OF_WORD = 16 / sizeof(act_t);
 
 // v = x[first ... first + 7] in float32, zero from index n on. x is aligned to 16 bytes, first a multiple of 8.
-DEVICE void load_eight(float* v, const act_t* x, size_t first, size_t n) {
+DEVICE void load_eight(float* v, const act_t* x, u32 first, u32 n) {
   if (first + 8 <= n) {
 #pragma unroll
     for (int w = 0; w < 8 / NUMBERS_OF_WORD; w++) {
@@ -23,7 +24,7 @@ DEVICE void load_eight(float* v, const act_t* x, size_t first, size_t n) {
 }
 
 // y[first ... first + 7] = v, rounded once; what lies from index n on is left alone.
-DEVICE void store_eight(act_t* y, size_t first, size_t n, const float* v) {
+DEVICE void store_eight(act_t* y, u32 first, u32 n, const float* v) {
   if (first + 8 <= n) {
 #pragma unroll
     for (int w = 0; w < 8 / NUMBERS_OF_WORD; w++) {

@@ -9,9 +9,8 @@ struct PlainWire {
   static __device__ __forceinline__ size_t bytes(int granules) { return size_t(granules) * 8 * sizeof(act_t); }
 
   static __device__ __forceinline__ void put(u8* wire, int granules, int tile, const float* v, u16*) {
-    const int group = tile * THREADS + threadIdx.x;
-    const size_t end = size_t(granules) * 8;
-    if (group < granules) store_eight(reinterpret_cast<act_t*>(wire), size_t(group) * 8, end, v);
+    const u32 group = tile * THREADS + threadIdx.x;
+    if (group < u32(granules)) store_eight(reinterpret_cast<act_t*>(wire), group * 8, granules * 8, v);
   }
 
   struct Raw {
@@ -21,7 +20,7 @@ struct PlainWire {
   static __device__ __forceinline__ bool is_aligned(const u8*) { return true; }
 
   template <bool ALIGNED>
-  static __device__ __forceinline__ Raw load(const u8* wire, int, int group) {
+  static __device__ __forceinline__ Raw load(const u8* wire, int, u32 group) {
     Raw raw;
 #pragma unroll
     for (int w = 0; w < 8 / NUMBERS_OF_WORD; w++)
@@ -29,9 +28,13 @@ struct PlainWire {
     return raw;
   }
 
-  static __device__ __forceinline__ void unpack(float* v, Raw raw) {
-    const act_t* numbers = reinterpret_cast<const act_t*>(&raw);
+  template <int COUNT>
+  static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = to_float(numbers[i]);
+    for (int t = 0; t < COUNT; t++) {
+      const act_t* numbers = reinterpret_cast<const act_t*>(&terms[t]);
+#pragma unroll
+      for (int i = 0; i < 8; i++) sum[i] = t == 0 ? to_float(numbers[i]) : __fadd_rn(sum[i], to_float(numbers[i]));
+    }
   }
 };

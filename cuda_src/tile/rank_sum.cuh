@@ -4,23 +4,16 @@
 
 // All is loaded before anything is added, so that the ranks' loads are under way together.
 template <class Wire, bool ALIGNED>
-DEVICE void sum_of_loaded(float* sum, const u8* const* wires, int granules, int group) {
+DEVICE void sum_of_loaded(float* sum, const u8* const* wires, int granules, u32 group) {
   typename Wire::Raw raw[RANKS];
 #pragma unroll
   for (int rank = 0; rank < RANKS; rank++) raw[rank] = Wire::template load<ALIGNED>(wires[rank], granules, group);
-  Wire::unpack(sum, raw[0]);
-#pragma unroll
-  for (int rank = 1; rank < RANKS; rank++) {
-    float term[8];
-    Wire::unpack(term, raw[rank]);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum[i] = __fadd_rn(sum[i], term[i]);
-  }
+  Wire::add_up(sum, raw);
 }
 
 // sum = the numbers of a group of a share; wires are those of the share, of each rank.
 template <class Wire>
-DEVICE void sum_of_ranks(float* sum, const u8* const* wires, int granules, int group) {
+DEVICE void sum_of_ranks(float* sum, const u8* const* wires, int granules, u32 group) {
   bool aligned = true;
 #pragma unroll
   for (int rank = 0; rank < RANKS; rank++) aligned = aligned && Wire::is_aligned(wires[rank]);
@@ -30,7 +23,7 @@ DEVICE void sum_of_ranks(float* sum, const u8* const* wires, int granules, int g
 
 // The same of wires that lie `wire_bytes` apart.
 template <class Wire>
-DEVICE void sum_of_ranks(float* sum, const u8* first_wire, size_t wire_bytes, int granules, int group) {
+DEVICE void sum_of_ranks(float* sum, const u8* first_wire, size_t wire_bytes, int granules, u32 group) {
   const u8* wires[RANKS];
 #pragma unroll
   for (int rank = 0; rank < RANKS; rank++) wires[rank] = first_wire + rank * wire_bytes;

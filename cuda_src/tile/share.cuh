@@ -10,11 +10,11 @@ struct Share {
 
 // Share `number` of `shares` of n numbers.
 template <class Wire>
-DEVICE Share share_of(int n, int shares, int number) {
-  const int granules = n / Wire::GRANULE + (n % Wire::GRANULE != 0);
-  const int each = granules / shares, more = granules % shares, larger = min(number, more);
+DEVICE Share share_of(u32 n, u32 shares, u32 number) {
+  const u32 granules = (n + Wire::GRANULE - 1) / Wire::GRANULE;
+  const u32 each = granules / shares, more = granules % shares, larger = min(number, more);
   const size_t difference = Wire::bytes(each + 1) - Wire::bytes(each);
-  return {number * each + larger, each + (number < more), number * Wire::bytes(each) + larger * difference};
+  return {int(number * each + larger), int(each + (number < more)), number * Wire::bytes(each) + larger * difference};
 }
 
 // The share that a granule belongs to.

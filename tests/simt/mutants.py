@@ -392,41 +392,52 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "not saturated",
                 "tile/element_code.cuh",
-                "min(__float_as_uint(v), u32(ELEMENT_LARGEST))",
-                "__float_as_uint(v)",
+                "__hmin2(pair, as_pair<half2>(LARGEST_FIELD))",
+                "pair",
             ),
             Mutant(
                 "no subnormal elements",
                 "tile/element_code.cuh",
-                "max(magnitude & FLOAT_EXPONENT, first_binade)",
-                "(magnitude & FLOAT_EXPONENT)",
+                "max(__float_as_uint(v) & FLOAT_EXPONENT, first_binade)",
+                "(__float_as_uint(v) & FLOAT_EXPONENT)",
             ),
-            Mutant("sign lost", "tile/block_wire.cuh", "u64(sign | magnitude_code", "u64(magnitude_code"),
+            Mutant("sign lost", "tile/element_code.cuh", "signs[1], 0x5410) & 0x80808080u", "signs[1], 0x5410) & 0"),
+            Mutant("signs of neighbours", "tile/element_code.cuh", "0x0073", "0x0037"),
+            Mutant("halves out of order", "tile/element_code.cuh", "0x7531", "0x5731"),
+            Mutant("mantissa cut", "tile/element_code.cuh", "if (LANE == 16) fields[i] <<= SURPLUS;", ""),
+            Mutant("codes not left-aligned", "tile/element_code.cuh", "if (LANE == 8) codes <<= SURPLUS;", ""),
+            Mutant(
+                "even and odd exchanged",
+                "tile/bit_pack.cuh",
+                "words[0] >> 4 | words[1]",
+                "words[1] >> 4 | words[0]",
+            ),
+            Mutant("signed magnitude", "tile/block_wire.cuh", "X.field(fabsf(signed_by[i]))", "X.field(signed_by[i])"),
             Mutant("no rounding", "tile/element_code.cuh", "fmaf(-binade,", "fmaf(-0.0f * binade,"),
             Mutant(
                 "bias of the code",
                 "tile/element_code.cuh",
-                "u32(ELEMENT_BIAS) << 23 :",
-                "u32(ELEMENT_BIAS + 1) << 23 :",
+                "u32(ELEMENT_BIAS - 15 + 127)",
+                "u32(ELEMENT_BIAS - 14 + 127)",
             ),
-            Mutant("bias zero", "tile/element_code.cuh", "ELEMENT_BIAS > 0 ? u32", "true ? u32"),
+            Mutant("a binade below the first", "tile/element_code.cuh", "u32(-14 + 127)", "u32(-15 + 127)"),
             Mutant("tiles overlap", "encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
-            Mutant("scratch reused at once", "encode.cu", "__syncthreads();  // smem_scales is free again", ""),
+            Mutant(
+                "scratch reused at once", "tile/block_wire.cuh", "__syncthreads();  // smem_scales is free again", ""
+            ),
             Mutant(
                 "scale byte of every group",
                 "tile/block_wire.cuh",
-                "scales[group / GROUPS_OF_BLOCK] = u8(scale)",
+                "scales[block] = u8(scale)",
                 "scales[group] = u8(scale)",
             ),
             Mutant("scale byte beyond the share", "tile/block_wire.cuh", "if (inside && group %", "if (group %"),
-            Mutant(
-                "carry one number late", "tile/block_scale.cuh", "mantissa >= u32(CARRY_AT)", "mantissa > u32(CARRY_AT)"
-            ),
+            Mutant("carry one number late", "tile/block_scale.cuh", "- u32(CARRY_AT));", "- u32(CARRY_AT) - 1);"),
             Mutant(
                 "subnormal largest magnitude",
                 "tile/block_scale.cuh",
-                "int(shifted >> 23) - shift - 127",
-                "int(shifted >> 23) - 127",
+                "MAX_EXPONENT == 0 && amax < 0x00800000u",
+                "false",
             ),
             Mutant(
                 "scale not saturated",
@@ -435,7 +446,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "max(code, SCALE_SMALLEST)",
             ),
             Mutant("scale of zero", "tile/block_scale.cuh", "max(code, SCALE_SMALLEST)", "max(code, 0)"),
-            Mutant("Inf taken for a number", "tile/block_scale.cuh", "amax >= FLOAT_EXPONENT", "amax > FLOAT_EXPONENT"),
+            Mutant("Inf taken for a number", "tile/block_scale.cuh", "amax < FLOAT_EXPONENT", "amax <= FLOAT_EXPONENT"),
             Mutant(
                 "ties of a ratio up",
                 "tile/block_scale.cuh",
@@ -451,8 +462,8 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "inverse of the smallest scale",
                 "tile/block_scale.cuh",
-                "number = __uint_as_float(field > 0 ? u32(field) << 23 : 0x00400000u)",
-                "number = __uint_as_float(u32(max(field, 1)) << 23)",
+                "max(u32(127 + SCALE_BIAS - int(code)) << 23, 0x00400000u)",
+                "(u32(127 + SCALE_BIAS - int(code)) << 23)",
             ),
             Mutant(
                 "half of a block",
@@ -461,7 +472,12 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "distance = GROUPS_OF_BLOCK / 4",
             ),
             Mutant("no barrier", "tile/block_wire.cuh", "__syncthreads();  // scales of the tile", ""),
-            Mutant("codes of a NaN block", "tile/block_wire.cuh", "if (scale == u32(SCALE_NAN)) packed = 0;", ""),
+            Mutant(
+                "codes of a NaN block",
+                "tile/block_wire.cuh",
+                "scale == u32(SCALE_NAN) ? 0 : pack(codes)",
+                "pack(codes)",
+            ),
             Mutant(
                 "unused bits of the scales",
                 "tile/block_wire.cuh",
@@ -478,9 +494,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "second lane of a word forgotten", "tile/bit_pack.cuh", "if (last != first) word", "if (false) word"
             ),
-            Mutant(
-                "no end of the elements", "tile/bit_pack.cuh", "if (size_t(group) * CODES_BYTES >= end) return;", ""
-            ),
+            Mutant("no end of the elements", "tile/bit_pack.cuh", "if (!inside) return;", ""),
             Mutant("ragged words whole", "tile/bit_pack.cuh", "start + at + 4 <= end", "start + at < end"),
             Mutant(
                 "ragged end read",
@@ -492,7 +506,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "decode_sum": (
-        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or sum or order or several"],
+        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or sum or order or several or bytes or beyond"],
         [
             Mutant(
                 "wrong order of ranks",
@@ -502,11 +516,24 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant(
                 "last rank forgotten",
-                "tile/rank_sum.cuh",
-                "int rank = 1; rank < RANKS",
-                "int rank = 1; rank < RANKS - 1",
+                "tile/block_wire.cuh",
+                "i < COUNT; i++) add<true>",
+                "i == 0 || i < COUNT - 1; i++) add<true>",
             ),
-            Mutant("rank 0 twice", "tile/rank_sum.cuh", "unpack(term, raw[rank])", "unpack(term, raw[0])"),
+            Mutant("rank 0 twice", "tile/block_wire.cuh", "add<true>(sum, terms[i], i", "add<true>(sum, terms[0], i"),
+            Mutant("fused beyond float32", "tile/block_wire.cuh", "if (ordinary) {", "if (true) {"),
+            Mutant("room for fields only", "tile/block_scale.cuh", "MAX_EXPONENT + 1 > 15", "-1 > 15"),
+            Mutant("not a sum's room", "tile/block_wire.cuh", "ordinary = ordinary && int", "ordinary = int"),
+            Mutant(
+                "NaN codes are numbers", "tile/element_code.cuh", "if (LARGEST_CODE < int(MAGNITUDES))", "if (false)"
+            ),
+            Mutant("halves out of order", "tile/element_code.cuh", "0x3424 : 0x1404", "0x1404 : 0x3424"),
+            Mutant(
+                "sums in another order of codes",
+                "tile/block_wire.cuh",
+                "total = sum[code_at(w, i)]",
+                "total = sum[4 * w + i]",
+            ),
             Mutant(
                 "always taken for aligned",
                 "tile/rank_sum.cuh",
@@ -517,8 +544,8 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "smallest scale is zero",
                 "tile/block_scale.cuh",
-                "field > 0 ? u32(field) << 23 : 0x00400000u);\n  } else",
-                "u32(field) << 23);\n  } else",
+                "exponent > 0 ? u32(exponent) << 23 : 0x00400000u",
+                "u32(exponent) << 23",
             ),
             Mutant(
                 "mantissa of a scale shifted",
@@ -526,7 +553,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "code << (23 - SCALE_MANTISSA_BITS)",
                 "code << (22 - SCALE_MANTISSA_BITS)",
             ),
-            Mutant("sign lost", "tile/element_code.cuh", "sign | magnitude << (23", "magnitude << (23"),
+            Mutant("sign lost", "tile/element_code.cuh", "(codes & sign) | (codes", "(codes"),
             Mutant(
                 "scale of the next block",
                 "tile/block_wire.cuh",
@@ -540,12 +567,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "(wire + size_t(group) * CODES_BYTES)",
                 "(wire + size_t(group + 1) * CODES_BYTES)",
             ),
-            Mutant(
-                "no end of the share", "decode_sum.cu", "group / GROUPS_OF_BLOCK < share.granules;", "group < step;"
-            ),
+            Mutant("no end of the share", "decode_sum.cu", "< u32(share.granules);", "< 1;"),
             Mutant("first tile of a block only", "decode_sum.cu", "group += step", "group += 1 << 30"),
-            Mutant("no end of y", "decode_sum.cu", "* 8, n, sum", "* 8, size_t(-1), sum"),
-            Mutant("share's place in y", "decode_sum.cu", "size_t(share.first) * BLOCK + ", ""),
+            Mutant("no end of y", "decode_sum.cu", "* 8, n, sum", "* 8, ~0u, sum"),
+            Mutant("share's place in y", "decode_sum.cu", "share.first * BLOCK + ", ""),
             Mutant("share's place in the wire", "decode_sum.cu", "wires + share.offset", "wires"),
             Mutant("first shares no larger", "tile/share.cuh", "each + (number < more)", "each"),
             Mutant("offset of equal shares", "tile/share.cuh", "+ larger * difference}", "}"),
@@ -554,12 +579,14 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "decode_sum_encode": (
         ["test_codec_kernels.py", "-k", "twoshot or special or order or several"],
         [
-            Mutant("no end of the share", "decode_sum_encode.cu", "if (group / GROUPS_OF_BLOCK < blocks) sum", "sum"),
+            Mutant(
+                "no end of the share", "decode_sum_encode.cu", "if (group / GROUPS_OF_BLOCK < u32(blocks)) sum", "sum"
+            ),
             Mutant("first tile only", "decode_sum_encode.cu", "blocks, tile, sum", "blocks, 0, sum"),
             Mutant("first group of the tile", "decode_sum_encode.cu", "tile * THREADS + threadIdx.x;", "threadIdx.x;"),
             Mutant("tiles overlap", "decode_sum_encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
             Mutant(
-                "scratch reused at once", "decode_sum_encode.cu", "__syncthreads();  // smem_scales is free again", ""
+                "scratch reused at once", "tile/block_wire.cuh", "__syncthreads();  // smem_scales is free again", ""
             ),
             Mutant("one block less", "decode_sum_encode.cu", "put(total, blocks,", "put(total, blocks - 1,"),
             Mutant(
@@ -596,7 +623,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("no barrier", "tile/block_sum.cuh", "__syncthreads();", ""),
             Mutant("weights shifted", "decode_sum_rmsnorm.cu", "(weight + k)", "(weight + (k + 8) % K)"),
             Mutant("every row of y the first", "decode_sum_rmsnorm.cu", "write(y + row,", "write(y,"),
-            Mutant("row ignored", "decode_sum_rmsnorm.cu", "blockIdx.x) * K;", "0) * K;"),
+            Mutant("row ignored", "decode_sum_rmsnorm.cu", "blockIdx.x * K;", "0 * K;"),
             Mutant("share of the first block", "decode_sum_rmsnorm.cu", "share_with<BlockWire>(n, shares, block)", "0"),
             Mutant("group of the whole", "decode_sum_rmsnorm.cu", " - share.first * GROUPS_OF_BLOCK", ""),
             Mutant("no larger shares", "tile/share.cuh", "granule < more * (each + 1) ?", "false ?"),
@@ -623,7 +650,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "no end of the numbers",
                 "all_reduce_oneshot.cu",
-                "if (group / GROUPS_OF_GRANULE >= granules) continue;",
+                "if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;",
                 "",
             ),
             Mutant("no meeting", "all_reduce_oneshot.cu", "STEP == 0 && !all.meet", "false && !all.meet"),
@@ -634,7 +661,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "!all.meet(0, smem_missing, status, timeout_us) && n == 0)) return;",
             ),
             Mutant(
-                "scratch used again too early", "all_reduce_oneshot.cu", "__syncthreads();  // smem_scratch is free", ""
+                "scratch used again too early",
+                "tile/block_wire.cuh",
+                "__syncthreads();  // smem_scales is free again",
+                "",
             ),
             Mutant(
                 "tiles of other blocks",
@@ -684,7 +714,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("all shares from rank 0", "all_reduce_twoshot.cu", "total = all.data(owner,", "total = all.data(0,"),
             Mutant(
-                "scratch used again too early", "all_reduce_twoshot.cu", "__syncthreads();  // smem_scratch is free", ""
+                "scratch used again too early",
+                "tile/block_wire.cuh",
+                "__syncthreads();  // smem_scales is free again",
+                "",
             ),
         ],
     ),

@@ -44,7 +44,7 @@ def specials():
     """Both ends of float32 and of the scales, ties, zeros of both signs, and blocks with NaN and Inf."""
     tops = 2.0 ** np.r_[-149, -140, -133, -127:-120, -20:20, 100:128]
     steps = np.array([1, -0.75, 0.5, 0.3125, -0.1, 2.0**-4, 0, -0.0])
-    x = np.outer(np.r_[tops, 1.5 * tops, 1.9375 * tops[:-1]], steps).astype(np.float32).reshape(-1)
+    x = np.outer(np.r_[tops, 1.5 * tops, 1.8125 * tops[:-1], 1.9375 * tops[:-1]], steps).astype(np.float32).reshape(-1)
     poisoned = x[: 8 * 128].copy()
     poisoned[[3, 300, 301, 700]] = np.nan, np.inf, -np.inf, -np.nan
     return np.concatenate([x, poisoned, np.zeros(256, np.float32), -poisoned])
@@ -78,7 +78,7 @@ def assert_kernels_follow(monkeypatch, xp, name, x):
     assert_same_numbers(to_numpy(c.decode(xp.asarray(wire))), formulas(monkeypatch, lambda: c.decode(wire)))
 
 
-@pytest.mark.parametrize("name", [*covering(), "mxint8"])
+@pytest.mark.parametrize("name", [*covering(), "mxint8", "int4-even"])
 def test_every_family_on_every_kind_of_data(monkeypatch, xp, name):
     for data in DATA.values():
         assert_kernels_follow(monkeypatch, xp, name, data())
@@ -93,6 +93,15 @@ def test_scale_at_ties_of_its_ratio(monkeypatch, xp, name):
     x = np.zeros((ties.size, c.block), np.float32)
     x[:, 5] = ties * c.element.largest
     assert_kernels_follow(monkeypatch, xp, name, x)
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_bytes_that_no_encoder_writes(monkeypatch, xp, name):
+    """Codes above the largest are NaN; so is a block whose scale is."""
+    c = codec(f"{name}-b8")
+    wire = np.random.default_rng(5).integers(0, 256, c.wire_bytes(2048), dtype=np.uint8)
+    wire[-256:] = np.arange(256)  # every scale
+    assert_same_numbers(to_numpy(c.decode(xp.asarray(wire))), formulas(monkeypatch, lambda: c.decode(wire)))
 
 
 CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-float16"]
@@ -202,6 +211,19 @@ def test_sum_of_special_values(monkeypatch, xp):
     for ranks_sums in run_threads(2, on_rank, xp=xp):
         for have, expected in zip(ranks_sums, want, strict=True):
             assert_same_numbers(have, expected)
+
+
+@pytest.mark.parametrize("name", ["e2m1-rceil", "e5m2-rceil"])
+def test_term_beyond_float32(monkeypatch, xp, name):
+    """1.9 * 2^127 is rounded up to 2^128: Inf, though with rank 0's term the exact sum would be finite."""
+
+    def on_rank(comm):
+        x = np.full(64, [-1, 1.9][comm.rank] * 2.0**127, np.float32)
+        return to_numpy(all_reduce(comm.xp.asarray(x), comm, codec=name, algo="oneshot"))
+
+    want = formulas(monkeypatch, lambda: run_threads(2, on_rank))[0]
+    for total in run_threads(2, on_rank, xp=xp):
+        assert_same_numbers(total, want)
 
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])

@@ -198,6 +198,12 @@ inline half2 __half2half2(half h) { return {h, h}; }
 inline half2 __halves2half2(half a, half b) { return {a, b}; }
 inline half2 __floats2half2_rn(float a, float b) { return {half(a), half(b)}; }
 inline float2 __half22float2(half2 h) { return {float(h.x), float(h.y)}; }
+inline half2 __habs2(half2 h) { return {std::fabs(float(h.x)), std::fabs(float(h.y))}; }
+inline half __hmin(half a, half b) { return std::fmin(float(a), float(b)); }  // a number rather than NaN
+inline half2 __hmin2(half2 a, half2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }
+inline uint32_t __hgt2_mask(half2 a, half2 b) {
+  return (float(a.x) > float(b.x) ? 0xffff : 0) | (float(a.y) > float(b.y) ? 0xffff0000 : 0);
+}
 inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
 inline float __bfloat162float(__nv_bfloat16 b) { return b; }
 inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 b) { return {b, b}; }
