@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
+from . import witness
+
 # How long a rank that leaves with a nonzero status waits for the others to leave as well.
 PATIENCE_S = 5.0
 
@@ -32,7 +34,8 @@ def end_job_on_failure(mpi: ModuleType) -> None:
 
     An uncaught exception, in any thread, prints its traceback, each line with its rank, and aborts at once. A rank
     that leaves by `sys.exit` with a nonzero status gives the others PATIENCE_S seconds to leave too (a program may
-    end so on all ranks) and then aborts. `raise SystemExit` cannot be seen: write sys.exit.
+    end so on all ranks) and then aborts. `raise SystemExit` cannot be seen: write sys.exit. A rank that is killed is
+    named by a witness.
 
     Collective over mpi.COMM_WORLD; a second call does nothing.
     """
@@ -47,6 +50,7 @@ class _Rank:
         self.mpi = mpi
         self.number = mpi.COMM_WORLD.Get_rank()
         self.farewell = mpi.COMM_WORLD.Dup()  # its barrier cannot be taken for one of the program's
+        self.presence = witness.start(mpi)
         self.status = 0
         self.exit = sys.exit
 
@@ -55,7 +59,7 @@ class _Rank:
         sys.excepthook = self.on_error
         threading.excepthook = self.on_thread_error
         sys.exit = self.on_exit
-        atexit.register(self.wait_for_others)
+        atexit.register(self.leave)
 
     def on_error(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self.abort("".join(traceback.format_exception(kind, error, trace)))
@@ -68,9 +72,13 @@ class _Rank:
         self.status = status if isinstance(status, int) else int(status is not None)
         self.exit(status)
 
+    def leave(self) -> None:
+        if not self.mpi.Is_finalized():
+            self.wait_for_others()
+        if self.presence:
+            self.presence.end(witness.LEFT)
+
     def wait_for_others(self) -> None:
-        if self.mpi.Is_finalized():
-            return
         all_left = self.farewell.Ibarrier()
         deadline = time.monotonic() + PATIENCE_S
         while not all_left.Test():
@@ -81,6 +89,8 @@ class _Rank:
             deed()
 
     def abort(self, text: str) -> None:
+        if self.presence:
+            self.presence.end(witness.ABORTED)
         sys.stdout.flush()
         sys.stderr.write("".join(f"[rank {self.number}] {line}\n" for line in text.splitlines()))
         sys.stderr.flush()

@@ -258,10 +258,29 @@ def sum_by_another_codec(comm):
     cq.all_reduce(np.ones(64, np.float16), comm, codec=codec, algo="oneshot")
 
 
-def one_rank_dies(comm):
-    if comm.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+def dies(how):
+    def one_rank_dies(comm):
+        comm.barrier()
+        if comm.rank == 1:
+            how()
+        comm.barrier()
+
+    return one_rank_dies
+
+
+DEATHS = {
+    "one_rank_is_killed": dies(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "one_rank_crashes": dies(lambda: os.kill(os.getpid(), signal.SIGSEGV)),
+    "one_rank_leaves_python": dies(lambda: os._exit(3)),
+}
+
+
+def all_ranks_finalize(comm):
+    from mpi4py import MPI
+
     comm.barrier()
+    MPI.Finalize()
+    sys.exit(0)
 
 
 class StuckGpu(NcclCommunicator):
@@ -337,7 +356,7 @@ ENDINGS = {
         one_rank_gathers_instead_of_a_bcast,
         sum_of_another_shape,
         sum_by_another_codec,
-        one_rank_dies,
+        all_ranks_finalize,
         gpus_where_one_rank_skips_a_sum,
         gpus_where_one_rank_comes_late,
         gpus_where_one_rank_returns,
@@ -352,7 +371,7 @@ def main():
     abort.PATIENCE_S = 2.0
     comm = init(backend)
     for name in names:
-        (CASES | TWO_SHOT_CASES | ENDINGS)[name](comm)
+        (CASES | TWO_SHOT_CASES | ENDINGS | DEATHS)[name](comm)
         comm.barrier()
         if comm.rank == 0:
             print(f"passed {name} on {comm.size} ranks", flush=True)

@@ -133,10 +133,18 @@ def test_verbose_says_which_process_is_which_rank():
 
 
 @needs_mpi
-def test_death_of_one_rank_ends_the_job():
-    job = mpirun(3, "one_rank_dies", timeout_s=25, CUTPQ_TIMEOUT="2")
+@pytest.mark.parametrize("death", mpi_worker.DEATHS)
+def test_rank_that_dies_without_a_word_is_named(death):
+    job = mpirun(3, death, timeout_s=25)
     assert job.status != 0
     assert "passed" not in job.out
+    assert re.findall(r"cutpq: rank (\d+) \(process \d+ on \S+\) was the first", job.err + job.out) == ["1"]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ending", ["one_rank_raises", "all_ranks_exit", "all_ranks_finalize", "broadcasts_objects"])
+def test_ranks_that_leave_with_a_word_are_not_named(ending):
+    assert "was the first" not in mpirun(3, ending, timeout_s=25).err
 
 
 @needs_mpi
