@@ -39,13 +39,16 @@ TESTS = {
     "small-kernels": (["tests/simt/test_small_kernels.py"], 25),
     "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 60),
     "codec-kernels": (["tests/simt/test_codec_kernels.py"], 50),
+    "attention": (["tests/simt/test_attention_kernels.py"], 30),
     "peer-kernels": (["tests/simt/test_all_reduce_kernels.py", "tests/simt/test_comm_ipc.py"], 30),
     "layers": (["tests", "--ignore=tests/simt", "--ignore=tests/test_gpu.py"], 75),
     "graphs": (["tests/test_gpu.py"], 25),
 }
 
 # Every kernel, and every way through it, at small shapes.
-SANITIZED = "rmsnorm or kind_of_groups or gated or ragged or fused_end or any_number"
+SANITIZED = (
+    "rmsnorm or activation or softmax or rotate_qkv or kind_of_groups or gated or ragged or fused_end or any_number"
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -210,6 +211,18 @@ def test_predict_without_a_compiler_says_what_to_install(monkeypatch, capsys) ->
 
 def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
+
+
+def test_a_visit_runs_every_file_of_kernels_that_takes_cupy_arrays():
+    root = on_gpu.ROOT
+    files = {
+        path
+        for path in (root / "tests" / "simt").glob("test_*.py")
+        if re.search(r"\b(checked_)?xp\b", path.read_text())
+    }
+    named = {root / name for which, _ in on_gpu.TESTS.values() for name in which}
+    assert len(files) > 4
+    assert files <= named
 
 
 def test_a_failed_step_leaves_the_others_results(tmp_path: Path) -> None:

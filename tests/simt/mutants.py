@@ -390,7 +390,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "encode": (
-        ["test_codec_kernels.py", "-k", "family or ragged or sixteen or boundary or race or tie or several"],
+        codec_tests("ragged", "scale_at", "blocks_of", "sixteen", "no_race", "input_that", "every_family"),
         [
             Mutant(
                 "floor instead of nearest",
