@@ -1,12 +1,12 @@
 """gemm_w4a16, on the CPU runtime and on a GPU, through matmul: exact and bounded data, every way to find a scale."""
 
-import math
 from dataclasses import replace
 
 import cpu_cuda
 import ml_dtypes
 import numpy as np
 import pytest
+from activations import EXACT
 from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import random_weight
 
@@ -266,12 +266,6 @@ def test_exact_sums(xp, multiprocessors, M, dtype):
 
 
 # ---- activated
-
-EXACT = {
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: v / 2 * (1 + np.vectorize(math.erf)(v / 2**0.5)),
-    "gelu_tanh": lambda v: v / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3))),
-}
 
 
 @pytest.mark.parametrize("activation", EXACT)

@@ -1,10 +1,9 @@
-"""dequant, gather_columns and rmsnorm_gather, on the CPU runtime and on a GPU, through the public functions."""
-
-import math
+"""dequant, activation, gather_columns and rmsnorm_gather, on the CPU runtime and on a GPU, through the public functions."""
 
 import ml_dtypes
 import numpy as np
 import pytest
+from activations import EXACT
 from assertions import assert_bounded, assert_exact
 from random_weight import random_weight
 
@@ -110,12 +109,6 @@ def test_zero_point_sixteen(checked_xp):
 
 
 # ---- activation
-
-EXACT = {
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: v / 2 * (1 + np.vectorize(math.erf)(v / 2**0.5)),
-    "gelu_tanh": lambda v: v / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3))),
-}
 
 
 def near_activation(y, exact, v):
