@@ -1,4 +1,4 @@
-"""dequant, activation, gather_columns and rmsnorm_gather, on the CPU runtime and on a GPU, through the public functions."""
+"""dequant, activation, gather_columns and rmsnorm_gather, on the CPU and on a GPU, through the public functions."""
 
 import ml_dtypes
 import numpy as np
