@@ -108,6 +108,11 @@ class ActivationConfig(Config):
         return (ceil_div(features // 8, self.THREADS),)
 
 
+def _weighted_row_bytes(threads: int, K: int) -> int:
+    """A float for every warp; a row beside its weights (tile/weighted_row.cuh); both from multiples of 16 bytes on."""
+    return ceil_div(threads // 32 * 4, 16) * 16 + 4 * K
+
+
 @dataclass(frozen=True)
 class RmsnormConfig(Config):
     """rmsnorm_gather: a block a row."""
@@ -116,8 +121,8 @@ class RmsnormConfig(Config):
     THREADS: int = 256
 
     def smem_bytes(self, K: int) -> int:
-        """A float for every warp; the row and its weights in 16 bits; both from multiples of 16 on."""
-        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 4 * K
+        """Shared memory for a row of K."""
+        return _weighted_row_bytes(self.THREADS, K)
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,8 @@ class WireConfig(Config):
         return min(max(1, ceil_div(n, 8 * self.THREADS)), MOST_BLOCKS)
 
     def row_smem_bytes(self, K: int) -> int:
-        """decode_sum_rmsnorm: as RmsnormConfig.smem_bytes."""
-        return ceil_div(self.THREADS // 32 * 4, 16) * 16 + 4 * K
+        """decode_sum_rmsnorm: shared memory for a row of K."""
+        return _weighted_row_bytes(self.THREADS, K)
 
 
 def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:
