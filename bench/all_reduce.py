@@ -39,9 +39,9 @@ from verifiable import rounded_sum, slices, sum_and_bound, term, verify
 
 import cutpq as cq
 from cutpq.array import Array, bfloat16, to_numpy
-from cutpq.codec import Codec
-from cutpq.comm import Communicator
-from cutpq.cost import LINKS, all_reduce_us, compressed_all_reduce_us
+from cutpq.codecs.codec import Codec
+from cutpq.cost.mlp import LINKS, all_reduce_us, compressed_all_reduce_us
+from cutpq.ranks.init import Communicator
 
 ALGOS = ("plain", "oneshot", "twoshot", "auto")
 CODECS = "mxfp8-e4m3,mxfp4"
@@ -96,7 +96,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-w", "-x", "--warmup_iters", type=at_least(0), default=1, metavar="N", help="not timed (1)")
     add("-c", "--check", type=int, choices=(0, 1), default=1, help="compare with the float64 sum (1)")
     add("-d", "--datatype", choices=DTYPES, default="float16", help="(float16)")
-    add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
+    add(
+        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/codec.py ({CODECS})"
+    )
     add("--algos", type=names(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
     add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="columns, or none")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
@@ -225,7 +227,7 @@ def plain_sent(count: int, ranks: int) -> int:
 
 
 def project(args: argparse.Namespace, ranks: int) -> Iterator[Row]:
-    """What cutpq/cost.py says of the same rows on other machines; `auto` is one of the others."""
+    """What cutpq/cost/mlp.py says of the same rows on other machines; `auto` is one of the others."""
     n = ranks if ranks > 1 else PROJECTED_RANKS
     itemsize = np.dtype(DTYPES[args.datatype]).itemsize
     for count in counts(args):
@@ -262,7 +264,7 @@ def source(projected: list[Row]) -> list[str]:
     if not projected:
         return []
     return [
-        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost.py from",
+        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost/mlp.py from",
         "#           NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets",
     ]
 

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 import numpy as np
 from report import Column, Table, header, time_us, write_json
 
-from cutpq.codec import Codec, codec
-from cutpq.communicator import SelfCommunicator
+from cutpq.codecs.codec import Codec, codec
+from cutpq.ranks.communicator import SelfCommunicator
 
 NAMED = (
     "mxint8",

@@ -33,10 +33,12 @@ from gpu_clock import NoGpu, gpu_module, graph_us
 from machine_code import DisassemblerMissing, tile_code
 from report import Column, Table, header, write_json
 
-from cutpq import configs, kernels, wire
 from cutpq.array import Array, to_numpy
-from cutpq.codec import Codec
-from cutpq.communicator import SelfCommunicator
+from cutpq.codecs import launch as wire
+from cutpq.codecs.codec import Codec
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.ranks.communicator import SelfCommunicator
 
 CODECS = "mxfp8-e4m3,mxfp4"
 SIZES = (32 << 20, 128 << 20)  # bytes of float16
@@ -102,7 +104,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "-b", "--bytes", dest="sizes", type=nbytes, nargs="+", metavar="B", help="of float16, with K, M or G (32M 128M)"
     )
-    add("--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codec.py ({CODECS})")
+    add(
+        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/codec.py ({CODECS})"
+    )
     add("--predict", action="store_true", help="count instructions and bytes instead")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
     add("--smoke", action="store_true", help="64K")

@@ -30,7 +30,7 @@ from report import Column, Table, header
 from shapes import MODELS
 
 import cutpq as cq
-from cutpq.cost import MlpShape
+from cutpq.cost.mlp import MlpShape
 
 GROUP_SIZE = 128
 TABLE = Table(

@@ -6,8 +6,8 @@ import argparse
 import re
 from collections.abc import Callable, Iterable
 
-from cutpq.codec import Codec
-from cutpq.codec import codec as find_codec
+from cutpq.codecs.codec import Codec
+from cutpq.codecs.codec import codec as find_codec
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 

@@ -39,14 +39,16 @@ from reference import gemm_bound, outside, unit_roundoff
 from report import Column, Table, header, progress, write_json
 from shapes import MODELS
 
-from cutpq import configs, kernels, ref
 from cutpq.array import to_numpy
-from cutpq.communicator import SelfCommunicator
-from cutpq.gather import gather_columns
-from cutpq.gemm import matmul
-from cutpq.pack import PackedWeight, pack
-from cutpq.reorder import sort_groups
-from cutpq.weight import QuantWeight
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.ops import formulas as ref
+from cutpq.ops.gather import gather_columns
+from cutpq.ops.gemm import matmul
+from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.weights.pack import PackedWeight, pack
+from cutpq.weights.permutation import sort_groups
+from cutpq.weights.weight import QuantWeight
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 TPS = (1, 2, 4, 8)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from shapes import MODELS, random_order
 
-from cutpq.configs import ceil_div
-from cutpq.shard import even_bounds, group_bounds
+from cutpq.kernels.config import ceil_div
+from cutpq.weights.shard import even_bounds, group_bounds
 
 SCHEMES = ("plain", "tp-aware", "local", "unordered")
 LAYERS = ("gate_up", "down")

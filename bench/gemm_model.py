@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import machine_code
 from gemm_layers import GROUP_SIZE, ZERO, Layer
 
-from cutpq import configs
-from cutpq.configs import Device, GemmConfig, GemmProblem, ceil_div
-from cutpq.cost import GPUS
+from cutpq.cost.mlp import GPUS
+from cutpq.kernels import config as configs
+from cutpq.kernels.config import Device, GemmConfig, GemmProblem, ceil_div
 
 LIBRARY_TILE = 128  # columns and tokens of a block of the library's GEMM, assumed
 
@@ -182,7 +182,7 @@ class Bytes:
 
 
 def memory_bytes(layer: Layer, problem: GemmProblem, groups: int) -> Bytes:
-    """From the packed layout (cutpq/pack.py); a symmetric weight has no zeros to read."""
+    """From the packed layout (cutpq/weights/pack.py); a symmetric weight has no zeros to read."""
     g_idx = 0 if problem.order == "grouped" else 4 * problem.K
     codes = problem.N * problem.K // 2
     return Bytes(codes, 2 * groups * problem.N, g_idx, 2 * problem.M * layer.K, 2 * problem.M * layer.N)

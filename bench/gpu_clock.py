@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from report import header
 
-from cutpq.communicator import SelfCommunicator
+from cutpq.ranks.communicator import SelfCommunicator
 
 REPLAYS = 3
 SPIN = 'extern "C" __global__ void spin(long long cycles) { long long t = clock64(); while (clock64() - t < cycles); }'

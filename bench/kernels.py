@@ -10,7 +10,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
-from cutpq import __version__, configs, kernels, nvrtc
+from cutpq import __version__
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
 
 
 def main() -> int:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cutpq import kernels, nvrtc
-from cutpq.configs import GemmConfig, WireConfig
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
+from cutpq.kernels.config import GemmConfig, WireConfig
 
 # Integer and logical instructions, of which a multiprocessor does 64 lanes a clock (sm_80 and sm_90: CUDA C++
 # Programming Guide, throughput of native arithmetic instructions); it issues four warps' instructions a clock.

@@ -41,14 +41,14 @@ from shapes import MODELS, RandomCheckpoint
 from verifiable import coding_bound
 
 import cutpq as cq
-from cutpq import configs
-from cutpq.architectures import MlpModules
 from cutpq.array import to_numpy
-from cutpq.codec import Codec
-from cutpq.comm import Communicator
-from cutpq.cost import LINKS
-from cutpq.formats import BLOCKS
-from cutpq.shard import GROUP_ALIGNED
+from cutpq.checkpoint.mlp_names import MlpModules
+from cutpq.codecs.codec import Codec
+from cutpq.codecs.formats import BLOCKS
+from cutpq.cost.mlp import LINKS
+from cutpq.kernels import config as configs
+from cutpq.ranks.init import Communicator
+from cutpq.weights.shard import GROUP_ALIGNED
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 PROJECTED_MODELS = ("llama-70b", "granite-20b")
@@ -107,7 +107,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--schemes", type=names(cq.SCHEMES), default=cq.SCHEMES, metavar="S,S,...", help=f"of {', '.join(cq.SCHEMES)}"
     )
     parser.add_argument(
-        "--codec", type=codecs, default=(), metavar="C,C,...", help="rows of tp-aware with these, as in cutpq/codec.py"
+        "--codec",
+        type=codecs,
+        default=(),
+        metavar="C,C,...",
+        help="rows of tp-aware with these, as in cutpq/codecs/codec.py",
     )
     parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="with a codec (twoshot)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")

@@ -28,7 +28,7 @@ from pathlib import Path
 from gpu_clock import NoGpu, gpu_module
 from report import header
 
-from cutpq.communicator import SelfCommunicator
+from cutpq.ranks.communicator import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 470.0

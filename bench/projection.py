@@ -2,7 +2,7 @@
 
 The paper (arXiv 2402.04925) measured its Algorithm 2 (naive) against its Algorithm 3 (TP-aware) with fp16 weights,
 for M = 1 to 16 on 8 A100 and 8 H100, on two matrices, X W1 W2, without a gate. So `fp16` rows have no gate here
-either; int4 rows are the model as it is. Constants and their sources are in cutpq/cost.py; none is fitted to it.
+either; int4 rows are the model as it is. Constants and their sources are in cutpq/cost/mlp.py; none is fitted to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from report import Column, Table
 from shapes import MODELS
 
-from cutpq.cost import FP16, GPUS, INT4, LINKS, MlpShape, WeightFormat, mlp_cost
+from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS, MlpShape, WeightFormat, mlp_cost
 
 TPS = (1, 2, 4, 8)
 SCHEMES = ("naive", "local", "tp-aware")
@@ -82,7 +82,7 @@ def lines(projected: list[Row]) -> list[str]:
     columns += [Column(f"x@{M}", f"x@{M}", 5, ".2f") for M in tokens] + [Column("paper", "paper_max", 9, ".2f")]
     table = Table(tuple(columns))
     return [
-        "# PROJECTED by cutpq/cost.py from NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets;",
+        "# PROJECTED by cutpq/cost/mlp.py from NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets;",
         "# nothing of it was measured. x@M: naive's time over tp-aware's at M tokens. fp16 rows have no gate, as in",
         "# the paper (arXiv 2402.04925); paper_max: the most it reports for a model, over all its M, TP and machines.",
         table.heading(),

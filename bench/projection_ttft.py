@@ -1,4 +1,4 @@
-"""Time to first token and per output token on machines that are not here, by cutpq/cost_transformer.py."""
+"""Time to first token and per output token on machines that are not here, by cutpq/cost/transformer.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from report import Column, Table
 from shapes import TRANSFORMERS
 
-from cutpq.codec import Codec
-from cutpq.cost import FP16, GPUS, INT4, LINKS
-from cutpq.cost_transformer import ModelShape, Step, rank_bytes, reduce_us, step_cost
+from cutpq.codecs.codec import Codec
+from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS
+from cutpq.cost.transformer import ModelShape, Step, rank_bytes, reduce_us, step_cost
 
 WEIGHTS = {"int4": INT4, "fp16": FP16}
 
@@ -94,7 +94,7 @@ def lines(projected: list[Row]) -> list[str]:
     columns += [Column(f"tpot {codec}", f"x_tpot@{codec}", len(codec) + 7, ".2f") for codec in codecs]
     table = Table((*columns, Column("memory", "memory", 7)))
     return [
-        "# PROJECTED by cutpq/cost_transformer.py from NCCL 2.30.7's constants and the GPUs' data sheets; nothing of",
+        "# PROJECTED by cutpq/cost/transformer.py from NCCL 2.30.7's constants and the GPUs' data sheets; nothing of",
         "# it was measured. prompt: batch x length. ttft_ms, tpot_ms: without a codec, to the first token and for each",
         "# one after it. x_ttft@codec, x_tpot@codec: how many times quicker with it in every all_reduce of a block,",
         "# also where that is a loss.",

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from shapes import Selection, hashed, random_order, random_weight
 
-from cutpq.cost_transformer import ModelShape
-from cutpq.facts import ModuleSpec
-from cutpq.weight import QuantWeight
+from cutpq.checkpoint.claims import ModuleSpec
+from cutpq.cost.transformer import ModelShape
+from cutpq.weights.weight import QuantWeight
 
 
 @dataclass(frozen=True)

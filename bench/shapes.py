@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cutpq.architectures import MlpModules
-from cutpq.cost import MlpShape
-from cutpq.cost_transformer import ModelShape
-from cutpq.weight import QuantWeight
+from cutpq.checkpoint.mlp_names import MlpModules
+from cutpq.cost.mlp import MlpShape
+from cutpq.cost.transformer import ModelShape
+from cutpq.weights.weight import QuantWeight
 
 MODELS = {
     shape.name: shape

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from cutpq.array import Array
-from cutpq.communicator import Communicator
+from cutpq.ranks.communicator import Communicator
 
 
 class SilentCommunicator(Communicator):

@@ -37,8 +37,8 @@ from silent import SilentCommunicator
 
 import cutpq as cq
 from cutpq.array import to_numpy
-from cutpq.comm import Communicator
-from cutpq.cost import LINKS
+from cutpq.cost.mlp import LINKS
+from cutpq.ranks.init import Communicator
 from cutpq.trace import record
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"

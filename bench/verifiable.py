@@ -18,9 +18,9 @@ import numpy as np
 from reference import EPS32
 
 from cutpq.array import Array, bfloat16, to_numpy
-from cutpq.codec import Codec
-from cutpq.comm import Communicator
-from cutpq.formats import BLOCKS, carry_threshold, magnitudes, scale_values
+from cutpq.codecs.codec import Codec
+from cutpq.codecs.formats import BLOCKS, carry_threshold, magnitudes, scale_values
+from cutpq.ranks.init import Communicator
 
 CHUNK = 1 << 16  # elements that share a generator
 
@@ -111,7 +111,7 @@ def rounded_sum(terms: Iterable[np.ndarray], codec: Codec | None, algo: str) -> 
 def rounded(x: np.ndarray, codec: Codec) -> np.ndarray:
     """x (n,) float64, from the start of a block, with every number at its nearest on its block's grid; whole blocks.
 
-    By the definitions in cutpq/formats.py, and in another way than the codec: in float64, by searching the grid.
+    By the definitions in cutpq/codecs/formats.py, and in another way than the codec: in float64, by searching the grid.
     """
     blocks = np.zeros((-(-x.size // codec.block), codec.block))
     blocks.reshape(-1)[: x.size] = x

@@ -1,4 +1,4 @@
-// all_reduce_oneshot: every rank lays down all it has, reads what all have, and adds.   caller: cutpq/comm_ipc.py
+// all_reduce_oneshot: every rank lays down all it has, reads what all have, and adds.   caller: cutpq/ranks/ipc.py
 //
 //   step 1   x, encoded or as it is, into this rank's slab
 //            meet

@@ -1,7 +1,7 @@
-// encode: numbers to the wire of a block codec.                                       caller: cutpq/wire.py
+// encode: numbers to the wire of a block codec.                                       caller: cutpq/codecs/launch.py
 // One pass: a thread loads eight numbers in 16-byte words, the threads of a block find its largest magnitude, and
 // each writes its eight codes. blockIdx.y is the share, so that the wires of all ranks are written at once.
-// The bytes equal those of the formulas in cutpq/ref_codec.py.
+// The bytes equal those of the formulas in cutpq/codecs/formulas.py.
 #include "target.cuh"
 #include "tile/block_wire.cuh"
 #include "tile/eight.cuh"

@@ -1,4 +1,4 @@
-// rotate_qkv: the rows of the qkv product, rotated, to where attention reads them.   caller: cutpq/attention.py
+// rotate_qkv: the rows of the qkv product, rotated, to where attention reads them.   caller: cutpq/model/attention.py
 //   q[b, h / rep, t, h % rep] = rotate(q's head h),   keys[b, h, position] = rotate(k's head h)
 //   values[b, h, position] = v's head h
 // of the token with index t among its sequence's new ones. rotate takes features i and i + D / 2 of a head as a complex

@@ -1,4 +1,4 @@
-// softmax: attention's scores to probabilities, a row for each query of each head.   caller: cutpq/attention.py
+// softmax: attention's scores to probabilities, a row for each query of each head.   caller: cutpq/model/attention.py
 //   p[row, j] = exp(scale * (s[row, j] - largest)) / sum   over the keys that the query sees; 0 for all others
 // Column j is the key at position first_key + j; a query at position p sees the keys p - window + 1 ... p. A query that
 // does not exist has position -1, sees nothing, and its row is zero. A block owns a row and reads it three times, of

@@ -10,22 +10,22 @@
 NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neither CuPy nor MPI.
 """
 
-from .all_reduce import all_reduce, all_reduce_rmsnorm
-from .architectures import MlpModules, mlp_modules, mlps
-from .cache import Cache
-from .checkpoint import Checkpoint, open_checkpoint
-from .codec import Codec, codec
-from .comm import Communicator, init, run_threads
-from .dequant import dequantize
-from .gemm import matmul
-from .linear import ColumnParallelLinear, RowParallelLinear
-from .mlp import Mlp
-from .plan import LayerPlan, plan
-from .reorder import invert, permute_columns, sort_groups
-from .shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
-from .tensors import CheckpointError, CheckpointWarning
-from .transformer import Transformer, load_model
-from .weight import PlainWeight, QuantWeight
+from .checkpoint.folder import Checkpoint, open_checkpoint
+from .checkpoint.mlp_names import MlpModules, mlp_modules, mlps
+from .checkpoint.tensors import CheckpointError, CheckpointWarning
+from .codecs.codec import Codec, codec
+from .layers.linear import ColumnParallelLinear, RowParallelLinear
+from .layers.mlp import Mlp
+from .layers.plan import LayerPlan, plan
+from .model.cache import Cache
+from .model.transformer import Transformer, load_model
+from .ops.dequant import dequantize
+from .ops.gemm import matmul
+from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
+from .ranks.init import Communicator, init, run_threads
+from .weights.permutation import invert, permute_columns, sort_groups
+from .weights.shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
+from .weights.weight import PlainWeight, QuantWeight
 
 __version__ = "0.1.0"
 

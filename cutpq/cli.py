@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .architectures import module_role
-from .checkpoint import Checkpoint, open_checkpoint
-from .convert import Conversion, convert
-from .cost import LINKS
-from .facts import ModuleFacts
-from .plan import LayerPlan, plan
-from .proof import ConversionError
-from .tensors import CheckpointError, CheckpointWarning
+from .checkpoint.claims import ModuleFacts
+from .checkpoint.folder import Checkpoint, open_checkpoint
+from .checkpoint.mlp_names import module_role
+from .checkpoint.tensors import CheckpointError, CheckpointWarning
+from .convert.convert import Conversion, convert
+from .convert.proof import ConversionError
+from .cost.mlp import LINKS
+from .layers.plan import LayerPlan, plan
 
 _EXAMPLES = """examples:
   cutpq inspect Llama-2-70B-GPTQ                        what the files hold, against what the config claims

@@ -9,9 +9,9 @@ from assertions import assert_bounded, assert_exact, assert_same_on_ranks
 
 import cutpq as cq
 from cutpq.array import bfloat16, to_numpy
-from cutpq.codec import codec
-from cutpq.comm import init
-from cutpq.cost import oneshot_sent, twoshot_sent
+from cutpq.codecs.codec import codec
+from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.ranks.init import init
 
 ALGOS = ("oneshot", "twoshot")
 SIZES = (0, 1, 31, 32, 33, 300, 1024)  # for 8 ranks: none, less than a block each, ragged, and even

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 
 import cutpq as cq
-from cutpq import abort
 from cutpq.array import bfloat16
-from cutpq.comm import init
-from cutpq.comm_nccl import NcclCommunicator
+from cutpq.ranks.failures import abort
+from cutpq.ranks.init import init
+from cutpq.ranks.nccl import NcclCommunicator
 
 DTYPES = (np.float16, bfloat16, np.float32, np.float64, np.int8, np.uint8, np.int64, np.bool_, np.complex64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cutpq.weight import QuantWeight
+from cutpq.weights.weight import QuantWeight
 
 
 def act_order(K: int, group_size: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,9 +6,9 @@ import pytest
 from assertions import assert_bounded, assert_exact, assert_same_on_ranks
 from mpi_worker import normal
 
-from cutpq.all_reduce import all_reduce
 from cutpq.array import bfloat16
-from cutpq.comm import run_threads
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import run_threads
 
 # Half the distance from 1 to the next number.
 ROUNDOFF = {np.float16: 2.0**-11, bfloat16: 2.0**-8, np.float32: 2.0**-24, np.float64: 2.0**-53}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cutpq import attention
-from cutpq.attention import CHUNK_ROWS, SCORE_BYTES, chunks
-from cutpq.cache import Batch, Cache
+from cutpq.model import attention
+from cutpq.model.attention import CHUNK_ROWS, SCORE_BYTES, chunks
+from cutpq.model.cache import Batch, Cache
 
 PROMPT = np.arange(3000)[None]
 RAGGED = np.array([[500, 501, 502, 503], [70, -1, -1, -1], [90, 91, -1, -1]])

@@ -22,13 +22,13 @@ from machine_code import TileCode, count_tile
 from test_mpi import MPIRUN, needs_mpi, run
 
 import cutpq as cq
-from cutpq import ref_codec
 from cutpq.array import bfloat16
-from cutpq.codec import Codec, codec
-from cutpq.comm import Communicator, run_threads
-from cutpq.communicator import SelfCommunicator
-from cutpq.cost import oneshot_sent, twoshot_sent
-from cutpq.launch import find_gpu
+from cutpq.codecs import formulas as ref_codec
+from cutpq.codecs.codec import Codec, codec
+from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.discovery import find_gpu
+from cutpq.ranks.init import Communicator, run_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
@@ -423,7 +423,7 @@ def test_projected_columns_stand_beside_the_measured_ones_and_are_marked() -> No
     lines = bench.table(measured, projected, args)
     at = next(i for i, line in enumerate(lines) if "time" in line and "algbw" in line)
     assert "".join(lines[1:at]).startswith(
-        "# proj(us): PROJECTED, not measured, for 4 GPUs on that link, by cutpq/cost.py"
+        "# proj(us): PROJECTED, not measured, for 4 GPUs on that link, by cutpq/cost/mlp.py"
     )
     heading = lines[at].splitlines()
     assert heading[0].split()[-4:] == ["rel_err", "a100-nvlink", "l4-pcie", "check"]

@@ -18,7 +18,9 @@ import pytest
 from gemm_layers import SCHEMES, Layer, layers
 from gpu_clock import Ceilings
 
-from cutpq import gather, kernels, nvrtc
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
+from cutpq.ops import gather
 
 NOTHING = Ceilings(None, None, None, 0)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU")

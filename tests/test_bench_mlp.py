@@ -19,9 +19,9 @@ from report import Column, Table, time_us, write_json
 from shapes import MODELS, RandomCheckpoint
 
 import cutpq as cq
-from cutpq.codec import codec
-from cutpq.comm import run_threads
-from cutpq.cost import oneshot_sent, twoshot_sent
+from cutpq.codecs.codec import codec
+from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.ranks.init import run_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = "scheme codec tp M K H N group_size time_us wire_bytes max_err rel_err check speedup"
@@ -263,7 +263,7 @@ def test_judge_refuses_what_is_outside_a_codecs_bound_or_differs_between_ranks(c
 
 def test_largest_terms_are_the_partial_sums_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each just above what its rank brings to the all_reduce."""
-    monkeypatch.setattr("cutpq.linear.all_reduce", lambda y, *_: y)
+    monkeypatch.setattr("cutpq.layers.linear.all_reduce", lambda y, *_: y)
     job = mlp.load(mlp.parse(["--smoke"]))
     x = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float16)
     how = {"scheme": "tp-aware", "modules": job.mlps[0]}

@@ -16,8 +16,8 @@ from shapes import TRANSFORMERS
 from silent import SilentCommunicator
 
 import cutpq as cq
-from cutpq.communicator import SelfCommunicator
-from cutpq.dequant import dequantize
+from cutpq.ops.dequant import dequantize
+from cutpq.ranks.communicator import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parents[1]
 

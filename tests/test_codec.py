@@ -13,10 +13,10 @@ from codec_oracle import decode as oracle_decode
 from codec_oracle import element_value as oracle_element_value
 from codec_oracle import encode as oracle_encode
 
-from cutpq import ref_codec
 from cutpq.array import bfloat16, to_numpy
-from cutpq.codec import Codec, codec
-from cutpq.formats import BLOCKS, ELEMENTS, RULES, SCALES, values
+from cutpq.codecs import formulas as ref_codec
+from cutpq.codecs.codec import Codec, codec
+from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, values
 
 POWERS_OF_TWO = ("e8m0", "e5m0", "e4m0")
 

@@ -5,10 +5,10 @@ import pytest
 import strict_cupy
 from assertions import assert_exact
 
-from cutpq.all_reduce import all_reduce
 from cutpq.array import array_module
-from cutpq.codec import codec
-from cutpq.comm import run_threads
+from cutpq.codecs.codec import codec
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import run_threads
 
 NAMES = ["mxfp4", "mxfp6-e3m2", "mxint8", "nvfp4", "e2m2-b128-e5m0-rceil", "int4-b8-float16", "e3m1-b16-e4m0-even"]
 OUTLIERS = np.arange(96) % 17 == 3
@@ -43,7 +43,7 @@ def test_wires_and_numbers_are_those_of_numpy(cupy, name, options):
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 @pytest.mark.parametrize("options", [{"rotate": True}, {"outliers": OUTLIERS}])
 def test_sums_are_those_of_numpy(cupy, algo, options, monkeypatch):
-    monkeypatch.setattr("cutpq.comm_threads._wait_for_gpu", lambda xp: None)
+    monkeypatch.setattr("cutpq.ranks.threads._wait_for_gpu", lambda xp: None)
     c = codec("mxfp4", **options)
 
     def on_rank(comm, to_device):

@@ -9,9 +9,9 @@ import mpi_worker
 import numpy as np
 import pytest
 
-from cutpq import launch
-from cutpq.comm import RanksDisagreeError, SelfCommunicator, init, run_threads
-from cutpq.launch import Gpu
+from cutpq.ranks import discovery as launch
+from cutpq.ranks.discovery import Gpu
+from cutpq.ranks.init import RanksDisagreeError, SelfCommunicator, init, run_threads
 
 SIZES = range(1, 9)
 
@@ -205,7 +205,7 @@ def test_one_process_refuses_the_same():
 
 def test_cupy_array_where_ranks_move_numpy(monkeypatch):
     mpi = pytest.importorskip("mpi4py.MPI")
-    from cutpq.comm_mpi import MpiCommunicator
+    from cutpq.ranks.mpi import MpiCommunicator
 
     class Foreign:
         __module__ = "cupy"

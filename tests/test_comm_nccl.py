@@ -13,8 +13,8 @@ import mpi_worker
 import numpy as np
 import pytest
 
-from cutpq.comm import run_threads
-from cutpq.comm_nccl import NcclCommunicator
+from cutpq.ranks.init import run_threads
+from cutpq.ranks.nccl import NcclCommunicator
 
 STREAM = 4711
 TYPES = [

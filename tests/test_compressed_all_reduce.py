@@ -9,10 +9,9 @@ from assertions import assert_exact, assert_same_on_ranks
 from compressed_cases import ALGOS, CASES, expected, term, terms
 from test_mpi import MPIRUN, TESTS, needs_mpi, run
 
-from cutpq.all_reduce import all_reduce
-from cutpq.codec import codec
-from cutpq.comm import run_threads
-from cutpq.cost import (
+from cutpq.codecs.codec import codec
+from cutpq.codecs.formats import ELEMENTS
+from cutpq.cost.mlp import (
     LINKS,
     all_reduce_us,
     choose_all_reduce,
@@ -20,7 +19,8 @@ from cutpq.cost import (
     oneshot_sent,
     twoshot_sent,
 )
-from cutpq.formats import ELEMENTS
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import run_threads
 
 # On a GPU each number of ranks takes kernels of its own: one has to do.
 RANKS = [*(("numpy", size) for size in range(1, 9)), pytest.param("cupy", 3, marks=pytest.mark.gpu)]

@@ -13,9 +13,9 @@ import pytest
 from assertions import assert_exact
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
-from cutpq import compressed_tensors
-from cutpq.checkpoint import open_checkpoint
-from cutpq.tensors import CheckpointError, Tensors
+from cutpq.checkpoint import compressed_tensors
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.checkpoint.tensors import CheckpointError, Tensors
 
 DOWN = "model.layers.0.mlp.down_proj"
 UP = "model.layers.0.mlp.up_proj"

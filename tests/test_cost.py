@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from cutpq.cost import (
+from cutpq.cost.mlp import (
     FP16,
     GPUS,
     INT4,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from shapes import TRANSFORMERS
 
-from cutpq import cost
-from cutpq.codec import codec
-from cutpq.cost import FP16, GPUS, INT4, LINKS
-from cutpq.cost_transformer import Step, attention_us, block_cost, rank_bytes, reduce_us, step_cost
+from cutpq.codecs.codec import codec
+from cutpq.cost import mlp as cost
+from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS
+from cutpq.cost.transformer import Step, attention_us, block_cost, rank_bytes, reduce_us, step_cost
 
 LLAMA = TRANSFORMERS["llama-2-7b"]
 GRANITE = TRANSFORMERS["granite-20b"]

@@ -10,7 +10,7 @@ import pytest
 from assertions import assert_exact
 
 from cutpq.array import bfloat16
-from cutpq.cublas import batched_product, call_cublas
+from cutpq.ops.batched_product import batched_product, call_cublas
 
 HANDLE = 4711
 TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: bfloat16}  # cudaDataType_t

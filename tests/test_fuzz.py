@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import write_checkpoint
 
-from cutpq import groups
-from cutpq.checkpoint import open_checkpoint
-from cutpq.tensors import CheckpointError
+from cutpq.checkpoint import groups
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.checkpoint.tensors import CheckpointError
 
 MUTATIONS = 2400
 

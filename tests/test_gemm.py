@@ -10,12 +10,13 @@ import pytest
 from assertions import assert_exact, assert_gemm_close
 from random_weight import random_weight
 
-from cutpq import gemm, ref
 from cutpq.array import bfloat16, to_numpy
-from cutpq.dequant import dequantize
-from cutpq.gemm import matmul
-from cutpq.reorder import sort_groups
-from cutpq.weight import PlainWeight
+from cutpq.ops import formulas as ref
+from cutpq.ops import gemm
+from cutpq.ops.dequant import dequantize
+from cutpq.ops.gemm import matmul
+from cutpq.weights.permutation import sort_groups
+from cutpq.weights.weight import PlainWeight
 
 
 def slow_dequantize(w, dtype):

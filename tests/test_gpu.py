@@ -9,14 +9,14 @@ from assertions import assert_exact
 from gpu_clock import gpu_module
 from random_weight import random_weight
 
-from cutpq.all_reduce import all_reduce
 from cutpq.array import bfloat16, to_numpy
-from cutpq.comm import run_threads
-from cutpq.comm_nccl import DTYPES, NcclCommunicator
-from cutpq.gemm import matmul, prepare
-from cutpq.mlp import Mlp
-from cutpq.pack import pack
-from cutpq.reorder import permute_columns
+from cutpq.layers.mlp import Mlp
+from cutpq.ops.gemm import matmul, prepare
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import run_threads
+from cutpq.ranks.nccl import DTYPES, NcclCommunicator
+from cutpq.weights.pack import pack
+from cutpq.weights.permutation import permute_columns
 
 pytestmark = pytest.mark.gpu
 

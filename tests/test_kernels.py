@@ -11,7 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cutpq import configs, kernels, nvrtc
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -148,7 +150,7 @@ def test_another_header_architecture_or_constant_is_another_cubin(cache, copied_
 @needs_nvrtc
 def test_ranks_that_compile_at_once_end_with_one_result(cache):
     code = (
-        "from cutpq import configs, kernels;"
+        "from cutpq.kernels import config as configs; from cutpq.kernels import kernel as kernels;"
         "print(kernels.compile_kernel('gather_columns', configs.GatherConfig(), 'sm_80').path)"
     )
     ranks = [

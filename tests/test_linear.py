@@ -6,11 +6,11 @@ from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_s
 from random_weight import random_weight
 
 from cutpq.array import to_numpy
-from cutpq.comm import run_threads
-from cutpq.dequant import dequantize
-from cutpq.gemm import matmul
-from cutpq.linear import ColumnParallelLinear, RowParallelLinear
-from cutpq.shard import SCHEMES
+from cutpq.layers.linear import ColumnParallelLinear, RowParallelLinear
+from cutpq.ops.dequant import dequantize
+from cutpq.ops.gemm import matmul
+from cutpq.ranks.init import run_threads
+from cutpq.weights.shard import SCHEMES
 
 X = np.random.default_rng(5).integers(-1, 2, (3, 128)).astype(np.float16)
 

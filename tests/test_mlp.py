@@ -9,15 +9,15 @@ from make_checkpoint import write_checkpoint
 from random_weight import act_order, random_weight
 from reference import Features, reference_mlp
 
-from cutpq import ref
-from cutpq.architectures import mlps
 from cutpq.array import bfloat16, to_numpy
-from cutpq.checkpoint import open_checkpoint
-from cutpq.comm import run_threads
-from cutpq.dequant import dequantize
-from cutpq.mlp import Mlp
-from cutpq.reorder import sorting_permutation
-from cutpq.shard import SCHEMES, even_bounds, group_bounds
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.checkpoint.mlp_names import mlps
+from cutpq.layers.mlp import Mlp
+from cutpq.ops import formulas as ref
+from cutpq.ops.dequant import dequantize
+from cutpq.ranks.init import run_threads
+from cutpq.weights.permutation import sorting_permutation
+from cutpq.weights.shard import SCHEMES, even_bounds, group_bounds
 
 
 def random_mlp(H=64, I=144, N=48, group_size=16, *, seed=0, gated=True, bias=False, same_order=True, **kinds):

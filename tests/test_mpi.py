@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import mpi_worker
 import pytest
 
-from cutpq import launch
+from cutpq.ranks import discovery as launch
 
 TESTS = Path(__file__).resolve().parent
 MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", ""))
@@ -198,7 +198,7 @@ def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
 @needs_mpi
 @pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_another_launchers_ranks_are_explained(variable):
-    job = run([sys.executable, "-c", "import cutpq.comm; cutpq.comm.init()"], **{variable: "8"})
+    job = run([sys.executable, "-c", "import cutpq.ranks.init; cutpq.ranks.init.init()"], **{variable: "8"})
     assert job.status != 0
     assert "RuntimeError: launched with 8 ranks by" in job.err
     assert f"{variable}=8" in job.err
@@ -207,7 +207,7 @@ def test_another_launchers_ranks_are_explained(variable):
     assert "CUTPQ_COMM=self" in job.err
 
 
-WITHOUT_MPI4PY = "import sys; sys.modules['mpi4py'] = None; import cutpq.comm; cutpq.comm.init({!r})"
+WITHOUT_MPI4PY = "import sys; sys.modules['mpi4py'] = None; import cutpq.ranks.init; cutpq.ranks.init.init({!r})"
 
 
 def test_launched_ranks_without_mpi4py_are_told_to_install_it():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from make_checkpoint import write_checkpoint
 
-from cutpq.checkpoint import open_checkpoint
-from cutpq.cost import SCHEMES
-from cutpq.facts import ModuleSpec
-from cutpq.plan import LayerPlan, plan
+from cutpq.checkpoint.claims import ModuleSpec
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.cost.mlp import SCHEMES
+from cutpq.layers.plan import LayerPlan, plan
 
 TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from assertions import assert_bounded
 
-from cutpq import ref_transformer as ref
 from cutpq.array import to_numpy
-from cutpq.ref import rmsnorm
+from cutpq.model import formulas as ref
+from cutpq.ops.formulas import rmsnorm
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 from assertions import assert_exact
 from random_weight import random_weight
 
-from cutpq.dequant import dequantize
-from cutpq.reorder import invert, permute_columns, sort_groups
+from cutpq.ops.dequant import dequantize
+from cutpq.weights.permutation import invert, permute_columns, sort_groups
 
 
 def test_sort_makes_groups_contiguous_and_keeps_their_order():

@@ -7,9 +7,9 @@ import pytest
 from assertions import assert_exact
 from random_weight import random_weight
 
-from cutpq.dequant import dequantize
-from cutpq.reorder import sort_groups
-from cutpq.shard import even_bounds, group_bounds, shard_columns, shard_rows
+from cutpq.ops.dequant import dequantize
+from cutpq.weights.permutation import sort_groups
+from cutpq.weights.shard import even_bounds, group_bounds, shard_columns, shard_rows
 
 
 def test_qwen2_72b_over_8_ranks():

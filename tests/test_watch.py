@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from cutpq import watch
-from cutpq.comm import RanksDisagreeError
-from cutpq.watch import Post, Roll, Watch
+from cutpq.ranks.failures import watch
+from cutpq.ranks.failures.watch import Post, Roll, Watch
+from cutpq.ranks.init import RanksDisagreeError
 
 
 def heard(size, *told, patience_s=10.0, now=0.0):

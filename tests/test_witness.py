@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cutpq import witness
+from cutpq.ranks.failures import witness
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="inotify is Linux's")
 
 RANK = """
 import sys, time
-from cutpq.witness import Presence
+from cutpq.ranks.failures.witness import Presence
 presence = Presence(sys.argv[1], int(sys.argv[2]))
 for how in sys.argv[3:]:
     presence.end(how)

@@ -2,7 +2,7 @@
 #pragma once
 #include "../target.cuh"
 
-enum Activation { NONE, SILU, GELU, GELU_TANH };  // as in cutpq/configs.py
+enum Activation { NONE, SILU, GELU, GELU_TANH };  // as in cutpq/kernels/config.py
 
 DEVICE float sigmoid(float v) { return 1.0f / (1.0f + __expf(-v)); }
 

@@ -7,7 +7,7 @@
 #include "../target.cuh"
 #include "element_code.cuh"
 
-constexpr int FLOOR = 0, EVEN = 1, RCEIL = 2;  // as in cutpq/formats.py
+constexpr int FLOOR = 0, EVEN = 1, RCEIL = 2;  // as in cutpq/codecs/formats.py
 
 // The value of a scale code. 2^-127 is a subnormal number.
 DEVICE float scale_value(u32 code) {

@@ -1,4 +1,4 @@
-// The wire of a block codec (its bytes are documented in cutpq/codec.py): eight numbers of each thread in, or out.
+// The wire of a block codec (its bytes are documented in cutpq/codecs/codec.py): eight numbers of each thread in, or out.
 // The numbers of a share are a row of groups of eight; a tile is THREADS of them.
 #pragma once
 #include "../target.cuh"

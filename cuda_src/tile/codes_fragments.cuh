@@ -1,4 +1,4 @@
-// 4-bit codes in the order in which gemm_w4a16 consumes them; cutpq/pack.py writes it.
+// 4-bit codes in the order in which gemm_w4a16 consumes them; cutpq/weights/pack.py writes it.
 //
 // `words` is (N / 64, K / 16, 32 lanes, 4) u32, where N and K are padded to multiples of 64. With g = lane /
 // 4 and c = 2 (lane % 4), word t of a lane holds, of columns g and g + 8 of the t-th 16, rows c, c + 1, c + 8

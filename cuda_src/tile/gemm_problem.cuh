@@ -15,7 +15,7 @@ constexpr int BLOCK_K = WARPS_K * SLAB;
 constexpr int THREADS = 32 * WARPS;
 constexpr int TOKEN_TILES = BLOCK_M / 8;  // mma takes eight tokens at a time
 
-enum Order { GROUPED, LOCAL, UNORDERED };  // of the weight's rows; as in cutpq/pack.py
+enum Order { GROUPED, LOCAL, UNORDERED };  // of the weight's rows; as in cutpq/weights/pack.py
 
 using act_t = Number<DTYPE>::One;
 using act2_t = Number<DTYPE>::Pair;

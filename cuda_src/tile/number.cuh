@@ -2,7 +2,7 @@
 #pragma once
 #include "../target.cuh"
 
-constexpr int FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2;  // as in cutpq/configs.py
+constexpr int FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2;  // as in cutpq/kernels/config.py
 
 DEVICE float to_float(half v) { return __half2float(v); }
 DEVICE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }

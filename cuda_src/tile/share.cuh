@@ -1,5 +1,5 @@
 // Which part of a sum belongs to which rank, and where the wire of that part lies: shares of whole granules, the
-// first ones a granule larger, their wires one behind the other. As Codec.shares in cutpq/codec.py.
+// first ones a granule larger, their wires one behind the other. As Codec.shares in cutpq/codecs/codec.py.
 #pragma once
 #include "../target.cuh"
 

@@ -58,7 +58,8 @@ def recorded(name: str, arch: str) -> np.ndarray | None:
 
 def record(xp: Any) -> None:
     """Run every kernel on the current GPU and write the results."""
-    from cutpq import kernels, nvrtc
+    from cutpq.kernels import kernel as kernels
+    from cutpq.kernels import nvrtc
 
     arch = kernels.architecture(kernels.device(xp).arch)
     compiler = nvrtc.find(xp.cuda.runtime.runtimeGetVersion() // 1000)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gpu_clock import gpu_module
 
-from cutpq import kernels
+from cutpq.kernels import kernel as kernels
 
 
 def pytest_collection_modifyitems(items):

@@ -12,11 +12,12 @@ from assertions import assert_exact
 from cpu_cuda import SimtError
 from gpu_clock import gpu_module
 
-from cutpq import configs, kernels
-from cutpq.all_reduce import all_reduce
 from cutpq.array import to_numpy
-from cutpq.codec import codec
-from cutpq.comm import run_threads
+from cutpq.codecs.codec import codec
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FOREVER_US = 2**32 - 1

@@ -8,11 +8,11 @@ import pytest
 from assertions import assert_bounded, assert_exact
 from reference import unit_roundoff
 
-from cutpq import attention as module
-from cutpq import configs
 from cutpq.array import to_numpy
-from cutpq.attention import Chunk, attention, rotate_qkv, softmax
-from cutpq.cache import Batch, Cache
+from cutpq.kernels import config as configs
+from cutpq.model import attention as module
+from cutpq.model.attention import Chunk, attention, rotate_qkv, softmax
+from cutpq.model.cache import Batch, Cache
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 EPS = 2.0**-24  # unit roundoff of float32

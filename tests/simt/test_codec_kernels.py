@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from assertions import assert_exact
 
-from cutpq.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.array import to_numpy
-from cutpq.codec import codec
-from cutpq.comm import run_threads
-from cutpq.cost import oneshot_sent, twoshot_sent
-from cutpq.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
-from cutpq.gather import rmsnorm_gather
+from cutpq.codecs.codec import codec
+from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
+from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.ops.gather import rmsnorm_gather
+from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
+from cutpq.ranks.init import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -139,7 +139,7 @@ def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 def test_blocks_of_several_tiles(monkeypatch, checked_xp, name, algo):
     """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
-    monkeypatch.setattr("cutpq.configs.MOST_BLOCKS", 2)
+    monkeypatch.setattr("cutpq.kernels.config.MOST_BLOCKS", 2)
     assert_kernels_follow(monkeypatch, checked_xp, name, real(5 * 2048 + 77))
 
     def on_rank(comm):
@@ -152,7 +152,7 @@ def test_blocks_of_several_tiles(monkeypatch, checked_xp, name, algo):
 
 
 def test_options_are_left_to_the_formulas(monkeypatch, xp):
-    monkeypatch.setattr("cutpq.wire.encode", lambda *_, **__: pytest.fail("no kernel knows the options"))
+    monkeypatch.setattr("cutpq.codecs.launch.encode", lambda *_, **__: pytest.fail("no kernel knows the options"))
     x = real(128)
     for c in codec("mxfp4", rotate=True), codec("mxfp4", outliers=np.arange(64) == 3):
         wire = c.encode(xp.asarray(x))

@@ -14,12 +14,12 @@ import pytest
 from assertions import assert_exact
 from gpu_clock import gpu_module
 
-from cutpq.all_reduce import all_reduce
 from cutpq.array import to_numpy
-from cutpq.codec import codec
-from cutpq.comm import RanksDisagreeError, run_threads
-from cutpq.comm_ipc import SLAB_UNIT, CudaMemory, IpcCommunicator, IpcError
-from cutpq.cost import oneshot_sent, twoshot_sent
+from cutpq.codecs.codec import codec
+from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.init import RanksDisagreeError, run_threads
+from cutpq.ranks.ipc import SLAB_UNIT, CudaMemory, IpcCommunicator, IpcError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

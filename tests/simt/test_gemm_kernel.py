@@ -10,11 +10,14 @@ from activations import EXACT
 from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import random_weight
 
-from cutpq import configs, gemm, kernels, ref
 from cutpq.array import to_numpy
-from cutpq.gemm import gated_matmul, matmul
-from cutpq.pack import as_unordered, interleave, pack
-from cutpq.reorder import permute_columns
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.ops import formulas as ref
+from cutpq.ops import gemm
+from cutpq.ops.gemm import gated_matmul, matmul
+from cutpq.weights.pack import as_unordered, interleave, pack
+from cutpq.weights.permutation import permute_columns
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 

@@ -7,13 +7,13 @@ from activations import EXACT
 from assertions import assert_bounded, assert_exact
 from random_weight import random_weight
 
-from cutpq import ref
-from cutpq.activation import activate
 from cutpq.array import to_numpy
-from cutpq.dequant import dequantize, dequantize_columns
-from cutpq.gather import gather_columns, rmsnorm_gather
-from cutpq.gemm import matmul
-from cutpq.pack import GROUPED, LOCAL, UNORDERED, pack, unpack
+from cutpq.ops import formulas as ref
+from cutpq.ops.activation import activate
+from cutpq.ops.dequant import dequantize, dequantize_columns
+from cutpq.ops.gather import gather_columns, rmsnorm_gather
+from cutpq.ops.gemm import matmul
+from cutpq.weights.pack import GROUPED, LOCAL, UNORDERED, pack, unpack
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 contiguous = lambda K, size: np.arange(K) // size  # noqa: E731

@@ -1,0 +1,1 @@
+"""A Hugging Face folder in, QuantWeight out: files, claims, and one module a format."""

@@ -1,0 +1,1 @@
+"""Block codecs: arrays to a few bytes and back, by formulas and by kernels."""

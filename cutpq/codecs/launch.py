@@ -1,0 +1,112 @@
+"""The steps of a compressed sum, each one kernel: for CuPy, and for NumPy where kernels run on the CPU.
+
+A wire here is that of `shares` shares (Codec.shares), one behind the other; of one share it is Codec.encode's. The
+formulas of the same steps, for NumPy, are in codec.py and all_reduce.py; the bits are equal.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..array import Array, array_module
+from ..kernels import config as configs
+from ..kernels import kernel as kernels
+from ..kernels.config import WireConfig
+
+if TYPE_CHECKING:
+    from .codec import Codec
+
+
+def takes(codec: Codec, xp: ModuleType, n: int) -> bool:
+    """Whether kernels make and read wires of n elements: of every codec without its options."""
+    return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= configs.MOST_ELEMENTS
+
+
+def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Array | None = None) -> Array:
+    """The wires of the shares of x: uint8 (sum of Codec.wire_bytes of each share + (padding > 0),).
+
+    x        (n,) float16, bfloat16 or float32; the last block is filled with zeros
+    padding  how many of them there are, for a wire that ends with their number; 0 for one that does not
+    """
+    xp = array_module(x, out)
+    x = kernels.aligned(x)
+    sizes = codec.shares(x.size, shares)
+    nbytes = sum(map(codec.wire_bytes, sizes)) + (padding > 0)
+    direct = out is not None and out.flags.c_contiguous
+    wire = out if direct and out is not None else xp.empty(nbytes, np.uint8)
+    config = _config(codec, x.dtype)
+    grid = config.blocks(sizes[0]), shares
+    kernel = kernels.load("encode", config, xp)
+    kernel(grid, config.THREADS, x, wire, x.size, padding, smem_bytes=config.scratch_bytes)
+    if out is not None and wire is not out:
+        out[...] = wire
+    return wire if out is None else out
+
+
+def decode_sum(wires: Array, codec: Codec, n: int, dtype: Any, shares: int = 1) -> Array:
+    """sum over ranks of what their wires say, in float32 and in rank order, rounded once to dtype: (n,).
+
+    wires  (ranks, bytes) uint8, each of `shares` shares of n elements
+    """
+    xp = array_module(wires)
+    wires = xp.ascontiguousarray(wires)
+    y = xp.empty(n, dtype)
+    config = _config(codec, y.dtype, len(wires))
+    grid = config.blocks(codec.shares(n, shares)[0]), shares
+    kernels.load("decode_sum", config, xp)(grid, config.THREADS, wires, y, wires.shape[1], n)
+    return y
+
+
+def decode_sum_encode(wires: Array, codec: Codec, n: int) -> Array:
+    """The wire of the sum over ranks of what their wires say; the sum itself is never in memory.
+
+    wires  (ranks, bytes) uint8, of n elements, whole blocks -> (bytes,) uint8
+    """
+    xp = array_module(wires)
+    wires = xp.ascontiguousarray(wires)
+    total = xp.empty(wires.shape[1], np.uint8)
+    config = _config(codec, np.float16, len(wires))  # the type of numbers in memory, of which there are none
+    kernel = kernels.load("decode_sum_encode", config, xp)
+    grid, blocks = (config.blocks(n),), n // codec.block
+    kernel(grid, config.THREADS, wires, total, wires.shape[1], blocks, smem_bytes=config.scratch_bytes)
+    return total
+
+
+def takes_rows(codec: Codec, residual: Array) -> bool:
+    """Whether decode_sum_rmsnorm can take this residual, (M, K) float16 or bfloat16."""
+    xp, K = array_module(residual), residual.shape[1]
+    if not takes(codec, xp, residual.size) or K % 8 or residual.dtype.itemsize != 2:
+        return False
+    if not residual.flags.c_contiguous or kernels.address(residual) % 16:
+        return False
+    return _config(codec, residual.dtype).row_smem_bytes(K) <= kernels.device(xp).smem_limit
+
+
+def decode_sum_rmsnorm(
+    wires: Array, codec: Codec, residual: Array, weight: Array, perm: Array, epsilon: float, shares: int = 1
+) -> Array:
+    """residual += decode_sum(wires), in place; rmsnorm_gather(residual, weight, perm, epsilon). One pass.
+
+    wires     (ranks, bytes) uint8, each of `shares` shares of M * K elements
+    residual  (M, K) float16 or bfloat16, contiguous, aligned to 16 bytes; weight (K,) of its dtype; perm (K,) int32
+    """
+    xp = array_module(wires, residual, weight, perm)
+    M, K = residual.shape
+    wires = xp.ascontiguousarray(wires)
+    y = xp.empty_like(residual)
+    config = _config(codec, residual.dtype, len(wires))
+    kernel = kernels.load("decode_sum_rmsnorm", config, xp)
+    kernel(
+        (M,), config.THREADS, wires, residual, kernels.aligned(weight), perm, y,
+        wires.shape[1], shares, M * K, K, epsilon, smem_bytes=config.row_smem_bytes(K),
+    )  # fmt: skip
+    return y
+
+
+@cache
+def _config(codec: Codec, dtype: Any, ranks: int = 1) -> WireConfig:
+    return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)

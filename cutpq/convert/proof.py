@@ -1,0 +1,127 @@
+"""Proof, from the files alone, that a converted checkpoint is the original with its features in another order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..array import Array
+from ..checkpoint.folder import Checkpoint, open_checkpoint
+from ..checkpoint.mlp_names import MlpModules
+from ..checkpoint.tensors import CheckpointError
+from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks, spans
+
+
+class ConversionError(ValueError):
+    """A conversion was refused, or failed its proof: there is no result."""
+
+
+class Reader:
+    """A checkpoint that is opened anew before it has shown more than `limit` bytes.
+
+    What a memory map has shown counts as memory of this process until the map is closed.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit, self._shown = folder, limit, 0
+        self._ckpt: Checkpoint | None = None
+
+    def before(self, nbytes: int) -> Checkpoint:
+        """The checkpoint, of which `nbytes` will be read now."""
+        if self._ckpt is None or self._shown + nbytes > self._limit:
+            self._ckpt = None
+            self._ckpt, self._shown = open_checkpoint(self._folder), 0
+        self._shown += nbytes
+        return self._ckpt
+
+
+def prove(
+    src: Path,
+    dst: Path,
+    files: list[StoredFile],
+    moves: dict[str, Move],
+    perms: dict[MlpModules, np.ndarray],
+    count: Callable[[int], None],
+) -> None:
+    """Raise ConversionError unless the folder `dst` holds `src` with the features of each MLP permuted, bit for bit.
+
+    For each MLP of `perms`, with P its permutation, as the loader reads both folders:
+        down[k, n] of dst is down[P[k], n] of src, and gate[k, n] and up[k, n] are those of column P[n], bias too.
+    A weight is a function of its code, zero point and scale. These three are compared, element by element, and so the
+    dequantized weights are equal in whatever dtype. Headers and all tensors without a move are compared as bytes.
+
+    files  of src;  count  is told the bytes compared
+    Memory: the memory maps of both folders are dropped whenever they have shown as much as the largest tensor.
+    """
+    stored = {tensor.name: tensor for file in files for tensor in file.tensors}
+    for file in files:
+        _same_bytes(file, dst / file.path.name, moves, count)
+    parts = defaultdict(list)
+    for name in moves:
+        parts[name.rpartition(".")[0]].append(stored[name])
+    largest = max(tensor.nbytes for tensor in stored.values())
+    readers = Reader(src, largest), Reader(dst, largest)
+    for mlp, perm in perms.items():
+        columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
+        for name, rows, cols in [(mlp.down, perm, None)] + [(name, None, columns) for name in mlp.first]:
+            nbytes = sum(part.nbytes for part in parts[name])
+            try:
+                old, new = (reader.before(nbytes) for reader in readers)
+                if f"{name}.weight" in stored:
+                    _same_plain(old, new, parts[name], columns)
+                else:
+                    _same_weight(old, new, name, rows, cols, largest // 4)
+            except CheckpointError as e:
+                raise ConversionError(f"proof failed: {e}") from e
+            count(nbytes)
+
+
+def _same_bytes(file: StoredFile, copy: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
+    """Compare the header and each tensor without a move as bytes."""
+    size, found = file.path.stat().st_size, copy.stat().st_size
+    if size != found:
+        raise ConversionError(f"proof failed: {copy} has {found} bytes, not {size}")
+    spots = [("the header", 0, file.header_bytes)]
+    spots += [(t.name, t.start, t.stop) for t in file.tensors if t.name not in moves]
+    for what, start, stop in spots:
+        for a, b in zip(byte_blocks(file.path, start, stop), byte_blocks(copy, start, stop), strict=True):
+            _check(np.array_equal(a, b), what, copy)
+            count(a.nbytes)
+
+
+def _same_weight(
+    old: Checkpoint, new: Checkpoint, name: str, rows: np.ndarray | None, columns: np.ndarray | None, budget: int
+) -> None:
+    """Compare a module's weight with rows and columns of the old one, some columns at a time (`budget` bytes)."""
+    K, N = old.shape(name)
+    columns = np.arange(N) if columns is None else columns
+    for start, stop in spans(N, max(BLOCK, budget) // K):
+        a = old.weight(name, rows, columns[start:stop])
+        b = new.weight(name, None, slice(start, stop))
+        for part in ("codes", "scales", "zeros", "g_idx", "bias"):
+            _check(_same_bits(getattr(a, part), getattr(b, part)), f"{name} ({part})", new.folder)
+
+
+def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[StoredTensor], order: np.ndarray) -> None:
+    for part in parts:
+        whole = old.tensor(part.name)
+        for start, stop in spans(len(order), BLOCK // part.row_bytes):
+            block = new.tensor(part.name, slice(start, stop))
+            _check(_same_bits(whole[order[start:stop]], block), part.name, new.folder)
+
+
+def _same_bits(a: Array | None, b: Array | None) -> bool:
+    """Same shape, dtype and bits; None equals None."""
+    if a is None or b is None:
+        return a is b
+    same = a.shape == b.shape and a.dtype == b.dtype
+    bits = f"u{a.dtype.itemsize}"
+    return same and np.array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(b).view(bits))
+
+
+def _check(holds: bool, what: str, where: Path) -> None:
+    if not holds:
+        raise ConversionError(f"proof failed: {what} in {where} is not the permuted original; nothing was kept")

@@ -1,0 +1,127 @@
+"""Safetensors files as bytes: where each tensor lies, and how it looks with one axis permuted, block by block.
+
+Nothing here goes through a memory map, whose pages would count as memory of the process until the file is closed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint import bitstream
+from ..checkpoint.tensors import CheckpointError
+
+# Tensors are read and written in blocks of about this many bytes: they stay in the cache, and calls cost nothing.
+BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class Move:
+    """new[.., j, ..] = old[.., perm[j], ..] along one axis of a stored tensor.
+
+    axis  0 or 1; a tensor of more than two axes is permuted along the first only
+    perm  one integer per feature (not per word)
+    bits  width of the codes that are packed into 32-bit words along this axis; None where none are
+    """
+
+    axis: int
+    perm: np.ndarray
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Bytes start .. stop of the file `path`, in C order: any dtype, known by its size alone."""
+
+    name: str
+    path: Path
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def row_bytes(self) -> int:
+        return self.nbytes // self.shape[0]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the first axis as (stop - start, elements of a row) unsigned integers of the elements' size."""
+        itemsize = self.nbytes // prod(self.shape)
+        raw = read_bytes(self.path, self.start + start * self.row_bytes, self.start + stop * self.row_bytes)
+        return raw.view(f"u{itemsize}").reshape(stop - start, -1)
+
+    def permuted(self, move: Move) -> Iterator[np.ndarray]:
+        """The tensor after `move`, as blocks to be written one after the other.
+
+        Along the second axis little more than a block is held at a time; along the first axis the whole tensor, and
+        its result too where codes are packed along it.
+        """
+        count = self.shape[0]
+        if move.axis == 1:
+            for start, stop in spans(count, BLOCK // self.row_bytes):
+                block = self.rows(start, stop)
+                if move.bits is None:
+                    yield np.take(block, move.perm, axis=1)
+                else:
+                    yield np.ascontiguousarray(_gather_packed(block.T, move.perm, move.bits).T)
+            return
+        whole = self.rows(0, count)
+        if move.bits is None:
+            for start, stop in spans(count, BLOCK // self.row_bytes):
+                yield whole[move.perm[start:stop]]
+            return
+        result = np.empty_like(whole)
+        for start, stop in spans(whole.shape[1], BLOCK // len(move.perm)):
+            result[:, start:stop] = _gather_packed(whole[:, start:stop], move.perm, move.bits)
+        yield result
+
+
+class StoredFile:
+    """A safetensors file that the loader has accepted: size of the header, and tensors in the order of their bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.header_bytes = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(self.header_bytes - 8))
+        header.pop("__metadata__", None)
+        tensors = []
+        for name, entry in header.items():
+            start, stop = (self.header_bytes + offset for offset in entry["data_offsets"])
+            tensors.append(StoredTensor(name, path, tuple(entry["shape"]), start, stop))
+        self.tensors = sorted(tensors, key=lambda t: (t.start, t.stop))
+
+
+def read_bytes(path: Path, start: int, stop: int) -> np.ndarray:
+    """Bytes start .. stop of a file; CheckpointError where it ends before."""
+    raw = np.fromfile(path, np.uint8, stop - start, offset=start)
+    if len(raw) != stop - start:
+        raise CheckpointError(f"{path}: expected {stop} bytes or more, found {start + len(raw)}: it shrank meanwhile")
+    return raw
+
+
+def byte_blocks(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Bytes start .. stop of a file, block by block."""
+    for first, last in spans(stop - start, BLOCK):
+        yield read_bytes(path, start + first, start + last)
+
+
+def spans(count: int, step: int) -> Iterator[tuple[int, int]]:
+    """0 .. count cut into (start, stop) of at most `step`, and of at least 1."""
+    step = max(1, step)
+    for start in range(0, count, step):
+        yield start, min(start + step, count)
+
+
+def _gather_packed(words: np.ndarray, perm: np.ndarray, bits: int) -> np.ndarray:
+    """Codes packed along the first axis, in the order of perm: (words, n) -> (words, n), both uint32."""
+    codes = bitstream.unpack(words.view(np.uint32), bits, len(perm))
+    return bitstream.pack(codes[perm], bits).view(np.uint32)

@@ -1,0 +1,1 @@
+"""What a call costs on a named machine, in pure functions."""

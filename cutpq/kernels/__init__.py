@@ -1,0 +1,1 @@
+"""cuda_src compiled for the device at hand, kept, and launched with checked arguments."""

@@ -1,0 +1,122 @@
+"""A transformer's MLP over tensor-parallel ranks, in the five schemes of `linear`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..array import Array, bfloat16, check_array, to_numpy
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.mlp_names import MlpModules, mlp_modules
+from ..codecs.codec import Codec
+from ..ops import formulas as ref
+from ..ranks.init import Communicator
+from ..weights.weight import Weight
+from .linear import ColumnParallelLinear, RowParallelLinear
+from .source import Source, WeightInFile
+
+
+class Mlp:
+    """y = act(x @ gate) * (x @ up) @ down, or act(x @ up) @ down without a gate; biases where the weights have them.
+
+    The first product is column-parallel, the second row-parallel, and the columns of the first are those that the
+    second wants: under `tp-aware` its rows in group order, which costs nothing when the layer runs. The result is the
+    same array on every rank, bit for bit.
+
+    Make one with `from_checkpoint` or `from_weights`, on every rank alike.
+    """
+
+    def __init__(self, first: ColumnParallelLinear, down: RowParallelLinear):
+        self.first, self.down = first, down
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        ckpt: Checkpoint,
+        layer: int = 0,
+        *,
+        comm: Communicator,
+        scheme: str = "auto",
+        modules: MlpModules | None = None,
+        codec: str | Codec | None = None,
+        algo: str = "auto",
+    ) -> Mlp:
+        """The MLP of decoder layer `layer`, or the one that `modules` names (experts: see cutpq.mlps).
+
+        Every rank reads its own part from the files. `scheme`: one of cutpq.SCHEMES, or "auto".
+        `codec` and `algo` are those of the all_reduce. Modules that are not quantized run too.
+        Raises CheckpointError where the checkpoint has no such MLP.
+        """
+        modules = mlp_modules(ckpt, layer) if modules is None else modules
+        gate: Source | None = None
+        up = WeightInFile.whole(ckpt, modules.up)
+        if modules.fused:
+            gate, up = up.halves()
+        elif modules.gate is not None:
+            gate = WeightInFile.whole(ckpt, modules.gate)
+        down = WeightInFile.whole(ckpt, modules.down)
+        return cls._build(gate, up, down, comm, scheme, modules.activation, codec, algo)
+
+    @classmethod
+    def from_weights(
+        cls,
+        gate: Weight | None,
+        up: Weight,
+        down: Weight,
+        comm: Communicator,
+        scheme: str = "auto",
+        activation: str = "silu",
+        codec: str | Codec | None = None,
+        algo: str = "auto",
+    ) -> Mlp:
+        """From whole weights in memory: gate and up (H, I), down (I, N); gate None for a non-gated MLP."""
+        return cls._build(gate, up, down, comm, scheme, activation, codec, algo)
+
+    @classmethod
+    def _build(
+        cls,
+        gate: Source | None,
+        up: Source,
+        down: Source,
+        comm: Communicator,
+        scheme: str,
+        activation: str,
+        codec: str | Codec | None,
+        algo: str,
+    ) -> Mlp:
+        _check(gate, up, down, activation)
+        scheme = choose_scheme(down, comm.size) if scheme == "auto" else scheme
+        row = RowParallelLinear(down, comm, scheme, codec=codec, algo=algo)
+        sources = [up] if gate is None else [gate, up]
+        sort = row.scheme != "unordered"
+        return cls(ColumnParallelLinear(sources, comm, row.x_columns, sort=sort, activation=activation), row)
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in use, one of cutpq.SCHEMES: what "auto" became."""
+        return self.down.scheme
+
+    def __call__(self, x: Array) -> Array:
+        """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank."""
+        return self.down(self._features(x))
+
+    def partial(self, x: Array, *, in_order: bool = False) -> Array:
+        """This rank's term of the sum y, of an x whose columns are in disk order, or in the order of `first.order`."""
+        return self.down.partial(self._features(x, in_order))
+
+    def _features(self, x: Array, in_order: bool = False) -> Array:
+        check_array("x", x, ("M", "H"), np.float16, bfloat16, np.float32)
+        return self.first(x, in_order=in_order)
+
+
+def choose_scheme(down: Source, tp: int) -> str:
+    """What "auto" means for an MLP: `tp-aware`, which is free, and `local` where there are more ranks than groups."""
+    return "tp-aware" if tp <= len(np.unique(to_numpy(down.g_idx))) else "local"
+
+
+def _check(gate: Source | None, up: Source, down: Source, activation: str) -> None:
+    if activation not in ref.ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not one of {', '.join(ref.ACTIVATIONS)}")
+    if up.N != down.K:
+        raise ValueError(f"up makes N={up.N} features but down takes K={down.K}: they must be equal")
+    if gate is not None and (gate.K, gate.N) != (up.K, up.N):
+        raise ValueError(f"gate is (K, N) = ({gate.K}, {gate.N}) but up is ({up.K}, {up.N}): they must be equal")

@@ -1,0 +1,197 @@
+"""Which scheme for which layer of a checkpoint: what is possible on `tp` ranks, what it costs, what to take and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.mlp_names import mlps, module_role
+from ..cost.mlp import (
+    GPUS,
+    LINKS,
+    Gpu,
+    LayerCost,
+    Link,
+    WeightFormat,
+    column_parallel,
+    row_parallel,
+)
+from ..weights.shard import GROUP_ALIGNED, SCHEMES, default_bounds
+
+# Chosen by cost where tp-aware cannot be. The other two are listed, never chosen: `naive` sends what `all-to-all`
+# sends, tp times over, and `unordered` wants a kernel that looks up a row of scales for every row of weights.
+_WITHOUT_FOLD = ("local", "all-to-all")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A scheme that is possible for a layer, or "none" where there is no order to deal with.
+
+    read_bytes  that the busiest rank reads of the weight: codes, scales, zeros, index
+    sent_bytes  that it sends per call, the all_reduce of a row-parallel layer included
+    time_us     predicted for one call
+    """
+
+    scheme: str
+    read_bytes: int
+    sent_bytes: int
+    time_us: float
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What to do with one quantized module.
+
+    role     "column" (output features are cut), "row" (input features) or "other" (whole on every rank)
+    order    "plain" (groups are contiguous) or "act-order"
+    options  what is possible, in the order of cutpq.SCHEMES
+    refused  what is not: scheme -> why
+    chosen   a scheme, or "none"
+    reason   for the choice, a sentence
+    """
+
+    name: str
+    role: str
+    order: str
+    K: int
+    N: int
+    bits: int
+    group_size: int
+    options: tuple[Option, ...]
+    refused: Mapping[str, str]
+    chosen: str
+    reason: str
+
+    @property
+    def best(self) -> Option:
+        """The chosen option with its costs."""
+        return next(o for o in self.options if o.scheme == self.chosen)
+
+
+def plan(ckpt: Checkpoint, tp: int, link: str = "a100-nvlink", M: int = 16) -> list[LayerPlan]:
+    """For each quantized module of the checkpoint: the schemes possible on `tp` ranks, their costs, and a choice.
+
+    link  one of cost.LINKS, which also names the GPU
+    M     tokens of a call
+
+    The second layer of an MLP gets `tp-aware`. Another row-parallel layer (attention's output, whose order crosses
+    heads) gets `local` or `all-to-all`, whichever is predicted to be faster. What needs nothing gets "none".
+    Reads no weights but the orders. Costs are cost.py's model, not measurements.
+    Raises ValueError for an unknown link and for tp or M below 1.
+    """
+    if link not in LINKS:
+        raise ValueError(f"link {link!r} is not one of {', '.join(LINKS)}")
+    for what, value in (("tp", tp), ("M", M)):
+        if value < 1:
+            raise ValueError(f"{what}={value} must be at least 1")
+    machine = _Machine(tp, M, LINKS[link])
+    folds = {m.down: m.first for m in mlps(ckpt)}
+    return [_plan_layer(ckpt, name, folds, machine) for name in ckpt.weights()]
+
+
+@dataclass(frozen=True)
+class _Machine:
+    tp: int
+    M: int
+    link: Link
+
+    @property
+    def gpu(self) -> Gpu:
+        return GPUS[self.link.gpu]
+
+
+def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]], machine: _Machine) -> LayerPlan:
+    K, N = ckpt.shape(name)
+    spec = ckpt.spec(name)
+    form = WeightFormat(spec.bits, K if spec.group_size == -1 else spec.group_size, spec.sym)
+    g_idx = ckpt.order(name)
+    role = module_role(name)
+    plain = bool((g_idx[1:] >= g_idx[:-1]).all())
+    refused: dict[str, str] = {}
+    if role == "row" and not plain:
+        refused = _refuse(g_idx, machine.tp, foldable=name in folds)
+        options = [
+            _option(scheme, _row_cost(scheme, g_idx, N, form, machine)) for scheme in SCHEMES if scheme not in refused
+        ]
+        chosen, reason = _choose(options, refused, folds.get(name, ()), machine)
+    else:
+        cost = _row_cost("tp-aware", g_idx, N, form, machine) if role == "row" else _own_cost(role, K, N, form, machine)
+        options = [_option("none", cost)]
+        chosen, reason = "none", _why_none(role, plain)
+    return LayerPlan(
+        name=name,
+        role=role,
+        order="plain" if plain else "act-order",
+        K=K,
+        N=N,
+        bits=form.bits,
+        group_size=form.group_size,
+        options=tuple(options),
+        refused=refused,
+        chosen=chosen,
+        reason=reason,
+    )
+
+
+def _refuse(g_idx: np.ndarray, tp: int, foldable: bool) -> dict[str, str]:
+    refused = {}
+    groups = len(np.unique(g_idx))
+    if tp > groups:
+        why = f"gives every rank whole groups, and tp={tp} is more than {groups} groups"
+        refused = dict.fromkeys(GROUP_ALIGNED, why)
+    if not foldable:
+        refused["tp-aware"] = (
+            "no layer before can produce features in this order: attention lies between, and its heads may not mix"
+        )
+    return refused
+
+
+def _choose(
+    options: list[Option], refused: Mapping[str, str], first: tuple[str, ...], machine: _Machine
+) -> tuple[str, str]:
+    if "tp-aware" not in refused:
+        others = " and ".join(name.rpartition(".")[2] for name in first)
+        naive = next(o for o in options if o.scheme == "naive")
+        free = next(o for o in options if o.scheme == "tp-aware")
+        return "tp-aware", (
+            f"the columns of {others} are permuted offline, and nothing is left to do at run time; naive would send "
+            f"{naive.sent_bytes - free.sent_bytes} bytes more and take {naive.time_us - free.time_us:.1f} us longer"
+        )
+    candidates = sorted((o for o in options if o.scheme in _WITHOUT_FOLD), key=lambda o: o.time_us)
+    best, rest = candidates[0], candidates[1:]
+    if not rest:
+        return best.scheme, f"all-to-all {refused['all-to-all']}"
+    return best.scheme, (
+        f"predicted {best.time_us:.1f} us on {machine.link.name}, {rest[0].scheme} {rest[0].time_us:.1f} us; "
+        f"tp-aware is impossible: {refused['tp-aware']}"
+    )
+
+
+def _why_none(role: str, plain: bool) -> str:
+    if role == "other":
+        return "not cut: every rank holds all of it"
+    if plain:
+        return "groups are contiguous"
+    return "its order is a gather of x, which every rank has: no communication, whatever the scheme of the next layer"
+
+
+def _option(scheme: str, cost: LayerCost) -> Option:
+    return Option(scheme, cost.read_bytes, cost.sent_bytes, cost.total_us)
+
+
+def _own_cost(role: str, K: int, N: int, form: WeightFormat, machine: _Machine) -> LayerCost:
+    columns = -(-N // machine.tp) if role == "column" else N
+    return column_parallel(machine.M, K, columns, form, machine.gpu)
+
+
+def _row_cost(scheme: str, g_idx: np.ndarray, N: int, form: WeightFormat, machine: _Machine) -> LayerCost:
+    """Cost on a rank with the most rows and the most groups that any rank has."""
+    tp = machine.tp
+    cut = default_bounds(g_idx, tp)
+    order = np.sort(g_idx) if scheme in GROUP_ALIGNED else g_idx
+    groups = max(len(np.unique(part)) for part in np.split(order, cut[1:-1]))
+    rows = int(np.diff(cut).max())
+    return row_parallel(scheme, machine.M, rows, N, tp, form, machine.gpu, machine.link, groups)

@@ -1,0 +1,1 @@
+"""A whole decoder-only transformer."""

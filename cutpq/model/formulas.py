@@ -1,0 +1,75 @@
+"""The formulas of a transformer between its products, for NumPy and CuPy alike: norms, rotation, attention.
+
+All are computed in float32 and rounded once to the dtype of x. On a GPU none of this has run yet.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..array import Array, array_module
+
+# Attention goes through so many scores at a time: they stay in the cache, and keys that no query of them sees yet
+# are left out.
+_SCORES = 1 << 20
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, along the last axis. x (M, H) -> (M, H)"""
+    xp = array_module(x, weight, bias)
+    v = x.astype(xp.float32)
+    v = v - v.mean(axis=-1, keepdims=True)
+    scale = 1 / xp.sqrt((v * v).mean(axis=-1, keepdims=True) + np.float32(eps))
+    return (v * scale * weight.astype(xp.float32) + bias.astype(xp.float32)).astype(x.dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary embedding: features i and i + D/2 of a head, as one complex number, times exp(i angle).
+
+    x (M, H, D); cos, sin (M, D/2) float32, of each token's angles -> (M, H, D)
+    """
+    xp = array_module(x, cos, sin)
+    half = x.shape[-1] // 2
+    a, b = x[..., :half].astype(xp.float32), x[..., half:].astype(xp.float32)
+    cos, sin = cos[:, None], sin[:, None]
+    return xp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def softmax(scores: Array, hidden: Array) -> Array:
+    """exp(scores) / sum along the last axis over what is not hidden, else 0; a row that is all hidden is all 0."""
+    xp = array_module(scores, hidden)
+    scores = xp.where(hidden, np.float32(-np.inf), scores)
+    largest = scores.max(axis=-1, keepdims=True)
+    scores -= xp.where(largest == -np.inf, np.float32(0), largest)
+    xp.exp(scores, out=scores)
+    scores /= xp.maximum(scores.sum(axis=-1, keepdims=True), np.float32(1))  # the largest alone is 1
+    return scores
+
+
+def attention(
+    q: Array, k: Array, v: Array, positions: np.ndarray, kv_of_head: Array, scale: float, window: int | None = None
+) -> Array:
+    """softmax(scale q k^T) v for each head, where a query at position p sees the keys at positions 0 .. p.
+
+    q           (B, T, H, D)
+    k, v        (B, KV, S, D), the key at position s being k[:, :, s]; beyond the last position any finite values
+    positions   (B, T) integers in host memory, each below S; a query at -1 sees nothing, and gets 0
+    kv_of_head  (H,) the key/value head of each query head
+    window      a query sees only so many keys, its own the last; None for all
+    -> (B, T, H, D)
+    """
+    xp = array_module(q, k, v, kv_of_head)
+    B, T, H, _ = q.shape
+    queries = xp.moveaxis(q.astype(xp.float32) * np.float32(scale), 2, 1)
+    keys, values = (a[:, kv_of_head].astype(xp.float32) for a in (k, v))
+    out = xp.empty_like(queries)
+    own = xp.asarray(positions)[:, :, None]
+    step = max(1, _SCORES // (B * H * k.shape[2]))
+    for t in range(0, T, step):
+        rows = slice(t, t + step)
+        seen = int(positions[:, rows].max()) + 1
+        distance = own[:, rows] - xp.arange(seen)
+        hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
+        scores = queries[:, :, rows] @ keys[:, :, :seen].swapaxes(-1, -2)
+        out[:, :, rows] = softmax(scores, hidden[:, None]) @ values[:, :, :seen]
+    return xp.moveaxis(out, 1, 2).astype(q.dtype)

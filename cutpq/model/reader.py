@@ -1,0 +1,102 @@
+"""A checkpoint, seen from one rank that builds its part of a model: what it reads, checked against config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from ..array import Array
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.tensors import CheckpointError
+from ..codecs.codec import Codec
+from ..layers.source import WeightInFile
+from ..ranks.init import Communicator
+from ..weights.shard import GROUP_ALIGNED, even_bounds
+from .decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every part of a model is built from.
+
+    scheme   as asked for; planned: what `plan` chose for each module, by name
+    codec    of the all_reduces in a block, with their algo
+    """
+
+    ckpt: Checkpoint
+    decoder: Decoder
+    comm: Communicator
+    scheme: str
+    planned: dict[str, str]
+    codec: Codec | None
+    algo: str
+
+    @property
+    def vocabulary(self) -> tuple[int, int]:
+        """First and last of this rank's part of the vocabulary."""
+        bounds = even_bounds(self.decoder.vocabulary, self.comm.size)
+        return int(bounds[self.comm.rank]), int(bounds[self.comm.rank + 1])
+
+    def source(self, name: str, K: int, N: int) -> WeightInFile:
+        """A module that must be (K, N)."""
+        source = WeightInFile.whole(self.ckpt, name)
+        if (source.K, source.N) != (K, N):
+            raise CheckpointError(
+                f"{self.ckpt.folder}: {name}: expected (K, N) = ({K}, {N}) by config.json, "
+                f"found ({source.K}, {source.N})"
+            )
+        return source
+
+    def qkv(self, at: str) -> Sequence[WeightInFile]:
+        """q, k and v of a block, from three modules or one."""
+        d = self.decoder
+        ends = [0, *accumulate(n * d.head_dim for n in (d.heads, d.kv_heads, d.kv_heads))]
+        if len(d.qkv) == 1:
+            fused = self.source(at + d.qkv[0], d.hidden, ends[-1])
+            return [fused.columns(i, j) for i, j in pairwise(ends)]
+        return [self.source(at + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
+
+    def output_scheme(self, output: WeightInFile) -> str:
+        """The scheme of attention's output: the one asked for, or the plan's where that is not possible."""
+        planned = self.planned.get(output.name, "local")
+        impossible = self.scheme in GROUP_ALIGNED and self.comm.size > len(np.unique(output.g_idx))
+        if self.scheme in ("auto", "tp-aware") or impossible:
+            return "local" if planned == "none" else planned
+        return self.scheme
+
+    def table(self, name: str, rows: int, wanted: slice) -> Array:
+        """Rows of an embedding's (rows, hidden) table."""
+        name += ".weight"
+        self.check(name, (rows, self.decoder.hidden))
+        return self.comm.xp.asarray(self.ckpt.tensor(name, rows=wanted))
+
+    def vector(self, name: str, size: int) -> Array:
+        """A tensor of `size` numbers."""
+        self.check(name, (size,))
+        return self.comm.xp.asarray(self.ckpt.tensor(name))
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless there is a tensor of this name and shape."""
+        found = self.ckpt.tensor_shape(name)
+        if found != shape:
+            raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
+
+    def check_biases(self, at: str) -> None:
+        """Raise where a module of a block lacks the bias that its family has."""
+        for name in self.decoder.biased:
+            self.ckpt.tensor_shape(at + name + ".bias")
+
+
+def head_bounds(heads: int, kv_heads: int, tp: int) -> np.ndarray:
+    """(tp + 1,) bounds of the ranks' query heads: between key/value heads while there are enough of these.
+
+    Raises ValueError for more ranks than heads.
+    """
+    if tp > heads:
+        raise ValueError(f"tp={tp} ranks cannot share {heads} attention heads: at most tp={heads}")
+    if tp <= kv_heads:
+        return even_bounds(kv_heads, tp) * (heads // kv_heads)
+    return even_bounds(heads, tp)

@@ -1,0 +1,1 @@
+"""Checked NumPy-style operations, each a formula and a kernel."""

@@ -1,0 +1,40 @@
+"""The activation between an MLP's products, on its own: of what no kernel of ours multiplied."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..array import Array, array_module, bfloat16, check_array
+from ..kernels import config as configs
+from ..kernels import kernel as kernels
+from . import formulas as ref
+
+
+def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = None) -> Array:
+    """y = act(x); gated: y = act(gate) * up, where eight columns of gate, then the eight of up, alternate in x.
+
+    kind  one of ref.ACTIVATIONS
+    x     (M, N) float16, bfloat16 or float32; N a multiple of 16 where gated
+    out   (M, N), or (M, N / 2) where gated, of x's dtype; may be x where not gated; None to allocate it
+
+    In float32, rounded once. Deterministic. Raises TypeError for another dtype, ValueError for another shape or kind.
+    """
+    check_array("x", x, ("M", "N"), np.float16, bfloat16, np.float32)
+    M, N = x.shape
+    if gated and N % 16:
+        raise ValueError(f"gate and up alternate by eight columns: N must be a multiple of 16, got {N}")
+    if kind not in ref.ACTIVATIONS:
+        raise ValueError(f"activation {kind!r} is not one of {', '.join(ref.ACTIVATIONS)}")
+    xp, shape = array_module(x, out), (M, N // 2 if gated else N)
+    y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
+    if kernels.usable(xp) and x.dtype != np.float32 and y.size and y.size % 8 == 0:
+        config = configs.ActivationConfig(configs.dtype_code(x.dtype), configs.activation_code(kind), gated)
+        kernel = kernels.load("activation", config, xp)
+        kernel(config.grid(y.size), config.THREADS, kernels.aligned(x), y, y.size // 8)
+        return y
+    if gated:
+        pairs = x.reshape(M, -1, 2, 8)
+        y[...] = ref.activate(kind, pairs[:, :, 0], pairs[:, :, 1]).reshape(shape)
+    else:
+        y[...] = ref.activate(kind, x)
+    return y

@@ -1,0 +1,74 @@
+"""Columns of activations in another order, on their own or as the output of RMSNorm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..array import Array, array_module, bfloat16, check_array
+from ..kernels import config as configs
+from ..kernels import kernel as kernels
+from . import formulas as ref
+
+
+def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
+    """y[m, j] = x[m, perm[j]].
+
+    x     (M, K); numbers of 16 bits have a kernel
+    perm  (columns,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
+    out   (M, columns) of x's dtype, or None to allocate it
+
+    Raises TypeError for another dtype of perm, ValueError for shapes that do not fit.
+    """
+    check_array("x", x, ("M", "K"))
+    check_array("perm", perm, ("columns",), np.int32)
+    xp = array_module(x, perm, out)
+    (M, K), columns = x.shape, len(perm)
+    y = xp.empty((M, columns), x.dtype) if out is None else check_array("out", out, (M, columns), x.dtype)
+    if y.size == 0:
+        return y
+    if columns % 8 or x.dtype.itemsize != 2 or not kernels.usable(xp):
+        y[...] = x[:, perm]
+        return y
+    config = configs.GatherConfig()
+    kernel = kernels.load("gather_columns", config, xp)
+    grid = config.grid(M, columns, kernels.device(xp).sms)
+    kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y, M, K, columns)
+    return y
+
+
+def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, *, out: Array | None = None) -> Array:
+    """y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon) with k = perm[j]; rounded once.
+
+    x       (M, K) float16, bfloat16 or float32, which has no kernel
+    weight  (K,) of x's dtype, in the order of x
+    perm    (K,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
+    out     (M, K) of x's dtype, or None to allocate it
+
+    Deterministic. Raises TypeError for another dtype, ValueError for shapes that do not fit.
+    """
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
+    M, K = x.shape
+    check_array("weight", weight, (K,), x.dtype)
+    check_array("perm", perm, (K,), np.int32)
+    xp = array_module(x, weight, perm, out)
+    y = xp.empty_like(x) if out is None else check_array("out", out, (M, K), x.dtype)
+    if y.size == 0:
+        return y
+    config = configs.RmsnormConfig(DTYPE=configs.payload_code(x.dtype))
+    has_kernel = kernels.usable(xp) and x.dtype != np.float32 and K % 8 == 0
+    if not has_kernel or config.smem_bytes(K) > kernels.device(xp).smem_limit:
+        y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]
+        return y
+    kernel = kernels.load("rmsnorm_gather", config, xp)
+    kernel(
+        (M,),
+        config.THREADS,
+        kernels.aligned(x),
+        kernels.aligned(weight),
+        perm,
+        y,
+        K,
+        epsilon,
+        smem_bytes=config.smem_bytes(K),
+    )
+    return y

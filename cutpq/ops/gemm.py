@@ -1,0 +1,214 @@
+"""Matrix products with quantized or plain weights."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from types import ModuleType
+
+import numpy as np
+
+from ..array import Array, array_module, bfloat16, check_array
+from ..kernels import config as configs
+from ..kernels import kernel as kernels
+from ..weights.pack import PackedWeight, pack, scales_are_exact, unpack
+from ..weights.weight import PlainWeight, QuantWeight, Weight
+from . import formulas as ref
+from .activation import activate
+from .dequant import dequantize_columns
+
+
+def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None, out: Array | None = None) -> Array:
+    """y = act(x @ dequantize(w) + bias), rounded once; a plain weight is multiplied as it is.
+
+    x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
+    w    quantized, in any order of rows (the scale of row k is looked up at g_idx[k]), or plain, or what `prepare`
+         makes of it: a GPU wants it prepared, once
+    activation  one of ref.ACTIVATIONS, or None; where the product is no kernel's, it is rounded to x's dtype before
+    out  (M, N) of x's dtype, or None to allocate it
+
+    Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. On a GPU the sums are
+    float32. The same input gives the same bits on every run.
+
+    Before a CUDA graph is captured, call this once on its stream, which makes room for partial sums. Graphs captured on
+    one stream share that room: launch them one after the other.
+
+    Raises TypeError for another dtype or for mixed NumPy and CuPy arrays, ValueError for shapes that do not fit.
+    """
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    xp = array_module(x, _codes(w), out)
+    shape = (x.shape[0], w.N)
+    if out is not None:
+        check_array("out", out, shape, x.dtype)
+    prepared = prepare(w, xp) if x.dtype != np.float32 else w
+    if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
+        y = xp.empty(shape, x.dtype) if out is None else out
+        if y.size:
+            _by_kernel(kernels.aligned(x), prepared, y, xp, activation)
+        return y
+    y = _by_reference(x, w)
+    if activation is not None:
+        y = ref.activate(activation, y)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def gated_matmul(
+    x: Array, w: QuantWeight | PackedWeight, *, activation: str = "silu", out: Array | None = None
+) -> Array:
+    """y = act(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
+
+    x    (M, K) float16, bfloat16 or float32
+    w    interleave(gate, up), or what `prepare` makes of it
+    activation  one of ref.ACTIVATIONS
+    out  (M, N / 2) of x's dtype, or None to allocate it
+
+    Where the product is no kernel's, gate and up are rounded to x's dtype before. Raises as matmul does.
+    """
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    xp = array_module(x, _codes(w), out)
+    shape = (x.shape[0], w.N // 2)
+    y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
+    if y.size == 0:
+        return y
+    prepared = prepare(w, xp) if x.dtype != np.float32 else w
+    if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
+        _launch(kernels.aligned(x), prepared, y, xp, activation, gated=True)
+        return y
+    return activate(activation, matmul(x, prepared), gated=True, out=y)
+
+
+def prepare(w: Weight | PackedWeight, xp: ModuleType) -> Weight | PackedWeight:
+    """The weight among the arrays of xp, as `matmul` wants it there: in kernel order where there are kernels.
+
+    A weight without rows, or with a scale that is no float16 number, stays as it is, for the reference to multiply.
+    """
+    if isinstance(w, PackedWeight):
+        return w
+    w = w.to(xp)
+    if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp) or not scales_are_exact(w):
+        return w
+    return pack(w)
+
+
+def _codes(w: Weight | PackedWeight) -> Array:
+    if isinstance(w, PlainWeight):
+        return w.weight
+    return w.words if isinstance(w, PackedWeight) else w.codes
+
+
+def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:
+    if isinstance(w, PlainWeight):
+        return ref.gemm_plain(x, w.weight, w.bias) if array_module(x) is np else _by_library(x, w)
+    q: QuantWeight = unpack(w) if isinstance(w, PackedWeight) else w
+    return ref.gemm(x, q.codes, q.scales, q.zeros, q.g_idx, q.bias)
+
+
+def _by_library(x: Array, w: PlainWeight) -> Array:
+    """By CuPy's product, which adds in float32; a bias costs a second rounding. Has not run on a GPU yet."""
+    y = x @ w.weight.astype(x.dtype, copy=False)
+    return y if w.bias is None else y + w.bias.astype(x.dtype, copy=False)
+
+
+def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None) -> None:
+    if _is_one_kernel(x, p):
+        _launch(x, p, y, xp, activation, gated=False)
+        return
+    _by_plain_products(x, p, y, xp)
+    if activation is not None:
+        activate(activation, y, out=y)
+
+
+def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
+    """Whether gemm_w4a16 multiplies these; else the weight is dequantized for the library to multiply."""
+    short = x.dtype != np.float32 and x.shape[0] < configs.DEQUANT_FROM
+    return short and p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0
+
+
+def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
+    """Dequantize configs.dequant_columns at a time, and multiply by the library's GEMM.
+
+    The library rounds its sums to x's dtype: a bias that was added later would be rounded for a second time.
+    """
+    step = configs.dequant_columns(p.K)
+    if p.bias is not None:
+        x = xp.concatenate([x, xp.ones((len(x), _BIAS_ROWS), x.dtype)], axis=1)
+    for n in range(0, p.N, step):
+        columns = slice(n, min(n + step, p.N))
+        weight = _plain_columns(p, columns, x.dtype)
+        if p.bias is not None:
+            weight = xp.concatenate([weight, _bias_rows(p.bias[columns], x.dtype, xp)])
+        if xp is np:  # which would sum in float16
+            product = x.astype(np.float32) @ weight.astype(np.float32)
+        else:
+            product = x @ weight
+        y[:, columns] = product.astype(x.dtype, copy=False)
+
+
+# Two would do; with eight the rows of x still begin at multiples of 16 bytes.
+_BIAS_ROWS = 8
+
+
+def _bias_rows(bias: Array, dtype: np.dtype, xp: ModuleType) -> Array:
+    """(_BIAS_ROWS, N) of dtype that add up to the bias, (N,) float32: its rounded value, what that leaves, zeros."""
+    rows = xp.zeros((_BIAS_ROWS, bias.size), dtype)
+    rows[0] = bias.astype(dtype)
+    rows[1] = (bias - rows[0].astype(xp.float32)).astype(dtype)
+    return rows
+
+
+def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
+    if columns.stop % 2 == 0:
+        return dequantize_columns(p, columns, dtype)
+    q = unpack(p)
+    return ref.dequant(q.codes[:, columns], q.scales[:, columns], q.zeros[:, columns], q.g_idx, dtype)
+
+
+def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
+    M, dtype = x.shape[0], configs.dtype_code(x.dtype)
+    problem = configs.GemmProblem(M, p.padded_N, p.padded_K, dtype, p.order, p.group_size, p.zero, activation, gated)
+    config, cuts = configs.select_gemm(problem, kernels.device(xp))
+    kernel = kernels.load("gemm_w4a16", config, xp)
+    columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)
+    parts = rows * columns * cuts if cuts > 1 else 1
+    partial_sums, arrivals = _workspace(xp, parts * config.tile_words * 4, rows * columns)
+    kernel(
+        (rows, cuts, columns),
+        config.threads,
+        x,
+        p.words,
+        p.scales,
+        p.zeros,
+        p.g_idx,
+        p.bias,
+        y,
+        partial_sums,
+        arrivals,
+        M,
+        p.N,
+        p.K,
+        p.padded_N // 64,
+        p.padded_K // 16,
+        smem_bytes=config.smem_bytes,
+    )
+
+
+# By device, stream, thread and size. Launches on one stream follow each other, those on two do not; and what a CUDA
+# graph has captured must stay, so that nothing is ever replaced.
+_workspaces: dict[tuple[int, int, int, int, int], tuple[Array, Array]] = {}
+
+# The stream that is another one in every thread: cudaStreamPerThread.
+_PER_THREAD = 2
+
+
+def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array]:
+    """Room for partial sums, and counters that are zero between launches."""
+    if xp is np:
+        return np.full(floats, np.nan, np.float32), np.zeros(counters, np.uint32)
+    floats, counters = 1 << (floats - 1).bit_length(), 1 << (counters - 1).bit_length()
+    stream = int(xp.cuda.get_current_stream().ptr)
+    key = (xp.cuda.runtime.getDevice(), stream, get_ident() if stream == _PER_THREAD else 0, floats, counters)
+    if key not in _workspaces:
+        _workspaces[key] = xp.empty(floats, xp.float32), xp.zeros(counters, xp.uint32)
+    return _workspaces[key]

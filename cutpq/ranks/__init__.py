@@ -1,0 +1,1 @@
+"""Processes or threads that make the same calls: collectives, sums, and what happens when one does not."""

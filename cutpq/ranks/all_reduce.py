@@ -1,0 +1,267 @@
+"""The sum of an array over all ranks: plain, or with its payload in a block codec.
+
+algo      what travels, and how often it is rounded
+plain     x itself; once (see Communicator.all_reduce)
+oneshot   every rank's wire to every rank, all of which decode and add: each term once, the sum once
+twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank:
+          each term once, the sum twice
+
+The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in
+float32: the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's
+block has NaN or Inf, the block of the result is NaN.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..array import Array, array_module, bfloat16, check_array
+from ..codecs import launch as wire
+from ..codecs.codec import Codec
+from ..codecs.codec import codec as find_codec
+from ..codecs.formulas import to_float32
+from ..cost.mlp import LINKS, Link, choose_all_reduce
+from ..ops.gather import rmsnorm_gather
+from ..trace import span
+from .communicator import in_words
+from .init import Communicator
+
+ALGOS = ("auto", "plain", "oneshot", "twoshot")
+
+# Of each communicator: the link that `auto` decides for, and what it has said already.
+_links: WeakKeyDictionary[Communicator, Link] = WeakKeyDictionary()
+_said: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
+
+
+def all_reduce(
+    x: Array,
+    comm: Communicator,
+    codec: str | Codec | None = None,
+    algo: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    """out = sum over ranks of x, added in rank order in float32, in x's dtype; equal on all ranks bit for bit.
+
+    x      any shape and size, the same on all ranks; NumPy or CuPy, as comm takes it. For "oneshot" and
+           "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
+    codec  of the payload: a Codec or a name (see codec.py), the same on all ranks; None sends x as it is
+    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": the quickest by
+           cost.choose_all_reduce, which rank 0 prints once. It decides for the link that CUTPQ_LINK names on
+           rank 0, else for the one that such a GPU mostly has, else (NumPy) for l4-pcie. Without a codec, "auto"
+           and "twoshot" are "plain"
+    out    x's shape and dtype; may be x
+
+    Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" cost.oneshot_sent,
+    "twoshot" cost.twoshot_sent. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
+    of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype.
+
+    Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
+    rank 0's; TypeError for another dtype.
+    """
+    array_module(x, out)
+    if out is not None:
+        check_array("out", out, x.shape, x.dtype)
+    chosen = _chosen(codec, algo)
+    with comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
+        total = _reduce(x, comm, chosen, _agreed(x, comm, chosen, algo))
+    if out is None:
+        return total
+    out[...] = total
+    return out
+
+
+def all_reduce_rmsnorm(
+    x: Array,
+    comm: Communicator,
+    residual: Array,
+    weight: Array,
+    perm: Array,
+    epsilon: float = 1e-5,
+    *,
+    codec: str | Codec | None = None,
+    algo: str = "auto",
+) -> Array:
+    """residual += all_reduce(x), in place; rmsnorm_gather(residual, weight, perm, epsilon) is returned.
+
+    x         (M, K) float16, bfloat16 or float32; codec and algo as in all_reduce
+    residual  (M, K) of x's dtype, changed; weight (K,) of it, in the order of x; perm (K,) int32, the column order
+              of the weight that is multiplied next
+
+    The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
+    all of it in one pass. Raises as all_reduce and rmsnorm_gather do.
+    """
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
+    check_array("residual", residual, x.shape, x.dtype)
+    check_array("weight", weight, x.shape[1:], x.dtype)
+    check_array("perm", perm, x.shape[1:], np.int32)
+    array_module(x, residual, weight, perm)
+    chosen = _chosen(codec, algo)
+    with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
+        algo = _agreed(x, comm, chosen, algo)
+        if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
+            wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
+            return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
+        total = _reduce(x, comm, chosen, algo)
+    with span("norm"):
+        residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
+        return rmsnorm_gather(residual, weight, perm, epsilon)
+
+
+def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
+    if algo not in ALGOS:
+        raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
+    return None if codec is None else find_codec(codec)
+
+
+def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
+    """The algo of this call, the same on all ranks."""
+    if codec is None:
+        return algo
+    _check_agreement(x, comm, codec, algo)
+    return _choose(x, comm, codec) if algo == "auto" else algo
+
+
+def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
+    if algo not in ("oneshot", "twoshot") or (codec is None and algo == "twoshot"):
+        return comm.all_reduce(x)
+    if x.dtype not in (np.float16, bfloat16, np.float32):
+        raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
+    by_kernel = comm.sum_by_kernel(x, codec, algo)
+    if by_kernel is not None:
+        return by_kernel
+    if codec is None:
+        total = _add(map(to_float32, comm.all_gather(_flat(x))))
+    else:
+        wires, shares = _TRAVEL[algo](_flat(x), comm, codec)
+        if wire.takes(codec, array_module(wires), x.size):
+            return wire.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
+        total = _decode_sum(wires, codec, x.size, shares)
+    with np.errstate(over="ignore"):  # a sum beyond x's dtype is Inf
+        return total[: x.size].reshape(x.shape).astype(x.dtype)
+
+
+def _oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (ranks, bytes), the wire of every rank, and 1: what their sum says is the result."""
+    return comm.all_gather(_encode(x, codec, 1)), 1
+
+
+def _twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (1, bytes), the wires of the owners' sums one behind the other, and how many they are."""
+    n = codec.padded(x.size)
+    counts = codec.shares(n, comm.size)
+    sizes = [codec.wire_bytes(count) for count in counts]
+    mine = sizes[comm.rank]
+    received = comm.all_to_all(_encode(x, codec, comm.size), sizes, [mine] * comm.size)
+    total = _sum_wire(received.reshape(comm.size, mine), codec, counts[comm.rank])
+    return comm.all_gather(total, sizes).reshape(1, -1), comm.size
+
+
+_TRAVEL = {"oneshot": _oneshot, "twoshot": _twoshot}
+
+
+def _encode(x: Array, codec: Codec, shares: int) -> Array:
+    """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
+    xp = array_module(x)
+    if wire.takes(codec, xp, x.size):
+        return wire.encode(x, codec, shares)
+    pieces = _split(_padded(x, codec), codec.shares(codec.padded(x.size), shares))
+    return xp.concatenate([codec.encode(piece) for piece in pieces])
+
+
+def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
+    """(ranks, bytes) -> (bytes,), the wire of the sum of n elements."""
+    if wire.takes(codec, array_module(wires), n):
+        return wire.decode_sum_encode(wires, codec, n)
+    return codec.encode(_decode_sum(wires, codec, n, 1))
+
+
+def _decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
+    """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
+    sizes = [codec.wire_bytes(count) for count in codec.shares(codec.padded(n), shares)]
+
+    def decoded(of_rank: Array) -> Array:
+        return array_module(wires).concatenate([codec.decode(share) for share in _split(of_rank, sizes)])
+
+    return _add(map(decoded, wires))
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    """The sum of float32 arrays from the first to the last, in place of the first."""
+    rest = iter(terms)
+    total = next(rest)
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf, and NaN of Inf - Inf
+        for term in rest:
+            total += term
+    return total
+
+
+def _flat(x: Array) -> Array:
+    return array_module(x).ascontiguousarray(x).reshape(-1)
+
+
+def _padded(x: Array, codec: Codec) -> Array:
+    """x flat, with zeros up to whole blocks, so that wires need no count of them."""
+    xp = array_module(x)
+    flat = xp.zeros(codec.padded(x.size), x.dtype)
+    flat[: x.size] = x.reshape(-1)
+    return flat
+
+
+def _split(x: Array, sizes: list[int]) -> list[Array]:
+    return [x[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
+
+
+def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:
+    """Compare with rank 0 what cannot be seen by the number of bytes. Two codecs may make wires of one size.
+
+    Not where ranks do not wait for each other on the host.
+    """
+    if comm.size == 1 or not comm.waits_on_host:
+        return
+    mine = (in_words(x), codec, algo)
+    first = comm.bcast(mine)
+    if mine != first:
+        raise ValueError(
+            f"rank {comm.rank} calls all_reduce of {_call(*mine)}, but rank 0 of {_call(*first)}: "
+            f"their call {comm.calls}"
+        )
+
+
+def _call(array: str, codec: Codec | None, algo: str) -> str:
+    if codec is None:
+        return f"{array}, {'oneshot' if algo == 'oneshot' else 'plain'}"
+    return f"{array} by {codec.name}, {algo}"
+
+
+def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
+    """What `auto` takes. Rank 0 says so once for each codec and choice."""
+    algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, _link(comm))
+    said = _said.setdefault(comm, set())
+    if comm.rank == 0 and (codec.name, algo) not in said:
+        said.add((codec.name, algo))
+        ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
+        call = f"all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}"
+        print(f"# cutpq: {call}: {algo} ({why})", flush=True)
+    return algo
+
+
+def _link(comm: Communicator) -> Link:
+    """The link to decide for: rank 0's choice on all ranks."""
+    if comm not in _links:
+        _links[comm] = LINKS[comm.bcast(_link_name(comm) if comm.rank == 0 else None)]
+    return _links[comm]
+
+
+def _link_name(comm: Communicator) -> str:
+    name = os.environ.get("CUTPQ_LINK")
+    if name is not None and name not in LINKS:
+        raise ValueError(f"CUTPQ_LINK={name!r} is not one of {', '.join(LINKS)}")
+    if name is None and comm.xp is not np:
+        gpu = comm.xp.cuda.runtime.getDeviceProperties(comm.device or 0)["name"].decode().lower()
+        name = next((link.name for link in LINKS.values() if link.gpu in gpu), None)
+    return name or "l4-pcie"

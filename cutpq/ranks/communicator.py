@@ -1,0 +1,308 @@
+"""What a communicator is: some ranks, the collectives between them, and how many bytes those send.
+
+A backend moves bytes; what they mean is decided here, once.
+Every rank must call the same collectives in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import accumulate
+from operator import index
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..array import Array, array_module, bfloat16
+
+if TYPE_CHECKING:
+    from .failures.watch import Post, Watch
+
+
+class RanksDisagreeError(RuntimeError):
+    """The ranks do not make the same sequence of collective calls, or one of them is gone."""
+
+
+def patience_s() -> float:
+    """How long a rank waits for another in one collective: CUTPQ_TIMEOUT in seconds, 60 unless set."""
+    text = os.environ.get("CUTPQ_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 4e3:
+        raise ValueError(f"CUTPQ_TIMEOUT={text!r} is no number of seconds between 0 and 4000")
+    return seconds
+
+
+class Communicator(ABC):
+    """Some ranks, seen from one of them.
+
+    rank, size   this rank's number and the number of ranks
+    backend      "self", "threads", "mpi", "nccl", "ipc" or "host", and the `reason` why it was chosen
+    xp, device   numpy or cupy: where this rank computes, and the number of its GPU (None without)
+    sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
+                 its own part stays at home and is not counted, nor are barrier and bcast
+    calls, call  how many collectives this rank has called, and the last of them in words; one that is made of others
+                 counts once
+    watch        what compares them with the calls of the other ranks, if anything does
+    """
+
+    backend: str
+    takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
+    waits_on_host = True  # False where ranks wait for each other on their GPUs alone
+
+    def __init__(self, rank: int, size: int, reason: str, xp: ModuleType = np, device: int | None = None):
+        self.rank, self.size, self.reason = rank, size, reason
+        self.xp, self.device = xp, device
+        self.sent_bytes = 0
+        self.calls, self.call = 0, "nothing yet"
+        self._inside_call = False
+        self.watch: Watch | None = None
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self.size}, backend {self.backend}: {self.reason}>"
+
+    def reset_sent(self) -> None:
+        """Count `sent_bytes` from zero again."""
+        self.sent_bytes = 0
+
+    @contextmanager
+    def calling(self, what: str) -> Iterator[None]:
+        """A collective, for as long as the block lasts; in another one it is a part of that.
+
+        what  the call in words: the same on all ranks, if they make the same call
+        """
+        if self._inside_call:
+            yield
+            return
+        self.calls, self.call = self.calls + 1, what
+        if self.watch:
+            self.watch.called(what)
+        self._inside_call = True
+        try:
+            yield
+        finally:
+            self._inside_call = False
+
+    @property
+    def kind(self) -> str:
+        """The name of the call that this rank is in."""
+        return self.call.partition(" of ")[0]
+
+    def post(self) -> Post | None:
+        """A way to tell rank 0 things from a thread; None where there is none. Collective."""
+        return None
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return when every rank has come here (and its GPU work is done)."""
+
+    @abstractmethod
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        """The picklable object that rank `root` passed, on every rank."""
+
+    @abstractmethod
+    def split(self, color: int, key: int = 0) -> Communicator:
+        """A communicator of the ranks with the same `color` (an int >= 0), ordered by `key`, then by rank."""
+
+    def all_gather(self, x: Array, counts: Sequence[int] | None = None) -> Array:
+        """Every rank's x, on every rank.
+
+        Without counts: x of the same shape and dtype everywhere -> (size, *x.shape).
+        With counts: x (counts[rank],) -> (sum(counts),), the pieces in rank order; a count may be 0.
+
+        Sends (size - 1) * x.nbytes. Raises ValueError or TypeError for an x that does not fit.
+        """
+        self._check_array(x)
+        if counts is None:
+            pieces, shape = [x.size] * self.size, (self.size, *x.shape)
+        else:
+            pieces = self._check_counts("counts", counts)
+            if x.shape != (pieces[self.rank],):
+                raise ValueError(
+                    f"x on rank {self.rank} must have shape (counts[{self.rank}],) = ({pieces[self.rank]},), "
+                    f"got {tuple(x.shape)}"
+                )
+            shape = (sum(pieces),)
+        self.sent_bytes += (self.size - 1) * x.nbytes
+        with self.calling(f"all_gather of {in_words(x) if counts is None else pieces}"):
+            out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
+        return out.view(x.dtype).reshape(shape)
+
+    def all_to_all(
+        self, x: Array, send_counts: Sequence[int] | None = None, recv_counts: Sequence[int] | None = None
+    ) -> Array:
+        """A piece from every rank to every rank.
+
+        Without counts: x (size, ...), row r goes to rank r -> (size, ...), row s came from rank s.
+        With counts: x (sum(send_counts),), pieces for rank 0, 1, ... in order -> (sum(recv_counts),), pieces from
+        rank 0, 1, ... in order; recv_counts[s] is what rank s has in its send_counts for this rank. Counts may be 0.
+
+        Sends the pieces for other ranks. Raises ValueError or TypeError for an x that does not fit.
+        """
+        self._check_array(x)
+        if (send_counts is None) != (recv_counts is None):
+            raise ValueError("all_to_all takes send_counts and recv_counts, or neither; got only one of them")
+        if send_counts is None or recv_counts is None:
+            if x.ndim == 0 or x.shape[0] != self.size:
+                raise ValueError(f"x must have a row for each of {self.size} ranks, got shape {tuple(x.shape)}")
+            send = recv = [x.size // self.size] * self.size
+            shape = x.shape
+        else:
+            send = self._check_counts("send_counts", send_counts)
+            recv = self._check_counts("recv_counts", recv_counts)
+            if x.shape != (sum(send),):
+                raise ValueError(f"x must have shape (sum(send_counts),) = ({sum(send)},), got {tuple(x.shape)}")
+            if send[self.rank] != recv[self.rank]:
+                raise ValueError(
+                    f"rank {self.rank} would send itself send_counts[{self.rank}] = {send[self.rank]} elements "
+                    f"but receive recv_counts[{self.rank}] = {recv[self.rank]}: they must be equal"
+                )
+            shape = (sum(recv),)
+        self.sent_bytes += (x.size - send[self.rank]) * x.itemsize
+        send_bytes, recv_bytes = ([n * x.itemsize for n in counts] for counts in (send, recv))
+        with self.calling(f"all_to_all of {in_words(x) if send_counts is None else 'pieces by counts'}"):
+            out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
+        return out.view(x.dtype).reshape(shape)
+
+    def all_reduce(self, x: Array) -> Array:
+        """sum over ranks of x, in x's dtype: added in rank order, rounded once, equal on all ranks bit for bit.
+
+        x  any shape, the same on all ranks, of any number of elements; float16, bfloat16 and float32 are added in
+           float32, float64 in float64, integers in their own dtype (which wraps, as NumPy's do)
+
+        Each rank adds an even share of the elements: it receives its share of every rank's x (all_to_all), adds,
+        rounds, and everyone receives that (all_gather). Sends (n + (size - 2) * share) * itemsize bytes, where n
+        is x.size and share is n / size, rounded up on the first n % size ranks and down on the others.
+        """
+        self._check_array(x)
+        dtype = _sum_dtype(x.dtype)
+        shares = [x.size // self.size + (r < x.size % self.size) for r in range(self.size)]
+        mine = shares[self.rank]
+        with self.calling(f"all_reduce of {in_words(x)}"):
+            terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
+            total = terms[0].astype(dtype, copy=False)
+            for term in terms[1:]:
+                total += term.astype(dtype, copy=False)
+            return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
+
+    def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
+        """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
+
+        codec  a Codec, or None for a plain payload
+        """
+        return None
+
+    @abstractmethod
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        """Send x[starts[r] : starts[r] + send_counts[r]] to every rank r; what arrives, in rank order.
+
+        This is all that a backend has to do with arrays. x and the result are 1-D uint8, contiguous.
+        """
+
+    def _all_gather(self, x: Array, counts: list[int]) -> Array:
+        """The same to every rank, for a backend that can do it better. counts: bytes of each rank."""
+        return self._exchange(x, [0] * self.size, [x.size] * self.size, counts)
+
+    def _check_array(self, x: Array) -> None:
+        module = array_module(x)
+        if module is not self.xp and not self.takes_any_module:
+            raise TypeError(
+                f"backend {self.backend} moves {self.xp.__name__} arrays, got one of {module.__name__}; "
+                f"move it with comm.xp.asarray (or cupy.asnumpy)"
+            )
+        if x.dtype.hasobject:
+            raise TypeError(f"x must have a dtype of plain numbers, got {x.dtype}; send objects with bcast")
+
+    def _check_counts(self, name: str, counts: Sequence[int]) -> list[int]:
+        numbers = [index(n) for n in counts]
+        if len(numbers) != self.size or min(numbers) < 0:
+            raise ValueError(f"{name} must be {self.size} numbers >= 0, one for each rank, got {numbers}")
+        return numbers
+
+
+def in_words(x: Array) -> str:
+    """An array's dtype and shape."""
+    return f"{_name(x.dtype)} {x.shape}"
+
+
+@cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name  # which takes NumPy longer than a dictionary
+
+
+def _as_bytes(x: Array) -> Array:
+    """x as a 1-D uint8 array: a view where x is contiguous, else a copy."""
+    return array_module(x).ascontiguousarray(x).reshape(-1).view(np.uint8)
+
+
+def _sum_dtype(dtype: np.dtype) -> np.dtype:
+    if dtype in (np.float16, bfloat16, np.float32):
+        return np.dtype(np.float32)
+    if dtype == np.float64 or dtype.kind in "iu":
+        return dtype
+    raise TypeError(
+        f"all_reduce adds float16, bfloat16, float32, float64 and integers, got {dtype}; convert it with .astype"
+    )
+
+
+class SelfCommunicator(Communicator):
+    """One rank alone: every collective is a copy."""
+
+    backend = "self"
+    takes_any_module = True
+
+    def __init__(self, reason: str = "one process", xp: ModuleType = np, device: int | None = None):
+        super().__init__(0, 1, reason, xp, device)
+
+    def barrier(self) -> None:
+        if self.device is not None:
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        check_root(root, 1)
+        return obj
+
+    def split(self, color: int, key: int = 0) -> SelfCommunicator:
+        check_color(color)
+        return SelfCommunicator(self.reason, self.xp, self.device)
+
+    def all_reduce(self, x: Array) -> Array:
+        self._check_array(x)
+        _sum_dtype(x.dtype)
+        return x.copy()
+
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        return x[starts[0] : starts[0] + send_counts[0]].copy()
+
+
+def check_color(color: int) -> None:
+    """Raise ValueError for a color that `split` does not take."""
+    if color < 0:
+        raise ValueError(f"color must be an int >= 0, got {color}")
+
+
+def check_root(root: int, size: int) -> None:
+    """Raise ValueError for a root that is no rank."""
+    if not 0 <= root < size:
+        raise ValueError(f"root must be a rank from 0 to {size - 1}, got {root}")
+
+
+def check_received(rank: int, source: int, sent: int, count: int) -> None:
+    """Raise ValueError if `source` sent another number of bytes than `rank` counted on."""
+    if sent != count:
+        raise ValueError(
+            f"rank {rank} counts on {count} bytes from rank {source}, which sends {sent}: "
+            "shapes, dtypes and counts must agree between the ranks"
+        )
+
+
+def offsets(counts: list[int]) -> list[int]:
+    """Where the pieces of these sizes start, one after the other."""
+    return list(accumulate(counts, initial=0))[:-1]

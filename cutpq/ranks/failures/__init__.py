@@ -1,0 +1,1 @@
+"""Who is late, who is gone, and how the job ends."""

@@ -1,0 +1,266 @@
+"""Ranks as processes of one machine whose GPUs read each other's memory: CUDA IPC.
+
+Each rank owns a slab of GPU memory and opens those of its peers. What a rank gives it lays down in its own slab; what
+it takes it reads from the others'. Sums are the kernels all_reduce_oneshot and all_reduce_twoshot.
+
+    ranks have        they meet                                            a sum
+    a GPU each        in the kernel, by flags in each other's slabs        is asynchronous, one launch
+    a GPU in common   on the host: two of their kernels never run at once  waits for the stream at each step
+
+Written against the CUDA and CuPy documentation and reviewed; not yet run on a GPU. The kernels, the layout of slabs
+and the steps that meet on the host are tested on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..array import Array, bfloat16
+from ..kernels import config as configs
+from ..kernels import kernel as kernels
+from .communicator import Communicator, RanksDisagreeError, check_received, in_words, offsets, patience_s
+from .failures import watch
+
+if TYPE_CHECKING:
+    from ..codecs.codec import Codec
+
+# CUDA packs smaller allocations into one piece of memory, whose handle would open its neighbours, too.
+SLAB_UNIT = 2 << 20
+MOST_BYTES = 1 << 31  # of half a slab
+
+# Up to here a plain sum goes in one shot.
+ONESHOT_BYTES = 256 << 10
+
+_STEPS = {"oneshot": 2, "twoshot": 3}
+
+
+class IpcError(RuntimeError):
+    """The ranks cannot read each other's GPU memory; raised on all ranks alike."""
+
+
+class CudaMemory:
+    """What IpcCommunicator needs of CUDA, through CuPy."""
+
+    def __init__(self, cupy: ModuleType, device: int):
+        self.xp, self.device = cupy, device
+
+    def allocate(self, nbytes: int) -> Array:
+        """A slab of zeros, by a cudaMalloc of its own: memory of CuPy's pool cannot be opened piece by piece."""
+        slab = self._array(self.xp.cuda.memory.Memory(nbytes), nbytes)
+        slab[...] = 0
+        return slab
+
+    def handle(self, slab: Array) -> bytes:
+        """What another process needs to open it."""
+        return self.xp.cuda.runtime.ipcGetMemHandle(slab.data.ptr)
+
+    def open(self, handle: bytes, nbytes: int) -> Array:
+        """Another process's slab."""
+        pointer = self.xp.cuda.runtime.ipcOpenMemHandle(handle)
+        return self._array(self.xp.cuda.UnownedMemory(pointer, nbytes, self, self.device), nbytes)
+
+    def close(self, slab: Array) -> None:
+        """Give back what `open` returned, before its owner frees it."""
+        self.xp.cuda.runtime.ipcCloseMemHandle(slab.data.ptr)
+
+    def addresses(self, slabs: list[Array]) -> Any:
+        """A device array of where they lie, as kernels take it."""
+        return self.xp.array([slab.data.ptr for slab in slabs], np.uint64)
+
+    def status(self) -> tuple[np.ndarray, Array]:
+        """A word of host memory that kernels can write: as the host and as the device sees it."""
+        import cupyx
+
+        word = cupyx.zeros_pinned(1, np.uint32)
+        memory = self.xp.cuda.UnownedMemory(word.ctypes.data, word.nbytes, word, self.device)
+        return word, self.xp.ndarray((1,), np.uint32, self.xp.cuda.MemoryPointer(memory, 0))
+
+    def stream(self) -> Any:
+        """CuPy's current stream."""
+        return self.xp.cuda.get_current_stream()
+
+    def _array(self, memory: Any, nbytes: int) -> Array:
+        return self.xp.ndarray((nbytes,), np.uint8, self.xp.cuda.MemoryPointer(memory, 0))
+
+
+class IpcCommunicator(Communicator):
+    """GPU arrays between processes of one machine, by peer loads; on one stream, the first that is used.
+
+    A peer that does not come within CUTPQ_TIMEOUT is named by RanksDisagreeError: where each rank has its own GPU,
+    by the next collective or barrier after the sum that waited for it, and what that sum returned is void. There
+    watch.py, too, ends the job where ranks call different things.
+    """
+
+    backend = "ipc"
+
+    def __init__(self, control: Communicator, memory: Any, bus: str, device: int | None = None):
+        """control: the same ranks by another backend, for objects and for meeting on the host; bus: of the GPU.
+
+        Raises IpcError, on all ranks.
+        """
+        super().__init__(control.rank, control.size, control.reason, memory.xp, device)
+        self._control, self._memory, self._bus = control, memory, bus
+        self.shared = len({control.bcast(bus, root) for root in range(control.size)}) < control.size
+        self.waits_on_host = self.shared
+        self._data_at = configs.peer_config(None, configs.FLOAT16, control.size).data_at
+        self._status, self._status_on_device = memory.status()
+        self._stream: int | None = None
+        self._slabs: list[Array] = []
+        self._half_bytes = 0
+        self.reserve(SLAB_UNIT)
+        self.watch = None if self.shared else watch.start(control, waits_on_host=False)
+
+    def barrier(self) -> None:
+        with self.calling("barrier"):
+            self._synchronize()
+            self._control.barrier()
+
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        with self.calling(f"bcast from rank {root}"):
+            return self._control.bcast(obj, root)
+
+    def split(self, color: int, key: int = 0) -> IpcCommunicator:
+        return type(self)(self._control.split(color, key), self._memory, self._bus, self.device)
+
+    def reserve(self, half_bytes: int) -> None:
+        """Make room for `half_bytes` in each half of every slab. Collective, if there is less."""
+        if half_bytes <= self._half_bytes:
+            return
+        if half_bytes > MOST_BYTES:
+            raise ValueError(f"a collective of {half_bytes} bytes is beyond {MOST_BYTES}; cut it into pieces")
+        if self._slabs:
+            self.barrier()  # nobody reads them any more
+            for rank, slab in enumerate(self._slabs):
+                if rank != self.rank:
+                    self._memory.close(slab)
+            self._control.barrier()  # nobody has them open any more
+        self._slabs = []
+        nbytes = math.ceil((self._data_at + 2 * half_bytes) / SLAB_UNIT) * SLAB_UNIT
+        self._slabs = self._open(self._memory.allocate(nbytes), nbytes)
+        self._addresses = self._memory.addresses(self._slabs)
+        self._half_bytes = (nbytes - self._data_at) // 512 * 256
+
+    def _open(self, own: Array, nbytes: int) -> list[Array]:
+        """Every rank's slab, after a look whether what they write can be seen: drivers have promised it in vain."""
+        own[self._data_at] = self.rank + 1
+        self._memory.stream().synchronize()
+        problem, handle, slabs = "", b"", [own] * self.size
+        try:
+            handle = self._memory.handle(own)
+        except Exception as error:  # whatever CUDA has against it
+            problem = f"{type(error).__name__}: {error}"
+        handles = [self._control.bcast(handle, root) for root in range(self.size)]
+        try:
+            for rank in set(range(self.size)) - {self.rank}:
+                slabs[rank] = self._memory.open(handles[rank], nbytes)
+                if int(slabs[rank][self._data_at]) != rank + 1:
+                    problem = problem or f"it does not see what rank {rank} wrote"
+        except Exception as error:
+            problem = problem or f"{type(error).__name__}: {error}"
+        for rank in range(self.size):
+            theirs = self._control.bcast(problem, rank)
+            if theirs:
+                raise IpcError(f"GPU memory cannot be shared between processes: on rank {rank}, {theirs}")
+        return slabs
+
+    def all_reduce(self, x: Array) -> Array:
+        """sum over ranks of x, in x's dtype: added in rank order, rounded once, equal on all ranks bit for bit.
+
+        x  any shape, the same on all ranks; as Communicator.all_reduce
+
+        In one shot up to ONESHOT_BYTES, and then counts (size - 1) * x.nbytes as sent; else in two, of shares that
+        are whole groups of eight numbers.
+        """
+        self._check_array(x)
+        with self.calling(f"all_reduce of {in_words(x)}"):
+            total = self.sum_by_kernel(x, None, "oneshot" if x.nbytes <= ONESHOT_BYTES else "twoshot")
+            return super().all_reduce(x) if total is None else total
+
+    def sum_by_kernel(self, x: Array, codec: Codec | None, algo: str) -> Array | None:
+        self._check_array(x)
+        if x.dtype not in (np.float16, bfloat16, np.float32) or not kernels.usable(self.xp):
+            return None
+        if not 0 < x.size <= configs.MOST_ELEMENTS or (codec and (codec.rotate or codec.outliers)):
+            return None
+        self._check_peers_came()
+        self._check_stream()
+        shares = _share_bytes(x, codec, self.size)
+        self.reserve(_half_bytes(shares, sum(shares), algo))
+        out = self._launch(kernels.aligned(x).reshape(-1), codec, algo).reshape(x.shape)
+        mine = shares[self.rank]
+        others = (self.size - 1) * mine
+        self.sent_bytes += sum(shares) - mine + others if algo == "twoshot" else self._oneshot_bytes(x, codec)
+        return out
+
+    def _oneshot_bytes(self, x: Array, codec: Codec | None) -> int:
+        return (self.size - 1) * (codec.wire_bytes(codec.padded(x.size)) if codec else x.nbytes)
+
+    def _launch(self, x: Array, codec: Codec | None, algo: str) -> Array:
+        facts = (codec.element, codec.block, codec.scale, codec.rule) if codec else None
+        out = self.xp.empty(x.size, x.dtype)
+        timeout_us = int(patience_s() * 1e6)
+        for step in range(1, _STEPS[algo] + 1) if self.shared else (0,):
+            if step > 1:
+                self.barrier()
+            config = configs.peer_config(facts, configs.payload_code(x.dtype), self.size, step)
+            kernel = kernels.load(f"all_reduce_{algo}", config, self.xp)
+            kernel(
+                (config.GRID,), config.THREADS, self._addresses, x, out, self._status_on_device, self.rank, x.size,
+                self._half_bytes, timeout_us, smem_bytes=config.smem_bytes,
+            )  # fmt: skip
+        return out
+
+    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        self._synchronize()  # so that after the next meeting nobody is still in a sum
+        mine = np.array([x.size, *starts, *send_counts], np.int64)
+        of_rank = self._control.all_gather(mine)
+        for source in range(self.size):
+            check_received(self.rank, source, int(of_rank[source][1 + self.size + self.rank]), recv_counts[source])
+        self.reserve(math.ceil(int(of_rank[:, 0].max()) / 2))
+        self._slabs[self.rank][self._data_at : self._data_at + x.size] = x
+        self.barrier()
+        out = self.xp.empty(sum(recv_counts), np.uint8)
+        for source, (place, count) in enumerate(zip(offsets(recv_counts), recv_counts, strict=True)):
+            first = self._data_at + int(of_rank[source][1 + self.rank])
+            out[place : place + count] = self._slabs[source][first : first + count]
+        self.barrier()
+        return out
+
+    def _synchronize(self) -> None:
+        self._memory.stream().synchronize()
+        self._check_peers_came()
+
+    def _check_peers_came(self) -> None:
+        if self._status[0]:
+            raise RanksDisagreeError(
+                f"rank {self.rank} waited in a sum for rank {int(self._status[0]) - 1}, which did not come in "
+                f"{patience_s():g} s (CUTPQ_TIMEOUT): it calls something else, or is gone"
+            )
+
+    def _check_stream(self) -> None:
+        """Two streams on one communicator could wait for each other for ever."""
+        stream = self._memory.stream().ptr
+        self._stream = stream if self._stream is None else self._stream
+        if stream != self._stream:
+            raise ValueError(
+                "this communicator has been used on another stream; a communicator is for one stream: "
+                "make another by comm.split(0, comm.rank)"
+            )
+
+
+def _share_bytes(x: Array, codec: Codec | None, size: int) -> list[int]:
+    """Bytes of each rank's share on the wire; plain shares are whole groups of eight numbers."""
+    if codec:
+        return [codec.wire_bytes(share) for share in codec.shares(x.size, size)]
+    each, more = divmod(math.ceil(x.size / 8), size)
+    return [8 * (each + (rank < more)) * x.itemsize for rank in range(size)]
+
+
+def _half_bytes(shares: list[int], whole: int, algo: str) -> int:
+    """What a sum takes of half a slab: all shares and the sum of one, in places of equal size; or one wire."""
+    place = math.ceil(shares[0] / 16) * 16
+    return (len(shares) + 1) * place if algo == "twoshot" else whole + 16
