@@ -17,8 +17,8 @@ check       ok, or FAIL where #wrong is not 0 or rel_err differs by more than 2 
 Columns headed proj(us) are not measured: what the cost model says of the same sum on a machine with the link of their
 name. --project chooses the links; --project none leaves the columns out.
 
-The data is a function of (seed, rank, index), see bench/verifiable.py. Below the table of one rank on a GPU: what each
-codec kernel reaches of a copy's bandwidth.
+The data is a function of (seed, rank, index), see bench/truth/verifiable.py. Below the table of one rank on a GPU: what
+each codec kernel reaches of a copy's bandwidth.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import blas  # noqa: F401  before NumPy
 import codec_kernels
 import numpy as np
-from flags import codecs, names, nbytes
-from report import Column, Table, header, progress, time_us, write_json
-from verifiable import rounded_sum, slices, sum_and_bound, term, verify
+from harness import blas  # noqa: F401  before NumPy
+from harness.flags import codecs, names, nbytes
+from harness.report import Column, Table, header, progress, time_us, write_json
+from truth.verifiable import rounded_sum, slices, sum_and_bound, term, verify
 
 import cutpq as cq
 from cutpq.array import Array, bfloat16, to_numpy
@@ -264,8 +264,8 @@ def source(projected: list[Row]) -> list[str]:
     if not projected:
         return []
     return [
-        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost/mlp.py from",
-        "#           NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets",
+        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost/mlp.py",
+        "#           from NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets",
     ]
 
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-from report import Column, Table, header, time_us, write_json
+from harness.report import Column, Table, header, time_us, write_json
 
 from cutpq.codecs.codec import Codec, codec
 from cutpq.ranks.communicator import SelfCommunicator

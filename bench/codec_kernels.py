@@ -27,11 +27,11 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from flags import codecs, nbytes
-from gemm_model import MACHINES, Machine
-from gpu_clock import NoGpu, gpu_module, graph_us
-from machine_code import DisassemblerMissing, tile_code
-from report import Column, Table, header, write_json
+from harness.flags import codecs, nbytes
+from harness.gpu_clock import NoGpu, gpu_module, graph_us
+from harness.report import Column, Table, header, write_json
+from predict.gemm import MACHINES, Machine
+from predict.machine_code import DisassemblerMissing, tile_code
 
 from cutpq.array import Array, to_numpy
 from cutpq.codecs import launch as wire

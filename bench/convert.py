@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from report import Column, Table, header
-from shapes import MODELS
+from harness.report import Column, Table, header
+from models.shapes import MODELS
 
 import cutpq as cq
 from cutpq.cost.mlp import MlpShape

@@ -16,7 +16,7 @@ time_us   one product, of a replayed CUDA graph over copies of the weight four t
           configs.DEQUANT_FROM tokens on of queued calls, since CuPy does not capture cuBLAS
 GB_s      codes, scales, g_idx, x and y, each once; share: of what a copy reaches in this run
 cublas    fp16 cupy.matmul of the same shape, queued; ratio: its time over this one's
-check     sampled columns of y against float64, element by element (bench/reference.py gemm_bound)
+check     sampled columns of y against float64, element by element (bench/truth/reference.py gemm_bound)
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gemm_model
-import machine_code
 import numpy as np
-from flags import names, positive_numbers
-from gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
-from gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, queued_us
-from reference import gemm_bound, outside, unit_roundoff
-from report import Column, Table, header, progress, write_json
-from shapes import MODELS
+from harness.flags import names, positive_numbers
+from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, queued_us
+from harness.report import Column, Table, header, progress, write_json
+from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
+from models.shapes import MODELS
+from predict import gemm as gemm_model
+from predict import machine_code
+from truth.reference import gemm_bound, outside, unit_roundoff
 
 from cutpq.array import to_numpy
 from cutpq.kernels import config as configs
@@ -290,7 +290,7 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
 
 def predict(args: argparse.Namespace) -> int:
     """Print the predicted table; 2 where the compiler or the disassembler is missing."""
-    print(f"# all predicted, nothing measured: bench/gemm_model.py; cuda_src {kernels.source_digest()}")
+    print(f"# all predicted, nothing measured: bench/predict/gemm.py; cuda_src {kernels.source_digest()}")
     for machine in gemm_model.MACHINES.values():
         print(f"# {machine}")
     print(PREDICTED_TABLE.heading())

@@ -12,12 +12,12 @@ wire_bytes  payload that the rank that sends most sends
 max_err     largest deviation from the unsharded formula in float64
 rel_err     the deviations' 2-norm over the formula's
 speedup     time of `naive` over this one's
-check       ok: every element lies within the bound of its roundings (bench/reference.py), all ranks hold the same
+check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
             bits, and tp-aware holds naive's (but not where cuBLAS multiplies, from configs.DEQUANT_FROM tokens on: it
             may add up columns at another place in another order). A codec widens the bound by its own, of each rank's
             partial sum and (twoshot) of their sum. Else FAIL, the reason below the table, and exit status 1.
 
-Below it: what the cost model projects for other machines, see bench/projection.py.
+Below it: what the cost model projects for other machines, see bench/predict/mlp.py.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import blas  # noqa: F401  before NumPy
 import numpy as np
-import projection
-from flags import codecs, names, positive_numbers
-from reference import Features, outside, reference_mlp, unit_roundoff
-from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
-from shapes import MODELS, RandomCheckpoint
-from verifiable import coding_bound
+from harness import blas  # noqa: F401  before NumPy
+from harness.flags import codecs, names, positive_numbers
+from harness.report import Column, Table, header, progress, same_on_ranks, time_us, write_json
+from models.shapes import MODELS, RandomCheckpoint
+from predict import mlp as projection
+from truth.reference import Features, outside, reference_mlp, unit_roundoff
+from truth.verifiable import coding_bound
 
 import cutpq as cq
 from cutpq.array import to_numpy

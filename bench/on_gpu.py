@@ -25,8 +25,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_clock import NoGpu, gpu_module
-from report import header
+from harness.gpu_clock import NoGpu, gpu_module
+from harness.report import header
 
 from cutpq.ranks.communicator import SelfCommunicator
 

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import blas_single  # noqa: F401  before NumPy
+import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-from flags import positive_numbers
-from report import Column, Table, header, progress, same_on_ranks, write_json
+from harness.flags import positive_numbers
+from harness.report import Column, Table, header, progress, same_on_ranks, write_json
 
 import cutpq as cq
 from cutpq.array import to_numpy

@@ -42,8 +42,8 @@ from typing import Any
 
 import all_reduce as bench
 import numpy as np
-from report import Column, Table, header, write_json
-from verifiable import term
+from harness.report import Column, Table, header, write_json
+from truth.verifiable import term
 
 import cutpq as cq
 from cutpq.array import to_numpy

@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blas_single  # noqa: F401  before NumPy
+import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-import projection_ttft as projection
-from flags import names, positive_numbers
-from random_model import RandomModel
-from report import Column, Table, header, progress, same_on_ranks, time_us, write_json
-from shapes import TRANSFORMERS
-from silent import SilentCommunicator
+from harness.flags import names, positive_numbers
+from harness.report import Column, Table, header, progress, same_on_ranks, time_us, write_json
+from models.random_model import RandomModel
+from models.shapes import TRANSFORMERS
+from models.silent import SilentCommunicator
+from predict import ttft as projection
 
 import cutpq as cq
 from cutpq.array import to_numpy

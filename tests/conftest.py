@@ -5,13 +5,13 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "bench", ROOT / "tests"):
+for folder in (ROOT / "bench", ROOT / "tests" / "helpers"):
     sys.path.insert(0, str(folder))
 
-import blas_single  # noqa: E402, F401  before NumPy: ranks are threads in most tests
+import harness.blas_single  # noqa: E402, F401  before NumPy: ranks are threads in most tests
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from gpu_clock import NoGpu, gpu_module  # noqa: E402
+from harness.gpu_clock import NoGpu, gpu_module  # noqa: E402
 
 
 def pytest_runtest_setup(item):

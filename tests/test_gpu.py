@@ -6,7 +6,7 @@ The other tests take CuPy arrays where they name xp; `pytest -m gpu` runs them a
 import numpy as np
 import pytest
 from assertions import assert_exact
-from gpu_clock import gpu_module
+from harness.gpu_clock import gpu_module
 from random_weight import random_weight
 
 from cutpq.array import bfloat16, to_numpy

@@ -5,7 +5,7 @@ from pathlib import Path
 import cpu_cuda
 import numpy as np
 import pytest
-from gpu_clock import gpu_module
+from harness.gpu_clock import gpu_module
 
 from cutpq.kernels import kernel as kernels
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from assertions import assert_exact
 from cpu_cuda import SimtError
-from gpu_clock import gpu_module
+from harness.gpu_clock import gpu_module
 
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from assertions import assert_bounded, assert_exact
-from reference import unit_roundoff
+from truth.reference import unit_roundoff
 
 from cutpq.array import to_numpy
 from cutpq.kernels import config as configs

@@ -1,6 +1,6 @@
 """encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm, on the CPU and on a GPU: byte for byte the formulas.
 
-The formulas run without the kernels, in NumPy; tests/test_codec.py holds them against a scalar oracle.
+The formulas run without the kernels, in NumPy; tests/codecs/test_codec.py holds them against a scalar oracle.
 """
 
 import itertools

@@ -12,7 +12,7 @@ import mpi_worker
 import numpy as np
 import pytest
 from assertions import assert_exact
-from gpu_clock import gpu_module
+from harness.gpu_clock import gpu_module
 
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec

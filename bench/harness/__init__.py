@@ -1,0 +1,1 @@
+"""What the benches share: flags, tables, clocks, and which BLAS runs."""

@@ -1,0 +1,1 @@
+"""Shapes, weights and ranks to run benches on: made up, but of real sizes."""

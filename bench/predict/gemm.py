@@ -1,0 +1,238 @@
+"""What gemm_w4a16 should take on a GPU that is not here, from bytes and from counted instructions. All predicted.
+
+time = launch + first bytes + work + adding up.  The work takes the longest of
+memory  codes, scales, g_idx and x from memory, y to it, at the bandwidth of a copy
+L2      the same, what blocks read again (x, codes of further tokens, scales by row), and sums of columns that
+        several blocks share
+issue   instructions that the warps issue (machine_code.py), four a clock and multiprocessor
+integer those of half rate, two a clock
+tensor  products, tokens rounded up to whole tiles
+and grows by the tail: the multiprocessor with the most blocks sets the time of what it computes.
+From configs.DEQUANT_FROM tokens on the time is that of `dequant`, through memory, and of the library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.gemm_layers import GROUP_SIZE, ZERO, Layer
+
+from cutpq.cost.mlp import GPUS
+from cutpq.kernels import config as configs
+from cutpq.kernels.config import Device, GemmConfig, GemmProblem, ceil_div
+from predict import machine_code
+
+LIBRARY_TILE = 128  # columns and tokens of a block of the library's GEMM, assumed
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU as the prediction sees it.
+
+    copy_gb_s          what a copy reaches; H200: stated for one, A100: the same share of its data sheet's bandwidth
+    clock_ghz          the clock at which the data sheet's tensor peak is that many products (sm_80 2048 flops a clock
+                       and multiprocessor, sm_90 4096)
+    l2_gb_s            A100: 5120 bytes a clock; H200: for want of a published figure the same bytes a clock
+    l2_bytes           of the data sheets
+    issue_fraction     of the four instructions a clock: assumed
+    warp_fraction      of one scheduler's slots that one warp can fill: assumed
+    library_fraction   of the tensor peak that cuBLAS reaches in large products: assumed
+    launch_us          one empty node of a graph after the other: assumed
+    latency_us         a load from memory: assumed, of published microbenchmarks' order
+    """
+
+    name: str
+    arch: str
+    device: Device
+    copy_gb_s: float
+    clock_ghz: float
+    tflops: float
+    l2_bytes: int
+    issue_fraction: float = 0.75
+    warp_fraction: float = 0.3
+    library_fraction: float = 0.7
+    launch_us: float = 1.5
+    latency_us: float = 0.7
+
+    @property
+    def l2_gb_s(self) -> float:
+        return 5120 * self.clock_ghz
+
+
+MACHINES = {
+    "h200": Machine("h200", "sm_90a", Device(90, 132), 4300.0, 1.83, GPUS["h200"].fp16_tflops, 50 << 20),
+    "a100": Machine("a100", "sm_80", Device(80, 108), 4300 / 4800 * 2039.0, 1.41, GPUS["a100"].fp16_tflops, 40 << 20),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Times in us; `work` by what it needs, each as if nothing else took time.
+
+    read_bytes  what must cross the memory bus once: the numerator of GB_s
+    per_load    instructions for each 16-byte load of codes, None where the library multiplies
+    """
+
+    time_us: float
+    read_bytes: int
+    work: dict[str, float]
+    tail_us: float
+    fixed_us: float
+    per_load: float | None
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the time."""
+        parts = self.work | {"tail wave": self.tail_us, "start and end": self.fixed_us}
+        return max(parts, key=lambda part: parts[part])
+
+
+def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
+    """One product of the layer at M tokens under a scheme of gemm_layers.SCHEMES."""
+    problem = problem_of(layer, M, scheme)
+    if M >= configs.DEQUANT_FROM:
+        return _by_library(layer, problem, groups(layer, scheme), machine)
+    config, cuts = configs.select_gemm(problem, machine.device)
+    return _by_kernel(layer, problem, scheme, config, cuts, machine)
+
+
+def _by_kernel(
+    layer: Layer, problem: GemmProblem, scheme: str, config: GemmConfig, cuts: int, machine: Machine
+) -> Prediction:
+    in_row_ways = _share_of_mixed_slabs(layer, problem, config)
+    instructions, integer, loads = _code(config, machine.arch, in_row_ways)
+    units_k = ceil_div(problem.K, config.block_k)
+    columns = ceil_div(problem.N, config.block_n)
+    token_blocks, blocks = ceil_div(problem.M, config.BLOCK_M), columns * cuts
+    read = memory_bytes(layer, problem, groups(layer, scheme))
+
+    # What a block does, and how many the busiest multiprocessor has.
+    warps = config.WARPS_N * config.WARPS_K
+    units = ceil_div(units_k, cuts)
+    most = ceil_div(blocks * token_blocks, machine.device.sms)
+    mean = blocks * token_blocks / machine.device.sms * (units_k / cuts / units)
+    together = min(config.BLOCKS_PER_SM, most)
+    filled = min(machine.issue_fraction, machine.warp_fraction * together * warps / 4)
+    slots = machine.clock_ghz * 1e3 * filled  # of one scheduler, in a us
+    rate = machine.l2_gb_s * 1e3 / machine.device.sms  # of one multiprocessor, bytes in a us
+    per_block = {
+        "issue slots": units * warps * instructions / (4 * slots),
+        "integer": units * warps * integer / (2 * slots),
+        "L2": units * config.block_k * (config.block_n / 2 + 2 * min(problem.M, config.BLOCK_M)) / rate,
+        "tensor": _tensor_us(config, units, machine),
+    }
+    computed = {what: mean * us for what, us in per_block.items() if what != "L2"}
+    longest = most * max(per_block.values())
+
+    again = (token_blocks - 1) * read.codes + (columns - 1) * read.x
+    again += _scales_by_row(problem, config, in_row_ways, token_blocks)
+    shared = 2 * 4 * problem.M * config.block_n * blocks if cuts > 1 else 0
+    work = computed | {
+        "memory": read.total / machine.copy_gb_s / 1e3,
+        "L2": (read.total + again + shared) / machine.l2_gb_s / 1e3,
+    }
+    busy = max(*work.values(), longest)
+    fixed = machine.launch_us + machine.latency_us + (4 * machine.latency_us if cuts > 1 else machine.latency_us)
+    if scheme == "local" and layer.shares_rows:  # columns of x are gathered by another kernel
+        fixed += machine.launch_us + 2 * machine.latency_us
+    return Prediction(fixed + busy, read.total, work, busy - max(work.values()), fixed, instructions / loads)
+
+
+def library_us(M: int, K: int, N: int, machine: Machine) -> float:
+    """The library's fp16 product: waves of square tiles, or the bytes of the weight, whichever takes longer."""
+    tile = min(LIBRARY_TILE, ceil_div(M, 16) * 16)
+    waves = ceil_div(ceil_div(M, tile) * ceil_div(N, LIBRARY_TILE), machine.device.sms)
+    flops = 2 * tile * LIBRARY_TILE * K * waves * machine.device.sms
+    if M < LIBRARY_TILE:  # it cuts K, so that all multiprocessors have work
+        flops = 2 * tile * K * N
+    computing = flops / (machine.tflops * machine.library_fraction * 1e6)
+    moving = 2 * (K * N + M * K + M * N) / machine.copy_gb_s / 1e3
+    return machine.launch_us + 2 * machine.latency_us + max(computing, moving)
+
+
+def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
+    """What matmul would ask configs.select_gemm for."""
+    order = {"local": "local", "unordered": "unordered"}.get(scheme, "grouped")
+    if scheme == "local" and not layer.shares_rows:
+        order = "grouped"  # whole groups: sorting them on the rank sorts them all
+    pad = lambda n: ceil_div(n, 64) * 64  # noqa: E731
+    return GemmProblem(
+        M, pad(layer.N), pad(layer.K), configs.FLOAT16, order, GROUP_SIZE if order == "grouped" else 0, ZERO
+    )
+
+
+def groups(layer: Layer, scheme: str) -> int:
+    """Groups whose scales the rank reads."""
+    return layer.groups_in_order if scheme in ("plain", "tp-aware") else layer.groups_in_disk_order
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What one product reads and writes once."""
+
+    codes: int
+    scales: int
+    g_idx: int
+    x: int
+    y: int
+
+    @property
+    def total(self) -> int:
+        return self.codes + self.scales + self.g_idx + self.x + self.y
+
+
+def memory_bytes(layer: Layer, problem: GemmProblem, groups: int) -> Bytes:
+    """From the packed layout (cutpq/weights/pack.py); a symmetric weight has no zeros to read."""
+    g_idx = 0 if problem.order == "grouped" else 4 * problem.K
+    codes = problem.N * problem.K // 2
+    return Bytes(codes, 2 * groups * problem.N, g_idx, 2 * problem.M * layer.K, 2 * problem.M * layer.N)
+
+
+def _share_of_mixed_slabs(layer: Layer, problem: GemmProblem, config: GemmConfig) -> float:
+    """Slabs whose rows look their scales up one by one."""
+    if problem.order != "local":
+        return float(problem.order == "unordered")
+    return min(1.0, (config.SLAB - 1) / _mean_group(layer))
+
+
+def _mean_group(layer: Layer) -> float:
+    return max(1.0, layer.K / layer.groups_in_disk_order)
+
+
+def _code(config: GemmConfig, arch: str, in_row_ways: float) -> tuple[float, float, int]:
+    """Instructions and integer instructions of a warp's unit: by group, by row, or of both in that proportion."""
+    by_group = replace(config, ORDER=0, GROUP_SIZE=GROUP_SIZE)
+    by_row = replace(config, ORDER=2, GROUP_SIZE=0)
+    ways = [(c, share) for c, share in ((by_group, 1 - in_row_ways), (by_row, in_row_ways)) if share]
+    counts = [(machine_code.unit_code(c, arch), share) for c, share in ways]
+    return (
+        sum(code.instructions * share for code, share in counts),
+        sum(code.integer * share for code, share in counts),
+        counts[0][0].loads,
+    )
+
+
+def _tensor_us(config: GemmConfig, units: int, machine: Machine) -> float:
+    flops = 2 * config.BLOCK_M * config.block_n * config.block_k * units
+    fraction = GPUS[machine.name].compute_fraction
+    return flops * machine.device.sms / (machine.tflops * fraction * 1e6)
+
+
+def _scales_by_row(problem: GemmProblem, config: GemmConfig, share: float, token_blocks: int) -> float:
+    """Bytes of scales through L2: a row's 64 scales are 128 bytes, which L1 keeps only while rows are sorted."""
+    if problem.order != "unordered":
+        return 0.0
+    return share * token_blocks * 2.0 * problem.K * problem.N
+
+
+def _by_library(layer: Layer, problem: GemmProblem, groups: int, machine: Machine) -> Prediction:
+    """The weight in 16 bits through memory, as a whole if it is not too large, and the library's product."""
+    step = configs.dequant_columns(layer.K)
+    widths = [min(step, layer.N - n) for n in range(0, layer.N, step)]
+    read = memory_bytes(layer, problem, groups)
+    dequant = (read.codes + 2 * layer.K * layer.N) / machine.copy_gb_s / 1e3
+    product = sum(library_us(problem.M, layer.K, width, machine) for width in widths)
+    whole = 2 * problem.M * layer.K * layer.N / (machine.tflops * machine.library_fraction * 1e6)
+    fixed = len(widths) * machine.launch_us
+    work = {"dequant": dequant, "tensor": whole}
+    return Prediction(fixed + dequant + product, read.total, work, max(0.0, product - whole), fixed, per_load=None)

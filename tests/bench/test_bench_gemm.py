@@ -1,0 +1,267 @@
+"""bench/gemm.py without a GPU, what its prediction rests on, and that its check can fail; bench/on_gpu.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gemm
+import numpy as np
+import on_gpu
+import pytest
+from harness.gpu_clock import Ceilings
+from models.gemm_layers import SCHEMES, Layer, layers
+from predict import gemm as gemm_model
+from predict import machine_code
+
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
+from cutpq.ops import gather
+
+NOTHING = Ceilings(None, None, None, 0)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU")
+
+
+def can_count() -> bool:
+    try:
+        machine_code.disassembler()
+    except ImportError:  # no NVRTC, or no nvdisasm
+        return False
+    return True
+
+
+needs_nvdisasm = pytest.mark.skipif(not can_count(), reason="there is no NVRTC or no nvdisasm to count with")
+
+
+# ---- shapes
+
+
+def test_layers_are_the_ranks_largest_shards() -> None:
+    found = layers(("llama-70b", "qwen2-72b", "granite-20b"), (1, 8))
+    assert [(layer.layer, layer.tp, layer.K, layer.N) for layer in found] == [
+        ("gate_up", 1, 8192, 57344), ("down", 1, 28672, 8192), ("gate_up", 8, 8192, 7168), ("down", 8, 3584, 8192),
+        ("gate_up", 1, 8192, 59136), ("down", 1, 29568, 8192), ("gate_up", 8, 8192, 7424), ("down", 8, 3712, 8192),
+        ("gate_up", 1, 6144, 24576), ("down", 1, 24576, 6144), ("gate_up", 8, 6144, 3072), ("down", 8, 3072, 6144),
+    ]  # fmt: skip
+
+
+def test_sorted_ranks_take_whole_groups_and_others_an_even_share() -> None:
+    (_, down) = layers(("qwen2-72b",), (8,))
+    assert {scheme: down.rows(scheme).stop for scheme in SCHEMES} == {
+        "plain": 3712, "tp-aware": 3712, "local": 3696, "unordered": 3696}  # fmt: skip
+
+
+def test_copies_exceed_four_times_the_l2() -> None:
+    tops = replace(NOTHING, l2_bytes=50 << 20)
+    for nbytes in (3 << 20, 15 << 20, 235 << 20):
+        copies = gemm.copies_for(nbytes, tops)
+        assert copies >= 2
+        assert copies * nbytes >= 200 << 20
+
+
+# ---- measuring, on the CPU
+
+
+@needs_compiler
+def test_smoke_checks_every_scheme(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    path = tmp_path / "rows.json"
+    assert gemm.main(["--smoke", "--json", str(path)]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["scheme"], row["M"]) for row in rows] == [(scheme, M) for scheme in SCHEMES for M in (1, 9)]
+    assert {row["check"] for row in rows} == {"ok"}
+    assert all(0 < row["max_err"] < 1e-2 and row["time_us"] > 0 and not row["projected"] for row in rows)
+    assert "the kernel runs on the CPU" in capsys.readouterr().out
+
+
+@needs_compiler
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_wrong_product_fails_the_check(monkeypatch, scheme) -> None:
+    """One group's scales wrong, in what the kernel reads alone."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    case = gemm.make_case(gemm.TINY, scheme, 1, np)
+    case.packed.scales[0] *= np.float16(1.25)
+    x = np.random.default_rng(0).standard_normal((2, case.rows.K)).astype(np.float16)
+    y, _ = gemm.run(case, x, gemm.TINY.N, np)
+    assert gemm.judge(case, x, y, np)["check"] == "FAIL"
+
+
+@needs_compiler
+def test_local_needs_its_gather(monkeypatch) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    case = gemm.make_case(gemm.TINY, "local", 1, np)
+    x = np.random.default_rng(0).standard_normal((2, case.rows.K)).astype(np.float16)
+    assert (gather.gather_columns(x, case.gather) != x).any()
+    y, _ = gemm.run(replace(case, gather=None), x, gemm.TINY.N, np)
+    assert gemm.judge(case, x, y, np)["check"] == "FAIL"
+
+
+def test_nan_fails_the_check() -> None:
+    case = gemm.make_case(gemm.TINY, "plain", 1, np)
+    x = np.ones((1, case.rows.K), np.float16)
+    assert gemm.judge(case, x, np.full((1, gemm.TINY.N), np.nan, np.float16), np)["check"] == "FAIL"
+
+
+def test_without_a_gpu_or_the_runtime_it_says_what_it_needs(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)
+    assert gemm.main([]) == 2
+    assert "measuring needs a GPU and CuPy" in capsys.readouterr().err
+    assert gemm.main(["--smoke"]) == 2
+    assert "CUTPQ_HOST_KERNELS=1" in capsys.readouterr().err
+    assert on_gpu.main(["--out", "nowhere"]) == 2
+    assert "a visit needs a GPU" in capsys.readouterr().err
+
+
+# ---- predicting
+
+ASSEMBLY = """
+.L_x_0:
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R9], desc[UR8][R78.64], P1 ;
+        /*0010*/               @P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0020*/                   LOP3.LUT R1, R2, 0xf, R3, 0xea, !PT ;
+        /*0030*/                   HMMA.16816.F32 R24, R40, R50, R24 ;
+        /*0070*/              @!UP1 IADD3 R1, R2, R3, RZ ;
+        /*0080*/               @P0 BRA `(.L_x_1) ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_a_unit_is_the_loop_around_hmma() -> None:
+    code = machine_code.count(ASSEMBLY, loads=2)
+    assert (code.instructions, code.integer, code.per_load) == (4, 2, 2)
+
+
+def test_code_without_that_loop_is_refused() -> None:
+    with pytest.raises(ValueError, match="no loop around HMMA"):
+        machine_code.count(ASSEMBLY.replace("HMMA.", "FADD."), loads=2)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Pretend that a warp's unit takes so many instructions."""
+
+    def pretend(instructions: int) -> None:
+        code = machine_code.UnitCode(instructions, instructions // 2, 4)
+        monkeypatch.setattr(machine_code, "unit_code", lambda config, arch: code)
+
+    return pretend
+
+
+LARGE = Layer("llama-70b", "down", tp=1, K=28672, N=8192, total_K=28672)
+H200 = gemm_model.MACHINES["h200"]
+
+
+def test_prediction_knows_what_bounds_it(counted) -> None:
+    counted(40)
+    fast = gemm_model.predict(LARGE, 1, "plain", H200)
+    assert fast.bound == "memory"
+    assert 0.8 < fast.read_bytes / fast.time_us / 1e3 / H200.copy_gb_s < 1
+    counted(4000)
+    slow = gemm_model.predict(LARGE, 1, "plain", H200)
+    assert slow.bound == "issue slots"
+    assert slow.time_us > 5 * fast.time_us
+    shard = replace(LARGE, tp=16, K=1792)
+    counted(40)
+    assert gemm_model.predict(shard, 1, "plain", H200).bound == "start and end"
+
+
+def test_predicted_bytes_are_those_of_the_packed_weight() -> None:
+    """Rows, scales of the groups that a rank's rows have, g_idx where it is read: as nbytes of what pack makes."""
+    for scheme in SCHEMES:
+        case = gemm.make_case(gemm.TINY, scheme, 1, np)
+        problem = gemm_model.problem_of(gemm.TINY, 3, scheme)
+        read = gemm_model.memory_bytes(gemm.TINY, problem, gemm_model.groups(gemm.TINY, scheme))
+        assert problem.order == case.packed.order
+        assert read.codes + read.scales + read.g_idx == case.packed.nbytes
+
+
+def test_schemes_cost_what_they_read(counted) -> None:
+    counted(40)
+    shard = replace(LARGE, tp=8, K=3584)
+    p = {scheme: gemm_model.predict(shard, 1, scheme, H200) for scheme in SCHEMES}
+    assert p["plain"] == p["tp-aware"]
+    assert p["local"].read_bytes > 1.15 * p["tp-aware"].read_bytes, "every group's scales"
+    assert p["tp-aware"].time_us < p["local"].time_us
+    assert p["tp-aware"].time_us < p["unordered"].time_us
+
+
+@needs_nvdisasm
+def test_predict_prints_every_row(capsys) -> None:
+    assert gemm.main(["--predict", "--model", "llama-7b", "--tp", "2", "--m", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert len(rows) == 2 * 2 * len(SCHEMES)
+
+
+def test_predict_without_a_compiler_says_what_to_install(monkeypatch, capsys) -> None:
+    def missing(name, config, arch):
+        raise kernels.KernelError(nvrtc.INSTALL)
+
+    monkeypatch.setattr(kernels, "compile_kernel", missing)
+    machine_code.unit_code.cache_clear()
+    assert gemm.main(["--predict", "--tp", "1", "--m", "1"]) == 2
+    assert "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
+
+
+# ---- a visit to a GPU
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_a_visit_runs_every_file_of_kernels_that_takes_cupy_arrays():
+    root = on_gpu.ROOT
+    files = {
+        path
+        for path in (root / "tests" / "simt").glob("test_*.py")
+        if re.search(r"\b(checked_)?xp\b", path.read_text())
+    }
+    named = {root / name for which, _ in on_gpu.TESTS.values() for name in which}
+    assert len(files) > 4
+    assert files <= named
+
+
+def test_a_failed_step_leaves_the_others_results(tmp_path: Path) -> None:
+    steps = [
+        on_gpu.Step("first", python("print('one')"), 20),
+        on_gpu.Step("fails", python("print('before'); raise SystemExit(3)"), 20),
+        on_gpu.Step("hangs", python("import time; print('began', flush=True); time.sleep(60)"), 1.5),
+        on_gpu.Step("missing", ("no-such-command-anywhere",), 20),
+        on_gpu.Step("last", python("print('five')"), 20, keeps="tests/recordings/README.md"),
+    ]
+    results = on_gpu.visit(steps, tmp_path, ["# cutpq of today"])
+    assert [r.outcome.split(":")[0] for r in results] == [
+        "ok", "failed (3)", "stopped after 2 s", "no such command", "ok"]  # fmt: skip
+    assert [r.last_line for r in results] == ["one", "before", "began", "", "five"]
+    logs = [path.read_text() for path in sorted(tmp_path.glob("0*.txt"))]
+    assert len(logs) == 5
+    assert "before" in logs[1]
+    assert "[failed (3)" in logs[1]
+    assert (tmp_path / "README.md").is_file()
+    text = (tmp_path / "summary.md").read_text()
+    assert "cutpq of today" in text
+    assert all(f"| {step.name} | " in text for step in steps)
+
+
+def test_steps_beyond_the_budget_are_named(tmp_path: Path) -> None:
+    steps = [on_gpu.Step("late", python("print('late')"), 20)]
+    assert [r.outcome for r in on_gpu.visit(steps, tmp_path, budget_s=0)] == ["no time left"]
+    assert "late" in (tmp_path / "summary.md").read_text()
+
+
+def test_dry_run_lists_what_is_there(capsys, tmp_path: Path) -> None:
+    assert on_gpu.main(["--dry-run", "--out", str(tmp_path / "x")]) == 0
+    assert not (tmp_path / "x").exists()
+    lines = capsys.readouterr().out.splitlines()
+    steps = on_gpu.steps(tmp_path)
+    assert len(lines) == len(steps) + 1
+    scripts = [part.removeprefix("--ignore=") for step in steps for part in step.command if part.endswith(".py")]
+    assert len(scripts) > 8
+    assert all((on_gpu.ROOT / script).is_file() for script in scripts)
+    assert on_gpu.BUDGET_S < 480

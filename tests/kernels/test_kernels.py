@@ -1,0 +1,246 @@
+"""Compiling, caching and launching kernels: NVRTC needs no GPU, and the launch is checked before it gets to one."""
+
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cutpq.kernels import config as configs
+from cutpq.kernels import kernel as kernels
+from cutpq.kernels import nvrtc
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def has_nvrtc():
+    try:
+        nvrtc.find()
+    except nvrtc.NvrtcMissing:
+        return False
+    return True
+
+
+needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not here: pip install nvidia-cuda-nvrtc")
+GATHER = configs.GatherConfig()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUTPQ_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def copied_sources(tmp_path, monkeypatch):
+    folder = tmp_path / "cuda_src"
+    shutil.copytree(ROOT / "cuda_src", folder)
+    monkeypatch.setattr(kernels, "source_dir", lambda: folder)
+    return folder
+
+
+# ---- what is compiled
+
+
+def test_first_line_is_a_digest_of_all_sources(copied_sources):
+    before = kernels.translation_unit("gather_columns", GATHER)
+    (copied_sources / "ptx" / "mma.cuh").write_text("// another header\n")
+    after = kernels.translation_unit("gather_columns", GATHER)
+    assert before.splitlines()[0] != after.splitlines()[0]
+    assert (
+        before.splitlines()[1:]
+        == after.splitlines()[1:]
+        == ["constexpr int THREADS = 128;", '#include "gather_columns.cu"']
+    )
+
+
+def test_signature_is_read_from_the_source():
+    parameters = kernels.signature("rmsnorm_gather")
+    assert [p.name for p in parameters] == ["x", "weight", "perm", "y", "K", "epsilon"]
+    assert [p.type for p in parameters] == ["act_t", "act_t", "int", "act_t", "int", "float"]
+    assert [p.pointer for p in parameters] == [True, True, True, True, False, False]
+    assert [p.const for p in parameters] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cuda_src").glob("*.cu")), ids=lambda p: p.stem)
+def test_every_kernel_is_named_as_its_file(path):
+    assert kernels.signature(path.stem)
+
+
+def test_assembly_lives_in_ptx_only():
+    for path in (ROOT / "cuda_src").rglob("*.cu*"):
+        if path.parent.name != "ptx":
+            assert "asm" not in path.read_text().split(), f"{path.name} has assembly outside of ptx/"
+
+
+def test_shipped_configs_cover_every_kernel():
+    assert {name for name, _ in configs.shipped(90)} == {p.stem for p in (ROOT / "cuda_src").glob("*.cu")}
+
+
+# ---- compiling
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", kernels.ARCHITECTURES)
+def test_every_shipped_config_compiles_without_spills(arch):
+    known, number = nvrtc.find().architectures(), int(arch[3:].rstrip("a"))
+    if number not in known:
+        pytest.skip(f"this NVRTC knows {sorted(known)}")
+    shipped = configs.shipped(number)
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda s: (s, kernels.compile_kernel(*s, arch)), shipped))
+    spilling = [
+        (name_and_config, cubin.resources)
+        for name_and_config, cubin in made
+        if cubin.resources.spill_bytes or cubin.resources.stack_bytes
+    ]
+    assert not spilling
+    assert len(made) == len(shipped)
+
+
+def disassembler():
+    """nvdisasm, of a CUDA installation or the wheel nvidia-cuda-nvdisasm."""
+    beside = nvrtc.find().library.parent.parent / "bin" / "nvdisasm" if has_nvrtc() else Path()
+    return str(beside) if beside.is_file() else shutil.which("nvdisasm")
+
+
+@needs_nvrtc
+@pytest.mark.skipif(not disassembler(), reason="nvdisasm is not here: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize("M", [1, 16, 64])
+@pytest.mark.parametrize("dtype", [configs.FLOAT16, configs.BFLOAT16])
+def test_machine_code_of_gemm(M, dtype):
+    """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per word of codes no more than the formula."""
+    problem = configs.GemmProblem(M, 4096, 4096, dtype, "grouped", 128, 8)
+    config, _ = configs.select_gemm(problem, configs.Device(90, 132))
+    path = kernels.compile_kernel("gemm_w4a16", config, "sm_90a").path
+    code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    words, steps = 4 * config.SLAB // 16, config.SLAB // 16
+    assert code.count("HMMA.16816.F32") == words * config.BLOCK_M // 8
+    assert code.count("LDSM.16.M88.4") == steps * config.BLOCK_M // 16
+    assert len(re.findall(r"LDS\.128", code)) >= steps
+    assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
+    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == configs.FLOAT16 else 12) + 16
+    assert not re.search(r"\b(LDL|STL)\b", code)
+
+
+@needs_nvrtc
+def test_second_compile_comes_from_the_cache(cache, monkeypatch):
+    first = kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+    monkeypatch.setattr(nvrtc.Nvrtc, "compile", lambda *_: pytest.fail("compiled again"))
+    assert kernels.compile_kernel("gather_columns", GATHER, "sm_80") == first
+    assert first.path.read_bytes()[:4] == b"\x7fELF"
+
+
+@needs_nvrtc
+def test_another_header_architecture_or_constant_is_another_cubin(cache, copied_sources):
+    paths = [kernels.compile_kernel("gather_columns", GATHER, "sm_80").path]
+    paths.append(kernels.compile_kernel("gather_columns", GATHER, "sm_90a").path)
+    paths.append(kernels.compile_kernel("gather_columns", configs.GatherConfig(THREADS=64), "sm_80").path)
+    with (copied_sources / "target.cuh").open("a") as header:
+        header.write("// a change\n")
+    paths.append(kernels.compile_kernel("gather_columns", GATHER, "sm_80").path)
+    assert len({p.parent for p in paths}) == 4
+
+
+@needs_nvrtc
+def test_ranks_that_compile_at_once_end_with_one_result(cache):
+    code = (
+        "from cutpq.kernels import config as configs; from cutpq.kernels import kernel as kernels;"
+        "print(kernels.compile_kernel('gather_columns', configs.GatherConfig(), 'sm_80').path)"
+    )
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    paths = {rank.communicate(timeout=120)[0] for rank in ranks}
+    assert [rank.returncode for rank in ranks] == [0, 0, 0]
+    assert len(paths) == 1
+    assert [p.name for p in (cache / "kernels").iterdir()] == [Path(paths.pop()).parent.name]
+
+
+@needs_nvrtc
+def test_compiler_error_names_kernel_config_architecture_and_line(cache, copied_sources):
+    kernel = copied_sources / "gather_columns.cu"
+    kernel.write_text(kernel.read_text().replace("int source[8];", "int source[wrong];"))
+    line = 1 + kernel.read_text().split("int source[wrong];")[0].count("\n")
+    words = rf'(?s)gather_columns with GatherConfig\(THREADS=128\) .* sm_80:.*gather_columns\.cu\({line}\).*"wrong"'
+    with pytest.raises(kernels.KernelError, match=words):
+        kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+
+
+def test_without_nvrtc_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(nvrtc, "_candidates", lambda: iter(()))
+    nvrtc.find.cache_clear()
+    with pytest.raises(kernels.KernelError, match="pip install nvidia-cuda-nvrtc"):
+        kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+    nvrtc.find.cache_clear()
+
+
+def test_resources_are_read_from_what_ptxas_says():
+    log = (
+        "ptxas info    : 0 bytes gmem\nptxas info    : Function properties for f\n"
+        "    8 bytes stack frame, 816 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 1 barriers"
+    )
+    assert kernels.resources_from(log) == kernels.Resources(registers=40, stack_bytes=8, spill_bytes=820)
+    with pytest.raises(kernels.KernelError, match="did not report"):
+        kernels.resources_from("silence")
+
+
+# ---- launching
+
+
+class Recorder:
+    """Takes the place of a compiled function."""
+
+    def __call__(self, grid, block, args, shared_mem):
+        self.call = grid, block, args, shared_mem
+
+
+@pytest.fixture
+def rmsnorm():
+    types = {"act_t": np.dtype(ml_dtypes.bfloat16)}
+    return kernels.Kernel("rmsnorm_gather", kernels.signature("rmsnorm_gather"), types, Recorder())
+
+
+def arguments(**changed):
+    row = np.zeros((1, 8), ml_dtypes.bfloat16)
+    args = dict(x=row, weight=row[0], perm=np.zeros(8, np.int32), y=row.copy(), K=8, epsilon=1e-5)
+    return (args | changed).values()
+
+
+def test_arguments_get_their_declared_types(rmsnorm):
+    rmsnorm((3,), 256, *arguments(), smem_bytes=48)
+    grid, block, args, shared_mem = rmsnorm.function.call
+    assert (grid, block, shared_mem) == ((3,), (256,), 48)
+    assert [type(a) for a in args[4:]] == [np.int32, np.float32]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        (dict(x=np.zeros((1, 8), np.float16)), TypeError, "rmsnorm_gather: x must be bfloat16, got float16"),
+        (dict(perm=np.zeros(8, np.int64)), TypeError, "perm must be int32"),
+        (dict(perm=np.zeros(16, np.int32)[::2]), ValueError, "perm must be contiguous"),
+        (dict(y=8), TypeError, "y must be an array, got int"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(rmsnorm, changed, error, message):
+    with pytest.raises(error, match=message):
+        rmsnorm((1,), 256, *arguments(**changed))
+
+
+def test_missing_argument_is_refused(rmsnorm):
+    with pytest.raises(TypeError, match="takes 6 arguments, got 5"):
+        rmsnorm((1,), 256, *list(arguments())[:5])
+
+
+def test_numpy_arrays_go_to_kernels_only_when_asked(monkeypatch):
+    monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)
+    assert not kernels.usable(np)
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    assert kernels.usable(np)
