@@ -1,4 +1,4 @@
-// activation: the features between an MLP's products, where the library made the first.   caller: cutpq/ops/activation.py
+// activation: the features between an MLP's products, if cuBLAS made the first.   caller: cutpq/ops/activation.py
 //   y[m, j] = act(x[m, j]);   where GATED, y[m, j] = act(gate) * up, octets of which alternate in x
 // In float32, rounded once. A thread owns eight features, which it reads and writes in words of 16 bytes.
 #include "target.cuh"

@@ -1,4 +1,4 @@
-// all_reduce_twoshot: every rank adds one share of the numbers and gives the sum to all. caller: cutpq/ranks/ipc.py
+// all_reduce_twoshot: every rank adds one share of the numbers and gives the sum to all.   caller: cutpq/ranks/ipc.py
 //
 //   step 1   x, encoded or as it is, share by share into this rank's slab
 //            meet

@@ -1,5 +1,5 @@
-// decode_sum: the wires of all ranks to their sum, in float32 and in rank order, rounded once.
-//                                                                                     caller: cutpq/codecs/launch.py
+// decode_sum: the wires of all ranks to their sum.   caller: cutpq/codecs/launch.py
+// Added in float32 and in rank order, rounded once.
 // A thread takes eight numbers and loads their codes of every rank before it adds. blockIdx.y is the share: with
 // one rank and many shares this puts the result of a two-shot sum together.
 #include "target.cuh"

@@ -1,6 +1,5 @@
-// decode_sum_encode: the wires of a share from all ranks to the wire of their sum, the middle of a two-shot sum.
-//                                                                                     caller: cutpq/codecs/launch.py
-// In one pass: the sum is never in memory. Added in float32 and in rank order.
+// decode_sum_encode: the wires of a share from all ranks to the wire of their sum.   caller: cutpq/codecs/launch.py
+// The middle of a two-shot all-reduce, in one pass: the sum is never in memory. Added in float32 and in rank order.
 #include "target.cuh"
 #include "tile/block_wire.cuh"
 #include "tile/rank_sum.cuh"

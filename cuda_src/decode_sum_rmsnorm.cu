@@ -1,5 +1,5 @@
-// decode_sum_rmsnorm: the last step of a compressed sum, and what follows it in a transformer.
-//                                                                                     caller: cutpq/codecs/launch.py
+// decode_sum_rmsnorm: a compressed sum, added to the residual and normalized.   caller: cutpq/codecs/launch.py
+// The last step of a compressed all-reduce, and the norm that follows it in a transformer.
 //   sum[m, k] = the wires' sum (decode_sum);   residual[m, k] += sum[m, k]
 //   y[m, j] = residual[m, k] * weight[k] / sqrt(mean(residual[m]^2) + epsilon),   k = perm[j]
 // y is in the column order of the next weight, so that neither compression nor order costs a pass. The sum and the

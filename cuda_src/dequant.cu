@@ -1,4 +1,4 @@
-// dequant: packed codes -> plain weight.                                             caller: cutpq/ops/dequant.py
+// dequant: packed codes -> plain weight.   caller: cutpq/ops/dequant.py
 //   weight[row, j] = (code[k, n] - zeros[g, n]) * scales[g, n],   n = first_column + j
 //   g = g_idx[k] where LOOKUP is 1, else k / group_size;   row = rows[k] where rows is given, else k
 // In float32, where the product is exact, and rounded once to act_t. A thread owns 32 rows of two columns, so that

@@ -1,4 +1,4 @@
-// encode: numbers to the wire of a block codec.                                       caller: cutpq/codecs/launch.py
+// encode: numbers to the wire of a block codec.   caller: cutpq/codecs/launch.py
 // One pass: a thread loads eight numbers in 16-byte words, the threads of a block find its largest magnitude, and
 // each writes its eight codes. blockIdx.y is the share, so that the wires of all ranks are written at once.
 // The bytes equal those of the formulas in cutpq/codecs/formulas.py.

@@ -1,4 +1,4 @@
-// gather_columns: y[m, j] = x[m, perm[j]].                                  caller: cutpq/ops/gather.py
+// gather_columns: y[m, j] = x[m, perm[j]].   caller: cutpq/ops/gather.py
 // A thread owns eight neighbouring columns: it reads their indices once, and for every row it gathers eight numbers
 // and writes 16 bytes. Blocks split the columns first, so that a single row, too, is the work of many.
 #include "target.cuh"

@@ -1,4 +1,4 @@
-// gemm_w4a16: activations times 4-bit weights.                                           caller: cutpq/ops/gemm.py
+// gemm_w4a16: activations times 4-bit weights.   caller: cutpq/ops/gemm.py
 //   y[m, n] = act(sum over k of x[m, k] * w[k, n] + bias[n]),   w = (code - zero) * scale rounded to act_t
 // The weight crosses the memory bus once, as codes; all else is arranged around that. It is stored in fragments of mma
 // (tile/codes_fragments.cuh), streams through a ring of STAGES buffers and becomes 16-bit numbers in registers only.

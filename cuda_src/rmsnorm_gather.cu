@@ -1,4 +1,4 @@
-// rmsnorm_gather: RMSNorm in another order of columns.                                caller: cutpq/ops/gather.py
+// rmsnorm_gather: RMSNorm in another order of columns.   caller: cutpq/ops/gather.py
 //   y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon),   k = perm[j]
 // Written in the order that the next weight wants, so that the order costs no pass of its own. In float32, rounded
 // once. A block owns a row and keeps it in shared memory, since it is read twice and the second time in any order.
