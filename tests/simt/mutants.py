@@ -21,14 +21,33 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CUTPQ_CACHE_DIR", Path.home() / ".cache" / "cutpq"))
 
 
+COMMENT = re.compile(r"//[^\n]*")
+
+
 @dataclass(frozen=True)
 class Mutant:
-    """In cuda_src/FILE, `old` becomes `new`."""
+    """In the code of cuda_src/FILE, comments left out, the first `old` becomes `new`.
+
+    Any white space in `old` stands for any other, so that rewrapped lines still match.
+    """
 
     name: str
     file: str
     old: str
     new: str
+
+    def plant(self, text: str) -> str:
+        """The code of the source `text` with this bug; ValueError where the code does not contain `old`."""
+        pattern = r"\s+".join(re.escape(word) for word in self.old.split())
+        mutated, count = re.subn(pattern, lambda _: self.new, COMMENT.sub("", text), count=1)
+        if not pattern or not count:
+            raise ValueError(f"{self.name}: the code of {self.file} does not contain {self.old!r}; mend the mutant")
+        return mutated
+
+
+def no_barrier(name: str, file: str, after: str) -> Mutant:
+    """The barrier in front of the statement that begins with `after` is left out."""
+    return Mutant(name, file, f"__syncthreads(); {after}", after)
 
 
 GEMM, PROBLEM, SPLIT = "gemm_w4a16.cu", "tile/gemm_problem.cuh", "tile/split_k.cuh"
@@ -49,13 +68,8 @@ MEETING = [
     Mutant("weak flag", "tile/slab.cuh", "st_release_sys(flag", "st_relaxed_sys(flag"),
     Mutant("flag for one device only", "tile/slab.cuh", "st_release_sys(flag", "st_release(flag"),
     Mutant("weak wait", "tile/slab.cuh", "ld_acquire_sys(flag)", "ld_relaxed_sys(flag)"),
-    Mutant("writes after the flag", "tile/slab.cuh", "__syncthreads();  // all of this block's writes are done", ""),
-    Mutant(
-        "only those who wait learn",
-        "tile/slab.cuh",
-        "__syncthreads();  // and what the waiting threads have learnt, all know",
-        "",
-    ),
+    no_barrier("writes after the flag", "tile/slab.cuh", "const int peer"),
+    no_barrier("only those who wait learn", "tile/slab.cuh", "u32 missing"),
     Mutant("wrong epoch", "tile/slab.cuh", "epochs()[blockIdx.x] + 1", "epochs()[blockIdx.x]"),
     Mutant("epoch does not grow", "tile/slab.cuh", "epochs()[blockIdx.x] = epoch", "epochs()[blockIdx.x] = epoch - 1"),
     Mutant(
@@ -195,7 +209,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("largest of the first warp", "tile/block_max.cuh", "warp < THREADS / 32", "warp < 1"),
             Mutant("half of a warp's lanes", "tile/block_max.cuh", "distance = 16", "distance = 8"),
-            Mutant("no barrier", "tile/block_max.cuh", "__syncthreads();  // maxima of all warps", ""),
+            no_barrier("no barrier", "tile/block_max.cuh", "float largest"),
             Mutant(
                 "maxima and sums in one place",
                 "softmax.cu",
@@ -271,7 +285,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "gemm_w4a16: ring": (
         ["test_gemm_kernel.py", "-k", "no_race or (parts_of_a_column and not 40)"],
         [
-            Mutant("no barrier in the main loop", GEMM, "    __syncthreads();  // this unit has landed", "    //"),
+            no_barrier("no barrier in the main loop", GEMM, "load(empty, unit"),
             Mutant("no wait", GEMM, "    cp_async_wait<STAGES - 2>();\n", ""),
             Mutant("wait for one too few", GEMM, "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
             Mutant("load into the full stage", GEMM, "load(empty, unit", "load(full, unit"),
@@ -279,7 +293,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("stage not advanced", GEMM, "full + 1 == STAGES ? 0 : full + 1", "full"),
             Mutant("last unit left out", GEMM, "unit < p.units; unit++", "unit + 1 < p.units; unit++"),
             Mutant("loads a unit late", GEMM, "unit + STAGES - 1);", "unit + STAGES);"),
-            Mutant("sums over codes not yet read", GEMM, "  __syncthreads();  // the ring is free for sums\n", ""),
+            no_barrier("sums over codes not yet read", GEMM, "reduce_over_warps"),
             Mutant("w moved by half a unit", W, "source += BLOCK_K / 16 * 32", "source += BLOCK_K / 32 * 32"),
             Mutant("x not moved", X, "source += BLOCK_K;", ""),
             Mutant("stages of x overlap", X, "16 * stage * X_STAGE", "16 * stage * (X_STAGE - X_ROW)"),
@@ -292,10 +306,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "gemm_w4a16: sums": (
         ["test_gemm_kernel.py", "-k", "no_race or counters or (parts_of_a_column and not 40)"],
         [
-            Mutant("no barrier before adding over warps", SPLIT, "__syncthreads();  // upper half stored", ""),
-            Mutant("no barrier after adding over warps", SPLIT, "__syncthreads();  // added", "//"),
-            Mutant("no barrier before the arrival", SPLIT, "  __syncthreads();  // sums stored\n", ""),
-            Mutant("no barrier after the arrival", SPLIT, "  __syncthreads();  // number of arrivals known\n", ""),
+            no_barrier("no barrier before adding over warps", SPLIT, "if (at.warp_k < half)"),
+            no_barrier("no barrier after adding over warps", SPLIT, "} }"),
+            no_barrier("no barrier before the arrival", SPLIT, "if (threadIdx.x == 0) *smem_arrived"),
+            no_barrier("no barrier after the arrival", SPLIT, "if (*smem_arrived"),
             Mutant("weak arrival", SPLIT, "atomic_add_acq_rel", "atomic_add_relaxed"),
             Mutant("counter not reset", SPLIT, "if (threadIdx.x == 0) arrivals[column] = 0;", ""),
             Mutant("last but one adds", SPLIT, "!= gridDim.y - 1)", "!= gridDim.y - 2)"),
@@ -306,7 +320,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("warp left out", SPLIT, "at.warp_k < 2 * half", "at.warp_k < 2 * half - 1"),
             Mutant("sums of the first round only", SPLIT, "else set_word(sums, e, sum);", ""),
             Mutant("tokens left out", SPLIT, "word % 4 * 2 < p.M", "word % 4 * 2 + 1 < p.M"),
-            Mutant("no barrier before storing y", SPLIT, "  __syncthreads();  // all sums here\n", ""),
+            no_barrier("no barrier before storing y", SPLIT, "return true;"),
         ],
     ),
     "gemm_w4a16: x, w, y": (
@@ -431,9 +445,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("a binade below the first", "tile/element_code.cuh", "u32(-14 + 127)", "u32(-15 + 127)"),
             Mutant("tiles overlap", "encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
-            Mutant(
-                "scratch reused at once", "tile/block_wire.cuh", "__syncthreads();  // smem_scales is free again", ""
-            ),
+            no_barrier("scratch reused at once", "tile/block_wire.cuh", "}"),
             Mutant(
                 "scale byte of every group",
                 "tile/block_wire.cuh",
@@ -480,7 +492,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "distance = GROUPS_OF_BLOCK / 2",
                 "distance = GROUPS_OF_BLOCK / 4",
             ),
-            Mutant("no barrier", "tile/block_wire.cuh", "__syncthreads();  // scales of the tile", ""),
+            no_barrier("no barrier", "tile/block_wire.cuh", "for (int i = threadIdx.x"),
             Mutant(
                 "codes of a NaN block",
                 "tile/block_wire.cuh",
@@ -597,9 +609,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("first tile only", "decode_sum_encode.cu", "blocks, tile, sum", "blocks, 0, sum"),
             Mutant("first group of the tile", "decode_sum_encode.cu", "tile * THREADS + threadIdx.x;", "threadIdx.x;"),
             Mutant("tiles overlap", "decode_sum_encode.cu", "tile += gridDim.x", "tile += gridDim.x + 1"),
-            Mutant(
-                "scratch reused at once", "tile/block_wire.cuh", "__syncthreads();  // smem_scales is free again", ""
-            ),
+            no_barrier("scratch reused at once", "tile/block_wire.cuh", "}"),
             Mutant("one block less", "decode_sum_encode.cu", "put(total, blocks,", "put(total, blocks - 1,"),
             Mutant(
                 "stride of the ranks",
@@ -613,7 +623,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "wires[rank] = first_wire + rank * wire_bytes",
                 "wires[rank] = first_wire + (RANKS - 1 - rank) * wire_bytes",
             ),
-            Mutant("no barrier", "tile/block_wire.cuh", "__syncthreads();  // scales of the tile", ""),
+            no_barrier("no barrier", "tile/block_wire.cuh", "for (int i = threadIdx.x"),
             Mutant(
                 "scale of the first block",
                 "tile/block_wire.cuh",
@@ -672,12 +682,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "!all.meet(0, smem_missing, status, timeout_us))) return;",
                 "!all.meet(0, smem_missing, status, timeout_us) && n == 0)) return;",
             ),
-            Mutant(
-                "scratch used again too early",
-                "tile/block_wire.cuh",
-                "__syncthreads();  // smem_scales is free again",
-                "",
-            ),
+            no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
             Mutant(
                 "tiles of other blocks",
                 "all_reduce_oneshot.cu",
@@ -685,11 +690,8 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "int tile = GRID - 1 - blockIdx.x; tile < tiles; tile += GRID) {\n    const",
             ),
             Mutant("last tile left out", "tile/either_wire.cuh", " + THREADS - 1) / THREADS", ") / THREADS"),
-            Mutant(
-                "epoch written by a thread that has not waited",
-                "tile/slab.cuh",
-                "__syncthreads();  // all have read the epoch",
-                "",
+            no_barrier(
+                "epoch written by a thread that has not waited", "tile/slab.cuh", "if (threadIdx.x == 0) epochs()"
             ),
         ],
     ),
@@ -725,12 +727,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "own share's place at rank 0's", "all_reduce_twoshot.cu", "all.data(r, place.offset)", "all.data(r, 0)"
             ),
             Mutant("all shares from rank 0", "all_reduce_twoshot.cu", "total = all.data(owner,", "total = all.data(0,"),
-            Mutant(
-                "scratch used again too early",
-                "tile/block_wire.cuh",
-                "__syncthreads();  // smem_scales is free again",
-                "",
-            ),
+            no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
         ],
     ),
 }
@@ -740,10 +737,8 @@ def is_caught(mutant: Mutant, tests: list[str], scratch: Path) -> bool:
     """Whether a test fails on the mutated sources."""
     sources = Path(tempfile.mkdtemp(dir=scratch)) / "cuda_src"
     shutil.copytree(ROOT / "cuda_src", sources)
-    text = (sources / mutant.file).read_text()
-    if mutant.old not in text:
-        raise SystemExit(f"{mutant.name}: {mutant.file} no longer contains {mutant.old!r}")
-    (sources / mutant.file).write_text(text.replace(mutant.old, mutant.new, 1))
+    mutated = mutant.plant((sources / mutant.file).read_text())
+    (sources / mutant.file).write_text(mutated)
     environment = {**os.environ, "CUTPQ_CACHE_DIR": str(scratch), "CUTPQ_MUTATED_SOURCES": str(sources)}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they are a third of the start
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
