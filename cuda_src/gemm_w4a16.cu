@@ -8,7 +8,7 @@
 // columns and a slab of SLAB rows. It goes down one column of units, or a part of it (tile/gemm_problem.cuh).
 // Sums are taken in float32, over warps and blocks in a fixed order, and rounded once.
 //
-// ORDER  0 groups of one size (scales_grouped.cuh)   1, 2 a group for every row (scales_by_row.cuh)
+// SCALE_LOOKUP  0 groups of one size (scales_grouped.cuh)   1, 2 a group for every row (scales_by_row.cuh)
 // ZERO   the zero point of all groups, or -1 where `zeros` has them
 #include "tile/mma_slab.cuh"
 #include "tile/split_k.cuh"
@@ -33,7 +33,7 @@ gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
            const uint4* __restrict__ words,  // (strips, tiles_k16, 32) codes in fragments
            const half* __restrict__ scales,  // (G, strips, 8, 8)
            const u8* __restrict__ zeros,     // (G, strips, 8, 8)
-           const int* __restrict__ g_idx,    // (16 * tiles_k16,), or null where ORDER is 0
+           const int* __restrict__ g_idx,    // (16 * tiles_k16,), or null where SCALE_LOOKUP is 0
            const float* __restrict__ bias,   // (N,), or null
            act_t* __restrict__ y,            // (M, N), or (M, N / 2) where GATED
            float4* __restrict__ workspace,   // (columns of units, gridDim.x, gridDim.y, TILE)
@@ -54,7 +54,7 @@ gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
     if (unit < p.units) {
       ring_w.load(stage, unit);
       ring_x.load(stage, unit, p);
-      if constexpr (ORDER == GROUPED) scale_loader.load(ring_w, stage, unit);
+      if constexpr (SCALE_LOOKUP == UNIFORM) scale_loader.load(ring_w, stage, unit);
     }
     ring_w.go_down(), ring_x.go_down(), scale_loader.go_down();
     cp_async_commit();

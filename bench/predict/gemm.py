@@ -152,12 +152,18 @@ def library_us(M: int, K: int, N: int, machine: Machine) -> float:
 
 def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
     """What matmul would ask configs.select_gemm for."""
-    order = {"local": "local", "unordered": "unordered"}.get(scheme, "grouped")
+    scale_lookup = {"local": "ascending", "unordered": "scattered"}.get(scheme, "uniform")
     if scheme == "local" and not layer.shares_rows:
-        order = "grouped"  # whole groups: sorting them on the rank sorts them all
+        scale_lookup = "uniform"  # whole groups: sorting them on the rank sorts them all
     pad = lambda n: ceil_div(n, 64) * 64  # noqa: E731
     return GemmProblem(
-        M, pad(layer.N), pad(layer.K), configs.FLOAT16, order, GROUP_SIZE if order == "grouped" else 0, ZERO
+        M,
+        pad(layer.N),
+        pad(layer.K),
+        configs.FLOAT16,
+        scale_lookup,
+        GROUP_SIZE if scale_lookup == "uniform" else 0,
+        ZERO,
     )
 
 
@@ -183,15 +189,15 @@ class Bytes:
 
 def memory_bytes(layer: Layer, problem: GemmProblem, groups: int) -> Bytes:
     """From the packed layout (cutpq/weights/pack.py); a symmetric weight has no zeros to read."""
-    g_idx = 0 if problem.order == "grouped" else 4 * problem.K
+    g_idx = 0 if problem.scale_lookup == "uniform" else 4 * problem.K
     codes = problem.N * problem.K // 2
     return Bytes(codes, 2 * groups * problem.N, g_idx, 2 * problem.M * layer.K, 2 * problem.M * layer.N)
 
 
 def _share_of_mixed_slabs(layer: Layer, problem: GemmProblem, config: GemmConfig) -> float:
     """Slabs whose rows look their scales up one by one."""
-    if problem.order != "local":
-        return float(problem.order == "unordered")
+    if problem.scale_lookup != "ascending":
+        return float(problem.scale_lookup == "scattered")
     return min(1.0, (config.SLAB - 1) / _mean_group(layer))
 
 
@@ -201,8 +207,8 @@ def _mean_group(layer: Layer) -> float:
 
 def _code(config: GemmConfig, arch: str, in_row_ways: float) -> tuple[float, float, int]:
     """Instructions and integer instructions of a warp's unit: by group, by row, or of both in that proportion."""
-    by_group = replace(config, ORDER=0, GROUP_SIZE=GROUP_SIZE)
-    by_row = replace(config, ORDER=2, GROUP_SIZE=0)
+    by_group = replace(config, SCALE_LOOKUP=0, GROUP_SIZE=GROUP_SIZE)
+    by_row = replace(config, SCALE_LOOKUP=2, GROUP_SIZE=0)
     ways = [(c, share) for c, share in ((by_group, 1 - in_row_ways), (by_row, in_row_ways)) if share]
     counts = [(machine_code.unit_code(c, arch), share) for c, share in ways]
     return (
@@ -220,7 +226,7 @@ def _tensor_us(config: GemmConfig, units: int, machine: Machine) -> float:
 
 def _scales_by_row(problem: GemmProblem, config: GemmConfig, share: float, token_blocks: int) -> float:
     """Bytes of scales through L2: a row's 64 scales are 128 bytes, which L1 keeps only while rows are sorted."""
-    if problem.order != "unordered":
+    if problem.scale_lookup != "scattered":
         return 0.0
     return share * token_blocks * 2.0 * problem.K * problem.N
 

@@ -59,7 +59,7 @@ def disassembler() -> str:
 
 @cache
 def unit_code(config: GemmConfig, arch: str) -> UnitCode:
-    """The counts for a configuration whose rows take one way: grouped or unordered."""
+    """The counts for a configuration whose rows take one way: uniform or scattered groups."""
     path = kernels.compile_kernel("gemm_w4a16", config, arch).path
     return count(_disassemble(path), loads=config.SLAB // 16)
 

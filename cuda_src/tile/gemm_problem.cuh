@@ -15,7 +15,8 @@ constexpr int BLOCK_K = WARPS_K * SLAB;
 constexpr int THREADS = 32 * WARPS;
 constexpr int TOKEN_TILES = BLOCK_M / 8;  // mma takes eight tokens at a time
 
-enum Order { GROUPED, LOCAL, UNORDERED };  // of the weight's rows; as in cutpq/weights/pack.py
+// How a kernel finds the scales of row k, as in cutpq/weights/pack.py.
+enum ScaleLookup { UNIFORM, ASCENDING, SCATTERED };
 
 using act_t = Number<DTYPE>::One;
 using act2_t = Number<DTYPE>::Pair;

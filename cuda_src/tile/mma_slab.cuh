@@ -36,7 +36,7 @@ DEVICE void mma_slab(Sums& sums, const XRing& x, const WRing& w, const Problem& 
                      int stage, int unit) {
   const int first_row = p.k + unit * BLOCK_K + at.warp_k * SLAB;
   ColumnScales columns;
-  if constexpr (ORDER == GROUPED) {
+  if constexpr (SCALE_LOOKUP == UNIFORM) {
     columns = column_scales(w, stage, at);
   } else if (slab_has_one_group(p, first_row)) {
     group_scales(columns, p, first_row, at);

@@ -1,7 +1,7 @@
-// Scales where every row may have its own: rows in group order with groups of any length (LOCAL), or in no
-// order at all (UNORDERED). A lane holds four rows of an mma operand and fetches the scales of each from
+// Scales where every row may have its own: rows in group order with groups of any length (ASCENDING), or in no
+// order at all (SCATTERED). A lane holds four rows of an mma operand and fetches the scales of each from
 // global memory; sorted rows find them in L1. Where a sorted slab is all of one group, which long groups make
-// the rule, it is as good as grouped.
+// the rule, it is as good as groups of one size.
 #pragma once
 #include "scales_grouped.cuh"
 
@@ -50,7 +50,7 @@ struct RowScales {
 
 // Whether all rows of a slab are of one group. Sorted rows: the first and the last say it.
 DEVICE bool slab_has_one_group(const Problem& p, int k) {
-  if (ORDER != LOCAL || k + SLAB > p.tiles_k16 * 16) return false;
+  if (SCALE_LOOKUP != ASCENDING || k + SLAB > p.tiles_k16 * 16) return false;
   return p.g_idx[k] == p.g_idx[k + SLAB - 1];
 }
 

@@ -5,7 +5,7 @@
 #include "gemm_problem.cuh"
 
 // Words of 16 bytes that a lane has in a stage: codes, and, where groups have one size, scales and zero points.
-constexpr int LANE_WORDS = STEPS + (ORDER != GROUPED ? 0 : ZERO < 0 ? 2 : 1);
+constexpr int LANE_WORDS = STEPS + (SCALE_LOOKUP != UNIFORM ? 0 : ZERO < 0 ? 2 : 1);
 constexpr int W_STAGE = LANE_WORDS * THREADS;
 
 struct WRing {

@@ -280,8 +280,8 @@ def _shipped_wires() -> list[tuple[str, Config]]:
 class GemmConfig(Config):
     """gemm_w4a16: BLOCK_M tokens, WARPS_N strips of 64 columns by WARPS_K slabs of SLAB rows, a ring of STAGES.
 
-    GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where ORDER is not grouped
-    ORDER         0 grouped, 1 local, 2 unordered
+    GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where SCALE_LOOKUP is not uniform
+    SCALE_LOOKUP  place in pack.SCALE_LOOKUPS: 0 uniform, 1 ascending, 2 scattered
     ZERO          the zero point of all groups, or -1 to read each group's
     ACTIVATION    of the features, see activation_code
     GATED         y = act(gate) * up, of columns that alternate by eight
@@ -295,7 +295,7 @@ class GemmConfig(Config):
     STAGES: int
     GROUP_SIZE: int
     DTYPE: int
-    ORDER: int
+    SCALE_LOOKUP: int
     ZERO: int
     ACTIVATION: int
     GATED: bool
@@ -329,7 +329,7 @@ class GemmConfig(Config):
     @property
     def lane_words(self) -> int:
         """16-byte words that a lane has in a stage: codes, and where groups have one size, scales and zero points."""
-        return self.SLAB // 16 + (0 if self.ORDER != 0 else 2 if self.ZERO < 0 else 1)
+        return self.SLAB // 16 + (0 if self.SCALE_LOOKUP != 0 else 2 if self.ZERO < 0 else 1)
 
     @cached_property
     def smem_bytes(self) -> int:
@@ -349,7 +349,7 @@ class GemmConfig(Config):
 
 
 class GemmProblem(NamedTuple):
-    """What the choice of a GemmConfig depends on; group_size 0 for one group, order as in pack.py.
+    """What the choice of a GemmConfig depends on; group_size 0 for one group, scale_lookup as in pack.py.
 
     A tuple, since every product looks its own up.
     """
@@ -358,7 +358,7 @@ class GemmProblem(NamedTuple):
     N: int
     K: int
     dtype: int
-    order: str
+    scale_lookup: str
     group_size: int
     zero: int | None
     activation: str | None = None
@@ -419,7 +419,7 @@ def _candidates(problem: GemmProblem) -> list[list[GemmConfig]]:
     tokens = next(tile for tile in (8, 16, 32, 64) if tile >= min(problem.M, 64))
     shapes, small = ([_MEDIUM, _NARROW, _LONG, _LONG_NARROW], _SMALLER) if tokens <= 16 else ([_WIDE], _SMALL)
     tiers = [(32, shapes), (32, [small])]
-    if problem.order == "grouped" and problem.group_size % 64 == 0:
+    if problem.scale_lookup == "uniform" and problem.group_size % 64 == 0:
         tiers.insert(0, (64, shapes))
     return [[_gemm_config(problem, tokens, shape, slab) for shape in shapes] for slab, shapes in tiers]
 
@@ -439,7 +439,7 @@ def _gemm_config(problem: GemmProblem, block_m: int, shape: tuple[int, int, int]
         STAGES=3,
         GROUP_SIZE=problem.group_size,
         DTYPE=problem.dtype,
-        ORDER=("grouped", "local", "unordered").index(problem.order),
+        SCALE_LOOKUP=("uniform", "ascending", "scattered").index(problem.scale_lookup),
         ZERO=-1 if problem.zero is None else problem.zero,
         ACTIVATION=activation_code(problem.activation),
         GATED=problem.gated,
@@ -481,16 +481,16 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     other weights have are compiled when they are met.
     """
     dtypes = (FLOAT16, BFLOAT16)
-    groups = [("grouped", size) for size in (0, 32, 128)] + [("local", 0), ("unordered", 0)]
+    groups = [("uniform", size) for size in (0, 32, 128)] + [("ascending", 0), ("scattered", 0)]
     problems = [
-        GemmProblem(M, 4096, 4096, dtype, order, size, zero)
+        GemmProblem(M, 4096, 4096, dtype, scale_lookup, size, zero)
         for M in (8, 16, 32, 64)
         for dtype in dtypes
-        for order, size in groups
+        for scale_lookup, size in groups
         for zero in (8, None)
     ]
     activated = [
-        GemmProblem(M, 4096, 4096, FLOAT16, "grouped", 128, 8, activation, gated)
+        GemmProblem(M, 4096, 4096, FLOAT16, "uniform", 128, 8, activation, gated)
         for M in (8, 16, 32, 64)
         for activation, gated in (("silu", True), ("gelu_tanh", False))
     ]

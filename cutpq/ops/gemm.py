@@ -167,7 +167,9 @@ def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
 
 def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
     M, dtype = x.shape[0], configs.dtype_code(x.dtype)
-    problem = configs.GemmProblem(M, p.padded_N, p.padded_K, dtype, p.order, p.group_size, p.zero, activation, gated)
+    problem = configs.GemmProblem(
+        M, p.padded_N, p.padded_K, dtype, p.scale_lookup, p.group_size, p.zero, activation, gated
+    )
     config, cuts = configs.select_gemm(problem, kernels.device(xp))
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)

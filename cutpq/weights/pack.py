@@ -14,25 +14,26 @@ from .weight import QuantWeight, Weight
 # Rows and columns of a fragment-ordered weight are padded to multiples of this.
 TILE = 64
 
-# How a kernel finds the scales of row k.
-GROUPED = "grouped"  # groups of one size, one behind the other: k // group_size
-LOCAL = "local"  # rows in group order, groups of any size
-UNORDERED = "unordered"  # any order: a look-up per row
+# How a kernel finds the group of row k, whose scales it multiplies by.
+UNIFORM = "uniform"  # groups of one size, one behind the other: k // group_size
+ASCENDING = "ascending"  # rows in group order, groups of any size: g_idx[k], and neighbours mostly share
+SCATTERED = "scattered"  # rows in any order: g_idx[k]
+SCALE_LOOKUPS = (UNIFORM, ASCENDING, SCATTERED)  # numbered so in tile/gemm_problem.cuh
 
 
 @dataclass(frozen=True)
 class PackedWeight:
     """A QuantWeight in kernel order.
 
-    words       uint32. 4 bits: (N/64, K/16, 32, 4) fragments of mma.m16n8k16, N and K padded to multiples of 64;
-                else (K/32 * bits, N), the codes of 32 rows as a stream of bits, K padded to a multiple of 32
-    scales      float16 (G, N/64, 8, 8) or (G, N)
-    zeros       uint8, as scales
-    g_idx       int32 (K,) with K padded: the group of each row; None where groups are `grouped`
-    order       "grouped", "local" or "unordered"
-    group_size  rows in a group, 0 where one group holds all rows or where the order is not "grouped"
-    bias        float32 (N,), or None
-    zero        the zero point that all groups have in common, else None
+    words         uint32. 4 bits: (N/64, K/16, 32, 4) fragments of mma.m16n8k16, N and K padded to multiples of 64;
+                  else (K/32 * bits, N), the codes of 32 rows as a stream of bits, K padded to a multiple of 32
+    scales        float16 (G, N/64, 8, 8) or (G, N)
+    zeros         uint8, as scales
+    g_idx         int32 (K,) with K padded: the group of each row; None where scale_lookup is "uniform"
+    scale_lookup  one of SCALE_LOOKUPS
+    group_size    rows in a group, 0 where one group holds all rows or where scale_lookup is not "uniform"
+    bias          float32 (N,), or None
+    zero          the zero point that all groups have in common, else None
 
     Frozen; NumPy or CuPy, all arrays alike.
     """
@@ -41,7 +42,7 @@ class PackedWeight:
     scales: Array
     zeros: Array
     g_idx: Array | None
-    order: str
+    scale_lookup: str
     group_size: int
     zero: int | None
     bits: int
@@ -57,7 +58,7 @@ class PackedWeight:
     @property
     def is_ordered(self) -> bool:
         """Whether the rows of every group are contiguous."""
-        return self.order != UNORDERED
+        return self.scale_lookup != SCATTERED
 
     @property
     def padded_K(self) -> int:
@@ -94,20 +95,20 @@ def pack(w: QuantWeight) -> PackedWeight:
     if w.is_ordered:
         used, renumbered = xp.unique(g_idx, return_inverse=True)
         scales, zeros, g_idx = scales[used], zeros[used], renumbered.ravel().astype(xp.int32)
-    order, group_size = _order(w, g_idx)
+    scale_lookup, group_size = _scale_lookup(w, g_idx)
     common = int(zeros[0, 0]) if zeros.size and bool((zeros == zeros[0, 0]).all()) else None
     fragments = w.bits == 4
     multiple = TILE if fragments else 32
     codes = _pad(w.codes, multiple, TILE if fragments else 1)
-    if order != GROUPED:
+    if scale_lookup != UNIFORM:
         tail = xp.full(codes.shape[0] - w.K, g_idx[-1], xp.int32)  # of padding rows: in range, and x is zero there
         g_idx = xp.concatenate([g_idx, tail])
     return PackedWeight(
         words=_to_fragments(codes) if fragments else _to_stream(codes, w.bits),
         scales=_to_lanes(scales) if fragments else scales,
         zeros=_to_lanes(zeros) if fragments else zeros,
-        g_idx=None if order == GROUPED else g_idx,
-        order=order,
+        g_idx=None if scale_lookup == UNIFORM else g_idx,
+        scale_lookup=scale_lookup,
         group_size=group_size,
         zero=common,
         bits=w.bits,
@@ -180,25 +181,17 @@ def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
     )
 
 
-def as_unordered(p: PackedWeight) -> PackedWeight:
-    """The same weight for the kernel that looks every row's group up: the baseline of the other orders."""
-    xp = array_module(p.words)
-    groups = xp.arange(p.padded_K, dtype=xp.int32) // (p.group_size or p.padded_K)
-    g_idx = xp.minimum(groups, p.scales.shape[0] - 1) if p.g_idx is None else p.g_idx
-    return replace(p, order=UNORDERED, group_size=0, g_idx=g_idx)
-
-
-def _order(w: QuantWeight, g_idx: Array) -> tuple[str, int]:
-    """The order of the rows, and the group size where there is one; g_idx has no gaps."""
+def _scale_lookup(w: QuantWeight, g_idx: Array) -> tuple[str, int]:
+    """How the scales of a row are found, and the group size where there is one; g_idx has no gaps."""
     if not w.is_ordered:
-        return UNORDERED, 0
+        return SCATTERED, 0
     xp = array_module(g_idx)
     size = int((g_idx == 0).sum())
     if size == w.K:
-        return GROUPED, 0
+        return UNIFORM, 0
     if size % 32 == 0 and bool((g_idx == xp.arange(w.K) // size).all()):
-        return GROUPED, size
-    return LOCAL, 0
+        return UNIFORM, size
+    return ASCENDING, 0
 
 
 def _pad(a: Array, rows: int, columns: int) -> Array:

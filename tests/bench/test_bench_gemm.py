@@ -177,7 +177,7 @@ def test_predicted_bytes_are_those_of_the_packed_weight() -> None:
         case = gemm.make_case(gemm.TINY, scheme, 1, np)
         problem = gemm_model.problem_of(gemm.TINY, 3, scheme)
         read = gemm_model.memory_bytes(gemm.TINY, problem, gemm_model.groups(gemm.TINY, scheme))
-        assert problem.order == case.packed.order
+        assert problem.scale_lookup == case.packed.scale_lookup
         assert read.codes + read.scales + read.g_idx == case.packed.nbytes
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from cutpq.array import array_module
+from cutpq.weights.pack import SCATTERED, PackedWeight
 from cutpq.weights.weight import QuantWeight
 
 
@@ -39,3 +43,11 @@ def random_weight(
         group_size=group_size,
         bias=(rng.standard_normal(N) / 8).astype(np.float16) if bias else None,
     )
+
+
+def as_scattered(p: PackedWeight) -> PackedWeight:
+    """The same weight for the kernel that looks every row's group up: what the other look-ups are compared with."""
+    xp = array_module(p.words)
+    groups = xp.arange(p.padded_K, dtype=xp.int32) // (p.group_size or p.padded_K)
+    g_idx = xp.minimum(groups, p.scales.shape[0] - 1) if p.g_idx is None else p.g_idx
+    return replace(p, scale_lookup=SCATTERED, group_size=0, g_idx=g_idx)

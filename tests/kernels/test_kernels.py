@@ -115,7 +115,7 @@ def disassembler():
 @pytest.mark.parametrize("dtype", [configs.FLOAT16, configs.BFLOAT16])
 def test_machine_code_of_gemm(M, dtype):
     """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per word of codes no more than the formula."""
-    problem = configs.GemmProblem(M, 4096, 4096, dtype, "grouped", 128, 8)
+    problem = configs.GemmProblem(M, 4096, 4096, dtype, "uniform", 128, 8)
     config, _ = configs.select_gemm(problem, configs.Device(90, 132))
     path = kernels.compile_kernel("gemm_w4a16", config, "sm_90a").path
     code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout

@@ -397,7 +397,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("zero of the first row for both", ROWS, "t < 2 ? zero[r + 1].x", "t < 2 ? zero[r].x"),
             Mutant("zeros of another column", ROWS, "2 * t % 4 + i % 2", "2 * t % 4 + 1 - i % 2"),
             Mutant("slab judged by all but its last row", ROWS, "p.g_idx[k + SLAB - 1]", "p.g_idx[k + SLAB - 2]"),
-            Mutant("unordered rows judged as ordered", ROWS, "ORDER != LOCAL || ", ""),
+            Mutant("unordered rows judged as ordered", ROWS, "SCALE_LOOKUP != ASCENDING || ", ""),
             Mutant("g_idx beyond its end", ROWS, "row < p.tiles_k16 * 16 ? p.g_idx[row] : 0", "p.g_idx[row]"),
             Mutant("second step as the first", "tile/mma_slab.cuh", "first_row + 16 * step", "first_row"),
             Mutant("slab of the first warp", "tile/mma_slab.cuh", "BLOCK_K + at.warp_k * SLAB;", "BLOCK_K;"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from activations import EXACT
 from assertions import assert_bounded, assert_exact, assert_gemm_close
-from random_weight import random_weight
+from random_weight import as_scattered, random_weight
 
 from cutpq.array import to_numpy
 from cutpq.kernels import config as configs
@@ -16,7 +16,7 @@ from cutpq.kernels import kernel as kernels
 from cutpq.ops import formulas as ref
 from cutpq.ops import gemm
 from cutpq.ops.gemm import gated_matmul, matmul
-from cutpq.weights.pack import as_unordered, interleave, pack
+from cutpq.weights.pack import SCALE_LOOKUPS, interleave, pack
 from cutpq.weights.permutation import permute_columns
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -147,13 +147,13 @@ def test_units_that_reach_beyond_the_rows_of_an_act_order(checked_xp, shape):
     check(checked_xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_weights_are_those_of_the_specification_bit_for_bit(xp, order):
+@pytest.mark.parametrize("lookup", [0, 1, 2])
+def test_weights_are_those_of_the_specification_bit_for_bit(xp, lookup):
     """A token with a single 1 in it reads one row of the weight, through every step of its way."""
     K = 64
-    w = random_weight(K, 64, 32, g_idx=[contiguous(K, 32), lengths(20, 1, 43), contiguous(K, 32)][order])
-    p = pack(w.to(xp)) if order < 2 else as_unordered(pack(w.to(xp)))
-    assert p.order == ("grouped", "local", "unordered")[order]
+    w = random_weight(K, 64, 32, g_idx=[contiguous(K, 32), lengths(20, 1, 43), contiguous(K, 32)][lookup])
+    p = pack(w.to(xp)) if lookup < 2 else as_scattered(pack(w.to(xp)))
+    assert p.scale_lookup == SCALE_LOOKUPS[lookup]
     for dtype in (FLOAT16, BFLOAT16):
         y = to_numpy(matmul(xp.asarray(np.eye(K, dtype=dtype)), p))
         assert_exact(y, ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype))
@@ -163,7 +163,7 @@ def test_weights_are_those_of_the_specification_bit_for_bit(xp, order):
 def test_looking_every_row_up_gives_the_same(xp, name):
     p = pack(random_weight(**GROUPS[name]).to(xp))
     x = xp.asarray(tokens(5, p.K))
-    assert_exact(to_numpy(matmul(x, as_unordered(p))), to_numpy(matmul(x, p)))
+    assert_exact(to_numpy(matmul(x, as_scattered(p))), to_numpy(matmul(x, p)))
 
 
 # ---- shapes
@@ -195,7 +195,7 @@ def test_few_columns_are_cut_and_many_are_not(M):
     """And never into more parts than there are units."""
     device = configs.Device(90, 132)
     for N, K in [(64, 8192), (8192, 3584), (57344, 8192), (64, 64)]:
-        problem = configs.GemmProblem(M, N, K, configs.FLOAT16, "grouped", 128, 8)
+        problem = configs.GemmProblem(M, N, K, configs.FLOAT16, "uniform", 128, 8)
         config, cuts = configs.select_gemm(problem, device)
         assert 1 <= cuts <= configs.ceil_div(K, config.block_k)
         assert (cuts > 1) == (N == 64 and K > 64)

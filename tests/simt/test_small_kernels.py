@@ -13,7 +13,7 @@ from cutpq.ops.activation import activate
 from cutpq.ops.dequant import dequantize, dequantize_columns
 from cutpq.ops.gather import gather_columns, rmsnorm_gather
 from cutpq.ops.gemm import matmul
-from cutpq.weights.pack import GROUPED, LOCAL, UNORDERED, pack, unpack
+from cutpq.weights.pack import ASCENDING, SCATTERED, UNIFORM, pack, unpack
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 contiguous = lambda K, size: np.arange(K) // size  # noqa: E731
@@ -28,24 +28,24 @@ def _host_kernels(monkeypatch):
 
 
 WEIGHTS = {
-    "groups_of_32": (dict(K=128, N=64, group_size=32, g_idx=contiguous(128, 32)), GROUPED),
-    "last_group_short": (dict(K=160, N=72, group_size=64, g_idx=contiguous(160, 64)), GROUPED),
-    "one_group": (dict(K=104, N=128, group_size=104, g_idx=contiguous(104, 104)), GROUPED),
-    "symmetric": (dict(K=64, N=8, group_size=32, g_idx=contiguous(64, 32), symmetric=True), GROUPED),
-    "short_groups": (dict(K=96, N=64, group_size=24, g_idx=contiguous(96, 24)), LOCAL),
-    "empty_groups": (dict(K=64, N=64, group_size=32, g_idx=np.repeat([1, 5], [3, 61])), LOCAL),
-    "act_order": (dict(K=96, N=64, group_size=32), UNORDERED),
+    "groups_of_32": (dict(K=128, N=64, group_size=32, g_idx=contiguous(128, 32)), UNIFORM),
+    "last_group_short": (dict(K=160, N=72, group_size=64, g_idx=contiguous(160, 64)), UNIFORM),
+    "one_group": (dict(K=104, N=128, group_size=104, g_idx=contiguous(104, 104)), UNIFORM),
+    "symmetric": (dict(K=64, N=8, group_size=32, g_idx=contiguous(64, 32), symmetric=True), UNIFORM),
+    "short_groups": (dict(K=96, N=64, group_size=24, g_idx=contiguous(96, 24)), ASCENDING),
+    "empty_groups": (dict(K=64, N=64, group_size=32, g_idx=np.repeat([1, 5], [3, 61])), ASCENDING),
+    "act_order": (dict(K=96, N=64, group_size=32), SCATTERED),
 }
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_pack_keeps_every_weight(xp, name, bits):
-    facts, order = WEIGHTS[name]
+    facts, scale_lookup = WEIGHTS[name]
     w = random_weight(**facts, bits=bits, bias=True)
     p = pack(w.to(xp))
     back = unpack(p).to(np)
-    assert p.order == order
+    assert p.scale_lookup == scale_lookup
     assert_exact(back.codes, w.codes)
     assert_exact(back.scales[back.g_idx], w.scales[w.g_idx])
     assert_exact(back.zeros[back.g_idx], w.zeros[w.g_idx])
