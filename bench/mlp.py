@@ -48,7 +48,8 @@ from cutpq.codecs.formats import BLOCKS
 from cutpq.cost.mlp import LINKS
 from cutpq.kernels import config as configs
 from cutpq.ranks.init import Communicator
-from cutpq.weights.shard import GROUP_ALIGNED
+from cutpq.weights.schemes import count_groups, refusals
+from cutpq.weights.weight import is_ordered
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 PROJECTED_MODELS = ("llama-70b", "granite-20b")
@@ -160,7 +161,7 @@ class Job:
     def describe(self, tp: int) -> list[str]:
         """The job as header lines."""
         K, H, N = self.sizes
-        orders = sum(bool((np.diff(self.ckpt.order(m.down)) < 0).any()) for m in self.mlps)
+        orders = sum(not is_ordered(self.ckpt.order(m.down)) for m in self.mlps)
         layers = f"{len(self.mlps)} MLPs, times are of one" if len(self.mlps) > 1 else "1 MLP"
         lines = [
             f"# {self.title}: {layers}; K={K} H={H} N={N} group_size={self.group_size} tp={tp}; "
@@ -234,10 +235,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
 
 def refuse(job: Job, tp: int) -> dict[str, str]:
     """Schemes that are not possible on so many ranks, and why."""
-    groups = min(len(np.unique(job.ckpt.order(m.down))) for m in job.mlps)
-    if tp <= groups:
-        return {}
-    return dict.fromkeys(GROUP_ALIGNED, f"gives every rank whole groups, and tp={tp} is more than {groups} groups")
+    return refusals(min(count_groups(job.ckpt.order(m.down)) for m in job.mlps), tp)
 
 
 def outcome(result: Result, naive: Result | None, targets: list[Target], twins: bool) -> Row:

@@ -10,9 +10,9 @@
 NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neither CuPy nor MPI.
 """
 
+from .checkpoint.errors import CheckpointError, CheckpointWarning
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.mlp_names import MlpModules, mlp_modules, mlps
-from .checkpoint.tensors import CheckpointError, CheckpointWarning
 from .codecs.codec import Codec, codec
 from .layers.linear import ColumnParallelLinear, RowParallelLinear
 from .layers.mlp import Mlp
@@ -24,7 +24,8 @@ from .ops.gemm import matmul
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from .ranks.init import Communicator, init, run_threads
 from .weights.permutation import invert, permute_columns, sort_groups
-from .weights.shard import SCHEMES, even_bounds, group_bounds, shard_columns, shard_rows
+from .weights.schemes import SCHEMES
+from .weights.shard import even_bounds, group_bounds, shard_columns, shard_rows
 from .weights.weight import PlainWeight, QuantWeight
 
 __version__ = "0.1.0"

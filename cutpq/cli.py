@@ -20,13 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from .checkpoint.claims import ModuleFacts
+from .checkpoint.errors import CheckpointError, CheckpointWarning
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.mlp_names import module_role
-from .checkpoint.tensors import CheckpointError, CheckpointWarning
 from .convert.convert import Conversion, convert
-from .convert.proof import ConversionError
+from .convert.reader import ConversionError
 from .cost.mlp import LINKS
 from .layers.plan import LayerPlan, plan
+from .weights.schemes import count_groups
 
 _EXAMPLES = """examples:
   cutpq inspect Llama-2-70B-GPTQ                        what the files hold, against what the config claims
@@ -151,7 +152,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _describe(ckpt: Checkpoint, facts: ModuleFacts) -> dict[str, Any]:
-    groups = len(np.unique(ckpt.order(facts.name)))
+    groups = count_groups(ckpt.order(facts.name))
     row_parallel = module_role(facts.name) == "row"
     return {
         "name": facts.name,

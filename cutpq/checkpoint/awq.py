@@ -17,7 +17,8 @@ import numpy as np
 from ..weights.weight import QuantWeight
 from . import groups
 from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
-from .tensors import CheckpointError, Tensors
+from .errors import CheckpointError
+from .tensors import Tensors
 
 SUFFIX = ".qweight"
 
@@ -61,8 +62,8 @@ def shape(tensors: Tensors, name: str, spec: ModuleSpec) -> tuple[int, int]:
 
 def order(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
     """(K,) int32: row k is in group k // group_size."""
-    K, _, G = _layout(tensors, name, spec)
-    return groups.trivial_order(K, G, spec.group_size)
+    K, _, _ = _layout(tensors, name, spec)
+    return groups.trivial_order(K, spec.group_size)
 
 
 def weight(
@@ -75,7 +76,7 @@ def weight(
         codes=_read_codes(tensors, f"{name}.qweight", np.arange(K)[rows], chosen),
         scales=groups.read_scales(tensors, f"{name}.scales", columns),
         zeros=unpack(tensors.read(f"{name}.qzeros"), chosen),
-        g_idx=groups.trivial_order(K, G, spec.group_size)[rows],
+        g_idx=groups.trivial_order(K, spec.group_size)[rows],
         bits=spec.bits,
         group_size=groups.rows_per_group(K, G, spec.group_size),
         bias=groups.read_bias(tensors, f"{name}.bias", N, columns),
@@ -96,7 +97,7 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
 
     Raises ValueError for a weight whose rows are not in the order of their groups, which AWQ cannot say.
     """
-    if not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.G, w.group_size)):
+    if not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size)):
         raise ValueError(f"{name}: AWQ has no g_idx; sort the rows by group first")
     packed = {
         "qweight": pack(w.codes),

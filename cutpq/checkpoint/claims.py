@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .tensors import CheckpointError
+from .errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ import numpy as np
 from ..weights.weight import QuantWeight
 from . import bitstream, groups
 from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
-from .tensors import CheckpointError, Tensors
+from .errors import CheckpointError
+from .tensors import Tensors
 
 SUFFIX = ".weight_packed"
 
@@ -145,7 +146,7 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
     }
     if layout.zeros is not None:
         packed[layout.zeros] = bitstream.pack(np.ascontiguousarray(w.zeros.T), w.bits)
-    in_order = np.array_equal(w.g_idx, groups.trivial_order(w.K, w.G, w.group_size))
+    in_order = np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size))
     if layout.g_idx is not None or not in_order:
         unset = layout.g_idx is not None and in_order and (tensors.read(layout.g_idx) == -1).all()
         packed[layout.g_idx or f"{name}.weight_g_idx"] = np.full_like(w.g_idx, -1) if unset else w.g_idx
@@ -249,12 +250,12 @@ def _read_order(tensors: Tensors, layout: _Layout) -> tuple[np.ndarray, str]:
     """g_idx, and its kind as facts.ModuleFacts has it."""
     K, G = layout.K, layout.G
     if layout.g_idx is None:
-        return groups.trivial_order(K, G, layout.group_size), "absent"
+        return groups.trivial_order(K, layout.group_size), "absent"
     stored = groups.read_order(tensors, layout.g_idx)
     if (stored == -1).all():
-        return groups.trivial_order(K, G, layout.group_size), "unset"
+        return groups.trivial_order(K, layout.group_size), "unset"
     g_idx = groups.check_order(tensors, layout.g_idx, stored, G)
-    return g_idx, groups.describe_order(g_idx, G, layout.group_size)
+    return g_idx, groups.describe_order(g_idx, layout.group_size)
 
 
 def _read_zeros(tensors: Tensors, layout: _Layout) -> np.ndarray:

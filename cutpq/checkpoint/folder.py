@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 from ..weights.weight import QuantWeight
 from . import awq, compressed_tensors, gptq
 from .claims import ModuleFacts, ModuleSpec, claimed
-from .tensors import CheckpointError, Tensors, read_json
+from .errors import CheckpointError
+from .tensors import Tensors, natural_key, read_json
 
 # A selection of rows or columns: all, a slice, or integers in the order wanted.
 Selection = slice | np.ndarray | None
@@ -183,7 +183,7 @@ def _find_modules(tensors: Tensors, known: ModuleType | None) -> list[str]:
             raise tensors.error(name, "a quantization config in config.json that tells its format", "no such config")
     if known is None:
         return []
-    return sorted((n.removesuffix(known.SUFFIX) for n in names if n.endswith(known.SUFFIX)), key=_natural)
+    return sorted((n.removesuffix(known.SUFFIX) for n in names if n.endswith(known.SUFFIX)), key=natural_key)
 
 
 def _selection(what: str, wanted: Selection, n: int) -> slice | np.ndarray:
@@ -199,8 +199,3 @@ def _selection(what: str, wanted: Selection, n: int) -> slice | np.ndarray:
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
         raise ValueError(f"{what} must be within 0 .. {n - 1}, got {int(chosen.min())} .. {int(chosen.max())}")
     return chosen.astype(np.int64)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A sorting key that counts: layers.2 before layers.10."""
-    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(re.split(r"([0-9]{1,18})", name))]

@@ -21,7 +21,8 @@ import numpy as np
 from ..weights.weight import QuantWeight
 from . import bitstream, groups
 from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
-from .tensors import CheckpointError, CheckpointWarning, Tensors
+from .errors import CheckpointError, CheckpointWarning
+from .tensors import Tensors
 
 SUFFIX = ".qweight"
 
@@ -188,7 +189,7 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
         "qzeros": np.ascontiguousarray(bitstream.pack(stored.T, w.bits).T),
         "scales": w.scales.astype(tensors.read(f"{name}.scales", slice(0, 1)).dtype),
     }
-    if f"{name}.g_idx" in tensors or not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.G, w.group_size)):
+    if f"{name}.g_idx" in tensors or not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size)):
         packed["g_idx"] = w.g_idx
     if w.bias is not None:
         packed["bias"] = w.bias.astype(tensors.read(f"{name}.bias", slice(0, 1)).dtype)
@@ -220,14 +221,14 @@ def _read_order(tensors: Tensors, name: str, layout: _Layout) -> tuple[np.ndarra
     tensor = f"{name}.g_idx"
     K, G, group_size = layout.K, layout.G, layout.group_size
     if tensor not in tensors:
-        return groups.trivial_order(K, G, group_size), "absent"
+        return groups.trivial_order(K, group_size), "absent"
     stored = groups.read_order(tensors, tensor)
     if G > 1 and not stored.any():
-        return groups.trivial_order(K, G, group_size), "unset"
+        return groups.trivial_order(K, group_size), "unset"
     if (stored < 0).any():
         warnings.warn(f"{tensor} counts some groups from the end; G={G} was added", CheckpointWarning, stacklevel=2)
     g_idx = groups.check_order(tensors, tensor, np.where(stored < 0, stored + G, stored), G)
-    return g_idx, groups.describe_order(g_idx, G, group_size)
+    return g_idx, groups.describe_order(g_idx, group_size)
 
 
 def _stored_zeros(tensors: Tensors, name: str, layout: _Layout) -> np.ndarray:

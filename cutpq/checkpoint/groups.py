@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..weights.weight import is_ordered
 from .tensors import Tensors
 
 FLOATS = ("F16", "BF16", "F32")
@@ -26,9 +27,9 @@ def rows_per_group(K: int, G: int, group_size: int) -> int:
     return K if G == 1 else group_size
 
 
-def trivial_order(K: int, G: int, group_size: int) -> np.ndarray:
-    """Row k is in group k // group_size: (K,) int32."""
-    return (np.arange(K) // rows_per_group(K, G, group_size)).astype(np.int32)
+def trivial_order(K: int, group_size: int) -> np.ndarray:
+    """The g_idx of rows in order: k // group_size, or 0 for group_size -1. (K,) int32."""
+    return np.arange(K, dtype=np.int32) // (K if group_size == -1 else min(group_size, K))
 
 
 def read_order(tensors: Tensors, name: str) -> np.ndarray:
@@ -44,11 +45,11 @@ def check_order(tensors: Tensors, name: str, g_idx: np.ndarray, G: int) -> np.nd
     return g_idx.astype(np.int32)
 
 
-def describe_order(g_idx: np.ndarray, G: int, group_size: int) -> str:
+def describe_order(g_idx: np.ndarray, group_size: int) -> str:
     """ "trivial", "ordered" or "act-order", see facts.ModuleFacts."""
-    if np.array_equal(g_idx, trivial_order(len(g_idx), G, group_size)):
+    if np.array_equal(g_idx, trivial_order(len(g_idx), group_size)):
         return "trivial"
-    return "ordered" if (g_idx[1:] >= g_idx[:-1]).all() else "act-order"
+    return "ordered" if is_ordered(g_idx) else "act-order"
 
 
 def read_scales(tensors: Tensors, name: str, columns: slice | np.ndarray, transposed: bool = False) -> np.ndarray:

@@ -10,8 +10,9 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
+from .errors import CheckpointError
 from .folder import Checkpoint
-from .tensors import CheckpointError
+from .tensors import natural_key
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ _ACTIVATIONS = {
 
 def layer_number(name: str) -> int | None:
     """The first number in a module's name, which is its layer; None where there is none."""
-    found = re.search(r"\.(\d+)(\.|$)", name)
+    found = re.search(r"\.([0-9]{1,18})(\.|$)", name)
     return int(found[1]) if found else None
 
 
@@ -94,7 +95,7 @@ def mlps(ckpt: Checkpoint) -> list[MlpModules]:
             gate = gate and f"{parent}.{gate}"
             activation = _activation(ckpt, gated=gate is not None)
             found.append(MlpModules(gate, f"{parent}.{up}", f"{parent}.{down}", activation))
-    return sorted(found, key=lambda m: _natural(m.down))
+    return sorted(found, key=lambda m: natural_key(m.down))
 
 
 def mlp_modules(ckpt: Checkpoint, layer: int) -> MlpModules:
@@ -151,7 +152,3 @@ def _activation(ckpt: Checkpoint, gated: bool) -> str:
                 )
             return _ACTIVATIONS[name]
     return "silu" if gated else "gelu_tanh"
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..array import bfloat16
+from .errors import CheckpointError
 
 # What a checkpoint may hold that NumPy (with ml_dtypes) can show. Others are listed, and refused when read.
 _DTYPES = {
@@ -29,14 +31,6 @@ _DTYPES = {
 }
 
 _INDEX = ".safetensors.index.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is not what it should be: the message names file, tensor, what was expected and what was found."""
-
-
-class CheckpointWarning(UserWarning):
-    """A checkpoint says something unusual that has one sensible reading, which was taken."""
 
 
 class Tensors:
@@ -183,6 +177,11 @@ class Tensors:
 
     def _where(self) -> str:
         return ", ".join(self._files) if len(self._files) < 4 else f"{len(self._files)} shards"
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A sorting key of names that counts: layers.2 before layers.10. Longer numbers than int64's count by 18 digits."""
+    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(re.split(r"([0-9]{1,18})", name))]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,11 +27,15 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.claims import ModuleSpec
+from ..checkpoint.errors import CheckpointWarning
 from ..checkpoint.folder import Checkpoint, open_checkpoint
+from ..checkpoint.groups import trivial_order
 from ..checkpoint.mlp_names import MlpModules, mlps
-from ..checkpoint.tensors import CheckpointWarning, read_json
+from ..checkpoint.tensors import read_json
 from ..weights.permutation import sorting_permutation
-from .proof import ConversionError, Reader, prove
+from ..weights.weight import is_ordered
+from .proof import prove
+from .reader import ConversionError, Reader
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
@@ -156,14 +160,14 @@ def _read_orders(ckpt: Checkpoint, reader: Reader) -> _Orders:
     act_order, in_place, trivial = [], [], True
     for name in ckpt.weights():
         g_idx = reader.before(_AROUND + 4 * ckpt.shape(name)[0]).order(name)
-        scattered = bool((g_idx[1:] < g_idx[:-1]).any())
+        scattered = not is_ordered(g_idx)
         if scattered and name in downs:
             perm = sorting_permutation(g_idx)
             perms[downs[name]], g_idx = perm, g_idx[perm]
         elif scattered:
             act_order.append(name)
         group_size = ckpt.spec(name).group_size
-        if not np.array_equal(g_idx, np.arange(len(g_idx)) // (len(g_idx) if group_size == -1 else group_size)):
+        if not np.array_equal(g_idx, trivial_order(len(g_idx), group_size)):
             trivial = False
         elif scattered:
             in_place.append(name)

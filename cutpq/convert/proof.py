@@ -9,33 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..array import Array
-from ..checkpoint.folder import Checkpoint, open_checkpoint
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules
-from ..checkpoint.tensors import CheckpointError
+from .reader import ConversionError, Reader
 from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks, spans
-
-
-class ConversionError(ValueError):
-    """A conversion was refused, or failed its proof: there is no result."""
-
-
-class Reader:
-    """A checkpoint that is opened anew before it has shown more than `limit` bytes.
-
-    What a memory map has shown counts as memory of this process until the map is closed.
-    """
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit, self._shown = folder, limit, 0
-        self._ckpt: Checkpoint | None = None
-
-    def before(self, nbytes: int) -> Checkpoint:
-        """The checkpoint, of which `nbytes` will be read now."""
-        if self._ckpt is None or self._shown + nbytes > self._limit:
-            self._ckpt = None
-            self._ckpt, self._shown = open_checkpoint(self._folder), 0
-        self._shown += nbytes
-        return self._ckpt
 
 
 def prove(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint import bitstream
-from ..checkpoint.tensors import CheckpointError
+from ..checkpoint.errors import CheckpointError
 
 # Tensors are read and written in blocks of about this many bytes: they stay in the cache, and calls cost nothing.
 BLOCK = 1 << 21

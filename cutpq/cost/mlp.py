@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..codecs.codec import Codec
-from ..weights.shard import GROUP_ALIGNED, SCHEMES
+from ..weights.schemes import GROUP_ALIGNED, SCHEMES, refusals
 
 ACTIVATION_BYTES = 2
 SCALE_BYTES = 2
@@ -371,8 +371,9 @@ def mlp_cost(shape: MlpShape, M: int, tp: int, scheme: str, form: WeightFormat, 
     needs whole groups on a rank and there are more ranks than groups.
     """
     groups = form.groups(shape.H)
-    if tp > groups > 0 and scheme in GROUP_ALIGNED:
-        raise ValueError(f"scheme {scheme!r} gives every rank whole groups: tp={tp} is more than {groups} groups")
+    refused = refusals(groups, tp) if groups else {}
+    if scheme in refused:
+        raise ValueError(f"scheme {scheme!r} {refused[scheme]}")
     _check_ranks(tp)
     if groups >= tp:
         rows = min(-(-groups // tp) * form.group_size, shape.H)

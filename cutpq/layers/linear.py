@@ -37,7 +37,8 @@ from ..ranks.init import Communicator
 from ..trace import span
 from ..weights.pack import PackedWeight, can_interleave, interleave
 from ..weights.permutation import invert, sort_groups, sorting_permutation
-from ..weights.shard import GROUP_ALIGNED, SCHEMES, default_bounds, even_bounds, group_bounds
+from ..weights.schemes import GROUP_ALIGNED, SCHEMES
+from ..weights.shard import default_bounds, even_bounds, group_bounds
 from ..weights.weight import PlainWeight, QuantWeight, Weight
 from .source import Index, Source, move, take
 

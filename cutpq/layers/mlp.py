@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, bfloat16, check_array, to_numpy
+from ..array import Array, bfloat16, check_array
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules, mlp_modules
 from ..codecs.codec import Codec
 from ..ops import formulas as ref
 from ..ranks.init import Communicator
+from ..weights.schemes import count_groups
 from ..weights.weight import Weight
 from .linear import ColumnParallelLinear, RowParallelLinear
 from .source import Source, WeightInFile
@@ -110,7 +111,7 @@ class Mlp:
 
 def choose_scheme(down: Source, tp: int) -> str:
     """What "auto" means for an MLP: `tp-aware`, which is free, and `local` where there are more ranks than groups."""
-    return "tp-aware" if tp <= len(np.unique(to_numpy(down.g_idx))) else "local"
+    return "tp-aware" if tp <= count_groups(down.g_idx) else "local"
 
 
 def _check(gate: Source | None, up: Source, down: Source, activation: str) -> None:

@@ -19,7 +19,9 @@ from ..cost.mlp import (
     column_parallel,
     row_parallel,
 )
-from ..weights.shard import GROUP_ALIGNED, SCHEMES, default_bounds
+from ..weights.schemes import GROUP_ALIGNED, SCHEMES, count_groups, refusals
+from ..weights.shard import default_bounds
+from ..weights.weight import is_ordered
 
 # Chosen by cost where tp-aware cannot be. The other two are listed, never chosen: `naive` sends what `all-to-all`
 # sends, tp times over, and `unordered` wants a kernel that looks up a row of scales for every row of weights.
@@ -109,7 +111,7 @@ def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]
     form = WeightFormat(spec.bits, K if spec.group_size == -1 else spec.group_size, spec.sym)
     g_idx = ckpt.order(name)
     role = module_role(name)
-    plain = bool((g_idx[1:] >= g_idx[:-1]).all())
+    plain = is_ordered(g_idx)
     refused: dict[str, str] = {}
     if role == "row" and not plain:
         refused = _refuse(g_idx, machine.tp, foldable=name in folds)
@@ -137,11 +139,7 @@ def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]
 
 
 def _refuse(g_idx: np.ndarray, tp: int, foldable: bool) -> dict[str, str]:
-    refused = {}
-    groups = len(np.unique(g_idx))
-    if tp > groups:
-        why = f"gives every rank whole groups, and tp={tp} is more than {groups} groups"
-        refused = dict.fromkeys(GROUP_ALIGNED, why)
+    refused = refusals(count_groups(g_idx), tp)
     if not foldable:
         refused["tp-aware"] = (
             "no layer before can produce features in this order: attention lies between, and its heads may not mix"
@@ -192,6 +190,6 @@ def _row_cost(scheme: str, g_idx: np.ndarray, N: int, form: WeightFormat, machin
     tp = machine.tp
     cut = default_bounds(g_idx, tp)
     order = np.sort(g_idx) if scheme in GROUP_ALIGNED else g_idx
-    groups = max(len(np.unique(part)) for part in np.split(order, cut[1:-1]))
+    groups = max(count_groups(part) for part in np.split(order, cut[1:-1]))
     rows = int(np.diff(cut).max())
     return row_parallel(scheme, machine.M, rows, N, tp, form, machine.gpu, machine.link, groups)

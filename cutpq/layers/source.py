@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 
 from ..array import Array, array_module, bfloat16
+from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.tensors import CheckpointError
 from ..trace import span
 from ..weights.shard import shard_columns, shard_rows
 from ..weights.weight import PlainWeight, QuantWeight, Weight

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.tensors import CheckpointError
+from ..checkpoint.errors import CheckpointError
 
 
 @dataclass(frozen=True)

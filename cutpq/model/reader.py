@@ -9,12 +9,13 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from ..array import Array
+from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.tensors import CheckpointError
 from ..codecs.codec import Codec
 from ..layers.source import WeightInFile
 from ..ranks.init import Communicator
-from ..weights.shard import GROUP_ALIGNED, even_bounds
+from ..weights.schemes import GROUP_ALIGNED
+from ..weights.shard import even_bounds
 from .decoder import Decoder
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..array import Array, array_module, bfloat16
+from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.mlp_names import mlp_modules
-from ..checkpoint.tensors import CheckpointError
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
 from ..layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -32,7 +32,8 @@ from ..ops.gather import gather_columns, rmsnorm_gather
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.init import Communicator
 from ..trace import span
-from ..weights.shard import SCHEMES, even_bounds
+from ..weights.schemes import SCHEMES
+from ..weights.shard import even_bounds
 from ..weights.weight import PlainWeight
 from . import bigcode, llama, phi3
 from . import formulas as ref

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from ..array import Array, array_module, to_numpy
+from .schemes import count_groups, refusals
 from .weight import QuantWeight
 
-# What is done about act-order in a row-parallel layer; linear.py says how each works.
-SCHEMES = ("unordered", "naive", "all-to-all", "local", "tp-aware")
 
-# These give a rank whole groups of the sorted weight; the other two cut the rows as they lie on disk.
-GROUP_ALIGNED = ("naive", "all-to-all", "tp-aware")
+def even_shares(n: int, tp: int, granule: int = 1) -> list[int]:
+    """n things over tp ranks in whole granules, as evenly as possible: the first ranks take one granule more.
+
+    The last granule may be short, and a rank's share may be 0.
+    """
+    each, more = divmod(-(-n // granule), tp)
+    ends = [min((rank * each + min(rank, more)) * granule, n) for rank in range(tp + 1)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def even_bounds(K: int, tp: int, multiple: int = 1) -> np.ndarray:
@@ -26,11 +33,11 @@ def even_bounds(K: int, tp: int, multiple: int = 1) -> np.ndarray:
     units = -(-K // multiple)
     if tp > units:
         raise ValueError(f"tp={tp} ranks cannot share K={K} in multiples of {multiple}: at most tp={units}")
-    return np.minimum(_even_cut(units, tp) * multiple, K)
+    return _ends(even_shares(K, tp, multiple))
 
 
 def group_bounds(g_idx: Array, tp: int) -> np.ndarray:
-    """(tp + 1,) int64 row bounds in *sorted* order (see reorder.sort_groups), on group borders.
+    """(tp + 1,) int64 row bounds in *sorted* order (see permutation.sort_groups), on group borders.
 
     Rank r takes rows bounds[r] .. bounds[r+1] of the sorted weight: whole groups, as many on each rank as possible,
     the first ranks one more (231 groups over 8 ranks: seven of 29, one of 28). No group is on two ranks, so a rank
@@ -42,19 +49,18 @@ def group_bounds(g_idx: Array, tp: int) -> np.ndarray:
     _check_tp(tp)
     sizes = np.bincount(to_numpy(g_idx))
     sizes = sizes[sizes > 0]
-    if tp > len(sizes):
+    refused = refusals(len(sizes), tp)
+    if refused:
         raise ValueError(
-            f"tp={tp} is more than the {len(sizes)} quantization groups of this layer, and a group cannot be on two "
-            f"ranks: use tp <= {len(sizes)}, or the scheme 'local' or 'unordered', which cut between any two rows"
+            f"group_bounds {refused['tp-aware']}: use tp <= {len(sizes)}, or the scheme 'local' or 'unordered', "
+            "which cut between any two rows"
         )
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    return ends[_even_cut(len(sizes), tp)]
+    return _ends(sizes)[_ends(even_shares(len(sizes), tp))]
 
 
 def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
     """group_bounds, or an even cut in multiples of 8 where there are more ranks than groups."""
-    groups = len(np.unique(to_numpy(g_idx)))
-    return group_bounds(g_idx, tp) if tp <= groups else even_bounds(len(g_idx), tp, multiple=8)
+    return group_bounds(g_idx, tp) if tp <= count_groups(g_idx) else even_bounds(len(g_idx), tp, multiple=8)
 
 
 def shard_rows(w: QuantWeight, rows: slice | Array) -> QuantWeight:
@@ -81,9 +87,9 @@ def shard_columns(w: QuantWeight, columns: slice | Array) -> QuantWeight:
     return replace(w, codes=codes, scales=scales, zeros=zeros, bias=bias)
 
 
-def _even_cut(n: int, tp: int) -> np.ndarray:
-    each, rest = divmod(n, tp)
-    return np.concatenate([[0], np.cumsum([each + (rank < rest) for rank in range(tp)])])
+def _ends(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """0 and the sums of the first one, two, ... sizes, int64."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def _check_tp(tp: int) -> None:

@@ -12,6 +12,11 @@ import numpy as np
 from ..array import Array, array_module, bfloat16, check_array, to_numpy
 
 
+def is_ordered(g_idx: Array) -> bool:
+    """Whether the groups of the rows, (K,) integers, ascend: the rows of every group are contiguous then."""
+    return bool((g_idx[1:] >= g_idx[:-1]).all())
+
+
 @dataclass(frozen=True)
 class QuantWeight:
     """weight[k, n] = (codes[k, n] - zeros[g_idx[k], n]) * scales[g_idx[k], n]
@@ -62,7 +67,7 @@ class QuantWeight:
     @cached_property
     def is_ordered(self) -> bool:
         """Whether the rows of every group are contiguous and the groups ascend, as kernels want them."""
-        return bool((self.g_idx[1:] >= self.g_idx[:-1]).all())
+        return is_ordered(self.g_idx)
 
     def to(self, xp: ModuleType) -> QuantWeight:
         """The same weight as arrays of `xp` (numpy or cupy): one copy per tensor, none where it is there already."""

@@ -3,9 +3,9 @@
 import pytest
 from make_checkpoint import write_checkpoint
 
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.checkpoint.mlp_names import MlpModules, layer_number, mlp_modules, mlps, module_role
-from cutpq.checkpoint.tensors import CheckpointError
 
 
 def names(folder):

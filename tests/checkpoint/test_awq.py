@@ -12,8 +12,8 @@ from assertions import assert_exact
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
 from cutpq.checkpoint import awq
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError
 
 DOWN = "model.layers.0.mlp.down_proj"
 

@@ -13,8 +13,8 @@ from assertions import assert_exact
 from make_checkpoint import edit_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError
 
 DOWN = "model.layers.0.mlp.down_proj"
 TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny-llama"

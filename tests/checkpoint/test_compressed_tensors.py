@@ -14,8 +14,9 @@ from assertions import assert_exact
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
 from cutpq.checkpoint import compressed_tensors
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError, Tensors
+from cutpq.checkpoint.tensors import Tensors
 
 DOWN = "model.layers.0.mlp.down_proj"
 UP = "model.layers.0.mlp.up_proj"

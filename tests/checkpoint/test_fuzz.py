@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from make_checkpoint import write_checkpoint
 
 from cutpq.checkpoint import groups
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError
 
 MUTATIONS = 2400
 

@@ -14,8 +14,8 @@ from make_checkpoint import Module, edit_config, edit_tensors, write_checkpoint
 
 from cutpq.checkpoint import bitstream, gptq
 from cutpq.checkpoint.claims import ModuleSpec
+from cutpq.checkpoint.errors import CheckpointError, CheckpointWarning
 from cutpq.checkpoint.folder import Checkpoint, open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError, CheckpointWarning
 
 DOWN = "model.layers.0.mlp.down_proj"
 TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny-llama"
@@ -272,7 +272,7 @@ def test_negative_groups_count_from_the_end_and_warn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [4, -5, 2**31 - 1, -(2**31)])
-@pytest.mark.filterwarnings("ignore::cutpq.checkpoint.tensors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore::cutpq.checkpoint.errors.CheckpointWarning")
 def test_group_out_of_range(tmp_path: Path, wrong: int) -> None:
     write_checkpoint(tmp_path)
     g_idx = TRIVIAL.copy()

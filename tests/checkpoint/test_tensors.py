@@ -12,7 +12,8 @@ import pytest
 from assertions import assert_exact
 from safetensors.numpy import save_file
 
-from cutpq.checkpoint.tensors import CheckpointError, Tensors
+from cutpq.checkpoint.errors import CheckpointError
+from cutpq.checkpoint.tensors import Tensors
 
 A = np.arange(12, dtype=np.int32).reshape(4, 3)
 B = np.linspace(-1, 1, 6).astype(ml_dtypes.bfloat16).reshape(2, 3)

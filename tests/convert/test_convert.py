@@ -21,7 +21,8 @@ from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
 import cutpq as cq
 from cutpq.convert import convert as converting
-from cutpq.convert.convert import ConversionError, convert
+from cutpq.convert.convert import convert
+from cutpq.convert.reader import ConversionError
 from cutpq.convert.stored import StoredTensor
 from cutpq.cost.mlp import MlpShape
 

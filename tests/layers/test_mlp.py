@@ -17,7 +17,8 @@ from cutpq.ops import formulas as ref
 from cutpq.ops.dequant import dequantize
 from cutpq.ranks.init import run_threads
 from cutpq.weights.permutation import sorting_permutation
-from cutpq.weights.shard import SCHEMES, even_bounds, group_bounds
+from cutpq.weights.schemes import SCHEMES
+from cutpq.weights.shard import even_bounds, group_bounds
 
 
 def random_mlp(H=64, I=144, N=48, group_size=16, *, seed=0, gated=True, bias=False, same_order=True, **kinds):

@@ -11,8 +11,8 @@ from make_checkpoint import write_checkpoint
 
 from cutpq.checkpoint.claims import ModuleSpec
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.cost.mlp import SCHEMES
 from cutpq.layers.plan import LayerPlan, plan
+from cutpq.weights.schemes import SCHEMES
 
 TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny-llama"
 

@@ -10,15 +10,15 @@ from make_model import write_model
 from random_weight import random_weight
 
 from cutpq.array import bfloat16
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError
 from cutpq.layers.linear import ColumnParallelLinear, RowParallelLinear
 from cutpq.layers.mlp import Mlp
 from cutpq.layers.source import WeightInFile, take
 from cutpq.ops.dequant import dequantize
 from cutpq.ops.gemm import matmul
 from cutpq.ranks.init import run_threads
-from cutpq.weights.shard import SCHEMES
+from cutpq.weights.schemes import SCHEMES
 from cutpq.weights.weight import PlainWeight
 
 X = np.random.default_rng(1).integers(-1, 2, (3, 64)).astype(np.float16)

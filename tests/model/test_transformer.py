@@ -12,8 +12,8 @@ from make_model import CONFIGS, write_model
 from transformer_oracle import logits
 
 from cutpq.array import bfloat16, to_numpy
+from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.checkpoint.tensors import CheckpointError
 from cutpq.codecs.codec import codec as find_codec
 from cutpq.cost.mlp import twoshot_sent
 from cutpq.kernels import kernel as kernels
@@ -21,7 +21,7 @@ from cutpq.model.reader import head_bounds
 from cutpq.model.transformer import load_model
 from cutpq.ranks.communicator import SelfCommunicator
 from cutpq.ranks.init import run_threads
-from cutpq.weights.shard import SCHEMES
+from cutpq.weights.schemes import SCHEMES
 
 TOKENS = np.random.default_rng(5).integers(0, 101, 19)
 FLOAT32 = 2e-5  # of the largest logit: sums of some hundred terms, in another order

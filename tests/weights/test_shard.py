@@ -32,7 +32,7 @@ def test_every_tp_up_to_G_gets_whole_groups(tp):
 def test_groups_without_rows_do_not_count():
     g_idx = np.array([0, 0, 7, 7, 9, 9])
     assert group_bounds(g_idx, 3).tolist() == [0, 2, 4, 6]
-    with pytest.raises(ValueError, match="tp=4 is more than the 3 quantization groups"):
+    with pytest.raises(ValueError, match="tp=4 is more than 3 groups"):
         group_bounds(g_idx, 4)
 
 
