@@ -21,6 +21,7 @@ from .model.cache import Cache
 from .model.transformer import Transformer, load_model
 from .ops.dequant import dequantize
 from .ops.gemm import matmul
+from .quantize.solver import quantize_weight
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from .ranks.init import Communicator, init, run_threads
 from .weights.permutation import invert, permute_columns, sort_groups
@@ -61,6 +62,7 @@ __all__ = [
     "open_checkpoint",
     "permute_columns",
     "plan",
+    "quantize_weight",
     "run_threads",
     "shard_columns",
     "shard_rows",

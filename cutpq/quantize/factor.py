@@ -1,0 +1,56 @@
+"""The factor U of an inverse Hessian, U^T U = A^-1, which says how later rows make up for a row's error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..array import Array, array_module, to_numpy
+
+# Blocks of at most this size are factored on the host in float64, whatever library the rest belongs to.
+_BASE = 128
+
+# What is added to the damping after each attempt that fails, and where attempts end.
+_STEP, _MOST = 0.01, 1.0
+
+
+def inverse_factor(H: Array, damp: float) -> tuple[Array, float] | None:
+    """U (K, K) float32, upper triangular, with U^T U = (H + damp mean(diag H) I)^-1, and the damping that worked.
+
+    H     (K, K) float32, symmetric; not changed
+    damp  grows by 0.01 as long as H is not positive definite; None where 1 does not suffice
+
+    A, read backwards, is L L^T, and U is L^-1 read backwards: one Cholesky factorization and one inverse of a
+    triangle, in one recursion that is mostly matrix products.
+    """
+    xp = array_module(H)
+    diagonal = xp.arange(len(H))
+    mean = H[diagonal, diagonal].mean()
+    while damp < _MOST:
+        A = H[::-1, ::-1].copy()
+        A[diagonal, diagonal] += np.float32(damp) * mean
+        try:
+            _invert_cholesky(A)
+        except np.linalg.LinAlgError:
+            damp += _STEP
+        else:
+            return xp.ascontiguousarray(A[::-1, ::-1]), damp
+    return None
+
+
+def _invert_cholesky(A: Array) -> None:
+    """A = L L^T becomes L^-1, zeros above the diagonal. Raises LinAlgError for an A that is not positive definite."""
+    xp, n = array_module(A), len(A)
+    if n <= _BASE:
+        small = to_numpy(A).astype(np.float64)
+        if not np.isfinite(small).all():
+            raise np.linalg.LinAlgError("not finite")
+        A[...] = xp.asarray(np.tril(np.linalg.inv(np.linalg.cholesky(small))).astype(np.float32))
+        return
+    half = (n // 2 + _BASE - 1) // _BASE * _BASE if n > 2 * _BASE else _BASE
+    A11, A21, A22 = A[:half, :half], A[half:, :half], A[half:, half:]
+    _invert_cholesky(A11)
+    L21 = A21 @ A11.T
+    A22 -= L21 @ L21.T
+    _invert_cholesky(A22)
+    A21[...] = -(A22 @ (L21 @ A11))
+    A[:half, half:] = 0
