@@ -38,7 +38,7 @@ from harness.report import Column, Table, header, progress, time_us, write_json
 from truth.verifiable import rounded_sum, slices, sum_and_bound, term, verify
 
 import cutpq as cq
-from cutpq.array import Array, bfloat16, to_numpy
+from cutpq.array import Array, bfloat16, ceil_div, to_numpy
 from cutpq.codecs.codec import Codec
 from cutpq.cost.mlp import LINKS, all_reduce_us, compressed_all_reduce_us
 from cutpq.ranks.init import Communicator
@@ -220,7 +220,7 @@ def run(case: Case, x: Array, terms: list[np.ndarray], args: argparse.Namespace,
 
 def plain_sent(count: int, ranks: int) -> int:
     """Elements that the busiest rank sends in a plain all-reduce: see Communicator.all_reduce."""
-    return count + (ranks - 2) * -(-count // ranks) if ranks > 1 else 0
+    return count + (ranks - 2) * ceil_div(count, ranks) if ranks > 1 else 0
 
 
 # --- projecting ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ This has not run on a GPU yet.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections import deque
@@ -33,7 +32,7 @@ from harness.report import Column, Table, header, write_json
 from predict.gemm import MACHINES, Machine
 from predict.machine_code import DisassemblerMissing, tile_code
 
-from cutpq.array import Array, to_numpy
+from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
 from cutpq.kernels import config as configs
@@ -164,7 +163,7 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
 
 
 def _copies(moved: int, xp: ModuleType) -> int:
-    return 1 if xp is np else math.ceil(SPREAD / moved)
+    return 1 if xp is np else ceil_div(SPREAD, moved)
 
 
 def _rotated(x: Array, moved: int, xp: ModuleType) -> list[Array]:
@@ -199,7 +198,7 @@ def _piece(one: Array, codec: Codec, n: int, part: slice) -> np.ndarray:
     blocks = slice(part.start // codec.block, part.stop // codec.block)
     width, bits = codec.block * codec.element.bits // 8, codec.scale.bits
     scales_at = n // codec.block * width
-    scales = slice(scales_at + blocks.start * bits // 8, scales_at + math.ceil(blocks.stop * bits / 8))
+    scales = slice(scales_at + blocks.start * bits // 8, scales_at + ceil_div(blocks.stop * bits, 8))
     elements = slice(blocks.start * width, blocks.stop * width)
     return np.concatenate([to_numpy(one[elements]), to_numpy(one[scales])])
 

@@ -39,7 +39,7 @@ from predict import gemm as gemm_model
 from predict import machine_code
 from truth.reference import gemm_bound, outside, unit_roundoff
 
-from cutpq.array import to_numpy
+from cutpq.array import ceil_div, to_numpy
 from cutpq.kernels import config as configs
 from cutpq.kernels import kernel as kernels
 from cutpq.ops import formulas as ref
@@ -263,7 +263,7 @@ def random_rows(layer: Layer, g_idx: np.ndarray, xp: ModuleType) -> QuantWeight:
 
 def copies_for(nbytes: int, tops: Ceilings) -> int:
     """Copies of a weight that together are four times the L2; two at least, so that no call finds its own traces."""
-    return max(2, configs.ceil_div(4 * tops.l2_bytes, nbytes))
+    return max(2, ceil_div(4 * tops.l2_bytes, nbytes))
 
 
 def copies_of(p: PackedWeight, count: int) -> list[PackedWeight]:

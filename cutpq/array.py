@@ -1,7 +1,8 @@
-"""NumPy or CuPy: which of the two an array belongs to, and the checks that every public operation makes."""
+"""NumPy or CuPy: which of the two an array belongs to, checks that every public operation makes, exact conversions."""
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -57,3 +58,41 @@ def check_array(name: str, a: Array, shape: tuple[int | str, ...], *dtypes: Any)
 def to_numpy(a: Array) -> np.ndarray:
     """`a` in host memory; waits for the GPU if it came from there."""
     return a.get() if array_module(a) is not np else a
+
+
+def move(a: Array, xp: ModuleType) -> Array:
+    """`a` as an array of `xp` (numpy or cupy): `a` itself where it is one, else a copy."""
+    if xp is array_module(a):
+        return a
+    return to_numpy(a) if xp is np else xp.asarray(a)
+
+
+def aligned(a: Array) -> Array:
+    """`a`, or a copy where it is not contiguous or does not begin at a multiple of 16 bytes, as kernels read it."""
+    a = array_module(a).ascontiguousarray(a)
+    return a if address(a) % 16 == 0 else a.copy()
+
+
+def address(a: Array) -> int:
+    """Where the first byte of an array lies."""
+    return int(a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr)
+
+
+def to_float32(a: Array) -> Array:
+    """`a` (float16, bfloat16 or float32) in float32, exactly; a float32 array itself, not a copy."""
+    xp = array_module(a)
+    if a.dtype == bfloat16:  # a bfloat16 is the upper half of a float32's bits
+        return (a.view(xp.uint16).astype(xp.uint32) << 16).view(xp.float32)
+    if a.dtype == np.float16 and xp is np:  # a table of all float16 numbers is twice as fast as NumPy's astype
+        return _float16_values().take(a.view(np.uint16))
+    return a.astype(xp.float32, copy=False)
+
+
+@cache
+def _float16_values() -> np.ndarray:
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cutpq.kernels.config import ceil_div
+from cutpq.array import ceil_div
 from cutpq.weights.shard import even_bounds, group_bounds
 from models.shapes import MODELS, random_order
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cutpq.array import ceil_div
 from cutpq.checkpoint.mlp_names import MlpModules
 from cutpq.cost.mlp import MlpShape
 from cutpq.cost.transformer import ModelShape
@@ -100,7 +101,7 @@ def random_weight(
     rows = slice(None) if rows is None else rows
     columns = slice(None) if columns is None else columns
     codes, rng = hashed(name, shape, rows, columns)
-    G = -(-K // group_size)
+    G = ceil_div(K, group_size)
     # A code is spread over -8 .. 7 times its scale: weights of standard deviation about 1/2 / sqrt(K).
     scales = np.ascontiguousarray((rng.uniform(0.5, 1.5, (G, N)) / (8 * K**0.5)).astype(np.float16)[:, columns])
     bias = (rng.standard_normal(N) / 8).astype(np.float16) if biased else None

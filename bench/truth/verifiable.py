@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cutpq.array import Array, bfloat16, to_numpy
+from cutpq.array import Array, bfloat16, ceil_div, to_numpy
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS, carry_threshold, magnitudes, scale_values
 from cutpq.ranks.init import Communicator
@@ -39,7 +39,7 @@ ROUNDING = {
 def term(seed: int, rank: int, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
     """Elements start..stop of what `rank` brings: standard normal, the same for whoever asks."""
     parts = [np.empty(0, np.float32)]
-    for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+    for chunk in range(start // CHUNK, ceil_div(stop, CHUNK)):
         first, last = max(start - chunk * CHUNK, 0), min(stop - chunk * CHUNK, CHUNK)
         rng = np.random.default_rng([seed, rank, chunk])
         parts.append(rng.standard_normal(last, np.float32)[first:])
@@ -49,7 +49,7 @@ def term(seed: int, rank: int, start: int, stop: int, dtype: np.dtype) -> np.nda
 def slices(count: int, ranks: int) -> list[tuple[int, int]]:
     """From where to where each rank checks: as even as whole blocks of any codec allow."""
     block = max(BLOCKS)
-    ends = [min(-(-count // block) * rank // ranks * block, count) for rank in range(ranks + 1)]
+    ends = [min(ceil_div(count, block) * rank // ranks * block, count) for rank in range(ranks + 1)]
     return list(pairwise(ends))
 
 
@@ -113,7 +113,7 @@ def rounded(x: np.ndarray, codec: Codec) -> np.ndarray:
 
     By the definitions in cutpq/codecs/formats.py, and in another way than the codec: in float64, by searching the grid.
     """
-    blocks = np.zeros((-(-x.size // codec.block), codec.block))
+    blocks = np.zeros((ceil_div(x.size, codec.block), codec.block))
     blocks.reshape(-1)[: x.size] = x
     if codec.rotate:
         blocks = blocks @ _hadamard(codec.block)

@@ -11,10 +11,12 @@ from math import gcd
 
 import numpy as np
 
+from ..array import ceil_div
+
 
 def words_for(count: int, bits: int) -> int:
     """Words that `count` codes fill."""
-    return -(-count * bits // 32)
+    return ceil_div(count * bits, 32)
 
 
 def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:

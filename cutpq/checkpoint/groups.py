@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..array import ceil_div
 from ..weights.weight import is_ordered
 from .tensors import Tensors
 
@@ -12,7 +13,7 @@ FLOATS = ("F16", "BF16", "F32")
 
 def group_count(K: int, group_size: int) -> int:
     """Groups of K rows; the last may be short. group_size -1 is one group."""
-    return 1 if group_size == -1 else -(-K // group_size)
+    return 1 if group_size == -1 else ceil_div(K, group_size)
 
 
 def check_group_count(tensors: Tensors, name: str, found: int, K: int, group_size: int) -> None:

@@ -67,7 +67,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array, to_numpy
+from ..array import Array, array_module, bfloat16, ceil_div, check_array, to_float32, to_numpy
 from . import formulas as ref
 from . import launch as kernel
 from .formats import BLOCKS, ELEMENTS, RULES, SCALES, Bound, Element, Scale, error_bound
@@ -162,14 +162,14 @@ class Codec:
         Raises ValueError where outliers have another width.
         """
         self._check_rows(n)
-        return n if self.outliers else math.ceil(n / self.block) * self.block
+        return n if self.outliers else ceil_div(n, self.block) * self.block
 
     def shares(self, n: int, ranks: int) -> list[int]:
         """How many of padded(n) elements each rank takes: whole granules, the first ranks one more.
 
         A last granule that outliers leave incomplete, a whole number of rows, is taken as it is.
         """
-        each, more = divmod(math.ceil(self.padded(n) / self.granule), ranks)
+        each, more = divmod(ceil_div(self.padded(n), self.granule), ranks)
         ends = [min((r * each + min(r, more)) * self.granule, self.padded(n)) for r in range(ranks + 1)]
         return [end - start for start, end in itertools.pairwise(ends)]
 
@@ -190,9 +190,9 @@ class Codec:
             return kernel.encode(x.reshape(-1), self, padding=-x.size % self.block, out=wire)
         blocks, exact = self._blocks(x)
         elements, scales, outliers = self._sections(wire, x.size)
-        scale_codes = xp.zeros(8 * math.ceil(len(blocks) / 8), xp.uint16 if self.scale.bits > 8 else xp.uint8)
+        scale_codes = xp.zeros(8 * ceil_div(len(blocks), 8), xp.uint16 if self.scale.bits > 8 else xp.uint8)
         for piece in self._pieces(len(blocks)):
-            v = ref.to_float32(blocks[piece])
+            v = to_float32(blocks[piece])
             if self.rotate:
                 v = ref.hadamard(v * xp.float32(_rotation(self.block)[0]))
             codes, scale_codes[piece] = ref.encode_blocks(v, self.element, self.scale, self.rule)
@@ -249,7 +249,7 @@ class Codec:
         """
         xp = array_module(x)
         blocks, exact = self._blocks(x)
-        amax = xp.abs(ref.to_float32(blocks)).max(axis=1).astype(xp.float64)
+        amax = xp.abs(to_float32(blocks)).max(axis=1).astype(xp.float64)
         limit = self.error_bound
         share = xp.where(amax <= limit.largest, limit.relative * xp.maximum(amax, limit.smallest), xp.inf)
         share = xp.repeat(share, self.block)[: x.size]
@@ -266,14 +266,14 @@ class Codec:
         self._check_rows(x.size)
         flat = xp.ascontiguousarray(x).reshape(-1)
         if flat.size % self.block or self.outliers:
-            padded = xp.zeros(math.ceil(flat.size / self.block) * self.block, flat.dtype)
+            padded = xp.zeros(ceil_div(flat.size, self.block) * self.block, flat.dtype)
             padded[: flat.size] = flat
             flat = padded
         exact = None
         if self.outliers:
             columns = xp.asarray(self.outliers.columns)
             rows = flat[: x.size].reshape(-1, self.outliers.width)
-            v = ref.to_float32(xp.ascontiguousarray(rows[:, columns]))
+            v = to_float32(xp.ascontiguousarray(rows[:, columns]))
             saturated = xp.clip(v, -xp.float32(_FLOAT16_MAX), xp.float32(_FLOAT16_MAX))
             exact = xp.where(xp.isfinite(v), saturated, v).astype(xp.float16)
             rows[:, columns] = 0
@@ -292,9 +292,9 @@ class Codec:
 
     def _section_bytes(self, n: int) -> tuple[int, int, int]:
         """Bytes of the elements, the scales and the outliers of n elements."""
-        blocks = math.ceil(n / self.block)
+        blocks = ceil_div(n, self.block)
         outliers = 2 * len(self.outliers.columns) * (n // self.outliers.width) if self.outliers else 0
-        return blocks * self.block * self.element.bits // 8, math.ceil(blocks * self.scale.bits / 8), outliers
+        return blocks * self.block * self.element.bits // 8, ceil_div(blocks * self.scale.bits, 8), outliers
 
     def _sections(self, wire: Array, n: int) -> tuple[Array, Array, Array]:
         """Views of a wire's elements, (blocks, bytes of one), of its scales and its outliers."""
@@ -398,6 +398,6 @@ def _unpack_scales(packed: Array, scale: Scale) -> Array:
     xp = array_module(packed)
     if scale.bits > 8:
         return packed.copy().view(xp.uint16)  # a copy is aligned
-    padded = xp.zeros(math.ceil(packed.size / scale.bits) * scale.bits, xp.uint8)
+    padded = xp.zeros(ceil_div(packed.size, scale.bits) * scale.bits, xp.uint8)
     padded[: packed.size] = packed
     return ref.unpack_bits(padded, scale.bits)

@@ -11,20 +11,10 @@ import math
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
-from .formats import SCALES, Element, Scale, carry_threshold, scale_values, values
+from ..array import Array, array_module
+from .formats import Element, Scale, carry_threshold, scale_values, values
 
 _MANTISSA = 23  # of float32
-
-
-def to_float32(x: Array) -> Array:
-    """x (float16, bfloat16 or float32) in float32, exactly."""
-    xp = array_module(x)
-    if x.dtype == bfloat16:  # its bits are the upper half of a float32
-        return (x.view(xp.uint16).astype(xp.uint32) << 16).view(xp.float32)
-    if x.dtype == np.float16 and xp is np:  # the table of all of float16 is twice as fast as astype
-        return scale_values(SCALES["float16"]).take(x.view(np.uint16))
-    return x.astype(xp.float32, copy=False)
 
 
 def scale_codes(amax: Array, element: Element, scale: Scale, rule: str) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..array import Array, array_module
+from ..array import Array, address, aligned, array_module
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from ..kernels.config import WireConfig
@@ -33,7 +33,7 @@ def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Ar
     padding  how many of them there are, for a wire that ends with their number; 0 for one that does not
     """
     xp = array_module(x, out)
-    x = kernels.aligned(x)
+    x = aligned(x)
     sizes = codec.shares(x.size, shares)
     nbytes = sum(map(codec.wire_bytes, sizes)) + (padding > 0)
     direct = out is not None and out.flags.c_contiguous
@@ -81,7 +81,7 @@ def takes_rows(codec: Codec, residual: Array) -> bool:
     xp, K = array_module(residual), residual.shape[1]
     if not takes(codec, xp, residual.size) or K % 8 or residual.dtype.itemsize != 2:
         return False
-    if not residual.flags.c_contiguous or kernels.address(residual) % 16:
+    if not residual.flags.c_contiguous or address(residual) % 16:
         return False
     return _config(codec, residual.dtype).row_smem_bytes(K) <= kernels.device(xp).smem_limit
 
@@ -101,7 +101,7 @@ def decode_sum_rmsnorm(
     config = _config(codec, residual.dtype, len(wires))
     kernel = kernels.load("decode_sum_rmsnorm", config, xp)
     kernel(
-        (M,), config.THREADS, wires, residual, kernels.aligned(weight), perm, y,
+        (M,), config.THREADS, wires, residual, aligned(weight), perm, y,
         wires.shape[1], shares, M * K, K, epsilon, smem_bytes=config.row_smem_bytes(K),
     )  # fmt: skip
     return y

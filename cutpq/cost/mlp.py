@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..array import ceil_div
 from ..codecs.codec import Codec
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES, refusals
 
@@ -132,7 +133,7 @@ class WeightFormat:
 
     def groups(self, K: int) -> int:
         """Groups of a weight of K rows; none in float16."""
-        return 0 if self.bits == 16 else -(-K // self.group_size)
+        return 0 if self.bits == 16 else ceil_div(K, self.group_size)
 
 
 FP16 = WeightFormat(16)
@@ -208,13 +209,13 @@ def all_to_all_us(nbytes: float, n: int, link: Link) -> float:
 def all_reduce_sent(nbytes: int, n: int) -> int:
     """Bytes that a rank sends in a ring or two-shot all_reduce: 2 (n-1)/n of the array."""
     _check_ranks(n)
-    return -(-2 * (n - 1) * nbytes // n)
+    return ceil_div(2 * (n - 1) * nbytes, n)
 
 
 def all_gather_sent(nbytes: int, n: int) -> int:
     """Bytes that a rank sends in an all_gather of `nbytes` in total: (n-1)/n of them."""
     _check_ranks(n)
-    return -(-(n - 1) * nbytes // n)
+    return ceil_div((n - 1) * nbytes, n)
 
 
 def all_to_all_sent(nbytes: int, n: int) -> int:
@@ -295,8 +296,8 @@ def weight_bytes(K: int, N: int, form: WeightFormat, groups: int | None = None) 
     groups  default: those of K rows in order; a rank that holds scattered rows needs the scales of more
     """
     groups = form.groups(K) if groups is None else groups
-    zeros = 0 if form.symmetric else -(-groups * N * form.bits // 8)
-    return -(-K * N * form.bits // 8) + groups * N * SCALE_BYTES + zeros
+    zeros = 0 if form.symmetric else ceil_div(groups * N * form.bits, 8)
+    return ceil_div(K * N * form.bits, 8) + groups * N * SCALE_BYTES + zeros
 
 
 def gemm_us(M: int, N: int, K: int, form: WeightFormat, gpu: Gpu, extra_bytes: float = 0.0) -> float:
@@ -376,9 +377,9 @@ def mlp_cost(shape: MlpShape, M: int, tp: int, scheme: str, form: WeightFormat, 
         raise ValueError(f"scheme {scheme!r} {refused[scheme]}")
     _check_ranks(tp)
     if groups >= tp:
-        rows = min(-(-groups // tp) * form.group_size, shape.H)
+        rows = min(ceil_div(groups, tp) * form.group_size, shape.H)
     else:
-        rows = -(-shape.H // tp)
+        rows = ceil_div(shape.H, tp)
     if scheme in GROUP_ALIGNED:
         groups = form.groups(rows)
     first = column_parallel(M, shape.K, (2 if shape.gated else 1) * rows, form, gpu)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ..array import ceil_div
 from ..codecs.codec import Codec
 from ..model.attention import chunks
 from .mlp import (
@@ -106,7 +107,7 @@ def step_cost(
     block = block_cost(shape, step, tp, form, gpu, link, codec)
     row_bytes = shape.hidden * ACTIVATION_BYTES
     embedding = gpu.launch_us + gpu.read_us(2 * step.tokens * row_bytes)
-    head = gemm_us(step.batch, -(-shape.vocabulary // tp), shape.hidden, FP16, gpu)
+    head = gemm_us(step.batch, ceil_div(shape.vocabulary, tp), shape.hidden, FP16, gpu)
     last_norm = gpu.launch_us + gpu.read_us(2 * step.batch * row_bytes)
     ends = all_reduce_us(step.tokens * row_bytes, tp, link)
     ends += all_gather_us(step.batch * shape.vocabulary * ACTIVATION_BYTES, tp, link)
@@ -124,7 +125,7 @@ def block_cost(
     if tp > shape.heads:
         raise ValueError(f"tp={tp} ranks cannot share {shape.heads} attention heads: at most tp={shape.heads}")
     M, D = step.tokens, shape.head_dim
-    heads, kv_heads = -(-shape.heads // tp), -(-shape.kv_heads // tp)
+    heads, kv_heads = ceil_div(shape.heads, tp), ceil_div(shape.kv_heads, tp)
     reduced_us, _ = reduce_us(M * shape.hidden, tp, link, codec)
     # Float16 has no order to deal with: what tp-aware costs.
     scheme, groups = ("tp-aware", 0) if form == FP16 else ("local", form.groups(shape.heads * D))
@@ -155,7 +156,7 @@ def attention_us(step: Step, heads: int, kv_heads: int, head_dim: int, gpu: Gpu)
     moved = 2 * step.new * (heads + 2 * kv_heads) * features * ACTIVATION_BYTES
     moved += step.new * heads * features * (4 + ACTIVATION_BYTES)
     total_us = 2 * gpu.launch_us + gpu.read_us(moved)
-    rep = -(-heads // kv_heads)
+    rep = ceil_div(heads, kv_heads)
     for chunk in chunks(np.arange(step.past, step.past + step.new)[None], step.batch * kv_heads, rep, None):
         pairs, rows, keys = chunk.shape(rep)
         scores = pairs * rows * keys
@@ -182,10 +183,10 @@ def reduce_us(count: int, tp: int, link: Link, codec: Codec | None) -> tuple[flo
 
 def rank_bytes(shape: ModelShape, tp: int, form: WeightFormat) -> int:
     """Bytes of weights on the rank that has most."""
-    heads, kv_heads = -(-shape.heads // tp), -(-shape.kv_heads // tp)
-    intermediate = -(-shape.intermediate // tp)
+    heads, kv_heads = ceil_div(shape.heads, tp), ceil_div(shape.kv_heads, tp)
+    intermediate = ceil_div(shape.intermediate, tp)
     block = weight_bytes(shape.hidden, (heads + 2 * kv_heads) * shape.head_dim, form)
     block += weight_bytes(heads * shape.head_dim, shape.hidden, form)
     block += (2 if shape.gated else 1) * weight_bytes(shape.hidden, intermediate, form)
     block += weight_bytes(intermediate, shape.hidden, form)
-    return shape.layers * block + 2 * weight_bytes(shape.hidden, -(-shape.vocabulary // tp), FP16)
+    return shape.layers * block + 2 * weight_bytes(shape.hidden, ceil_div(shape.vocabulary, tp), FP16)

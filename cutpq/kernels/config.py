@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..array import bfloat16
+from ..array import bfloat16, ceil_div
 from ..codecs.formats import ELEMENTS, RULES, SCALES, Element, Scale, carry_threshold
 from ..ops.formulas import ACTIVATIONS
 
@@ -55,11 +55,6 @@ def dtype_code(dtype: Any) -> int:
     if np.dtype(dtype) not in codes:
         raise TypeError(f"kernels compute in float16 or bfloat16, got {np.dtype(dtype).name}")
     return codes[np.dtype(dtype)]
-
-
-def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
+from ..array import address, bfloat16
 from . import nvrtc
 from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 
@@ -336,14 +336,3 @@ def cpu_runtime() -> Any:
         sys.modules["cpu_cuda"] = module
         spec.loader.exec_module(module)
         return module
-
-
-def aligned(x: Array) -> Array:
-    """x, or a copy where it is not contiguous or does not begin at a multiple of 16 bytes, as kernels read it."""
-    x = array_module(x).ascontiguousarray(x)
-    return x if address(x) % 16 == 0 else x.copy()
-
-
-def address(array: Array) -> int:
-    """Where the first byte of an array lies."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

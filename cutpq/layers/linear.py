@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, check_array, to_numpy
+from ..array import Array, array_module, check_array, move, to_numpy
 from ..codecs.codec import Codec
 from ..ops import formulas as ref
 from ..ops.gather import gather_columns
@@ -40,7 +40,7 @@ from ..weights.permutation import invert, sort_groups, sorting_permutation
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES
 from ..weights.shard import default_bounds, even_bounds, group_bounds
 from ..weights.weight import PlainWeight, QuantWeight, Weight
-from .source import Index, Source, move, take
+from .source import Index, Source, take
 
 
 class ColumnParallelLinear:

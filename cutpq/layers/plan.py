@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..array import ceil_div
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import mlps, module_role
 from ..cost.mlp import (
@@ -181,7 +182,7 @@ def _option(scheme: str, cost: LayerCost) -> Option:
 
 
 def _own_cost(role: str, K: int, N: int, form: WeightFormat, machine: _Machine) -> LayerCost:
-    columns = -(-N // machine.tp) if role == "column" else N
+    columns = ceil_div(N, machine.tp) if role == "column" else N
     return column_parallel(machine.M, K, columns, form, machine.gpu)
 
 

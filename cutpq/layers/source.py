@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
+from ..array import Array, array_module, bfloat16, move
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..trace import span
@@ -93,11 +92,6 @@ def take(source: Source, rows: Index = EVERYTHING, columns: Index = EVERYTHING) 
         bias = None if source.bias is None else source.bias[columns]
         return PlainWeight(source.weight[rows][:, columns], bias)
     return shard_rows(shard_columns(source, columns), rows)
-
-
-def move(index: Array, xp: ModuleType) -> Array:
-    """An index as an array of `xp`."""
-    return index if xp is array_module(index) else xp.asarray(index)
 
 
 def _read_plain(source: WeightInFile, rows: Index, columns: Index) -> PlainWeight:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from ..ops.batched_product import batched_product
@@ -100,11 +100,11 @@ def rotate_qkv(qkv: Array, angles: Angles, kept: Kept, batch: Batch) -> Array:
         raise ValueError(f"D must be a multiple of 16 and H of KV={KV}, got D={D} and {N} columns of qkv")
     xp, rep = array_module(qkv, kept.keys), N // (KV * D) - 2
     q = (xp.empty if batch.places is None else xp.zeros)((B, KV, T, rep, D), qkv.dtype)
-    cosines, sines = (None, None) if angles is None else map(kernels.aligned, angles)
+    cosines, sines = (None, None) if angles is None else map(aligned, angles)
     config = configs.RotateConfig(configs.dtype_code(qkv.dtype))
     kernel = kernels.load("rotate_qkv", config, xp)
     kernel(
-        config.grid(qkv.size), config.THREADS, kernels.aligned(qkv), cosines, sines,
+        config.grid(qkv.size), config.THREADS, aligned(qkv), cosines, sines,
         batch.places, batch.query_positions, q, kept.keys, kept.values, M, T, length, KV, rep, D,
     )  # fmt: skip
     return q
@@ -163,7 +163,7 @@ def chunks(positions: np.ndarray, pairs: int, rep: int, window: int | None) -> I
 
 
 def _aligned(keys: int) -> int:
-    return -(-keys // KEYS_ALIGN) * KEYS_ALIGN
+    return ceil_div(keys, KEYS_ALIGN) * KEYS_ALIGN
 
 
 def softmax(
@@ -189,7 +189,7 @@ def softmax(
     config = configs.softmax_config(columns, configs.dtype_code(dtype))
     kernel = kernels.load("softmax", config, xp)
     kernel(
-        (len(scores) * rows,), config.THREADS, kernels.aligned(scores), positions, shares, positions.shape[1],
+        (len(scores) * rows,), config.THREADS, aligned(scores), positions, shares, positions.shape[1],
         chunk.pairs.start, kv_heads, chunk.queries.start, rows, rep, chunk.keys.start, columns,
         chunk.keys.stop if window is None else min(window, chunk.keys.stop), scale, smem_bytes=config.smem_bytes,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, to_numpy
+from ..array import Array, array_module, ceil_div, to_numpy
 
 # Keys are multiplied and read by so many at a time, a 16-byte word of their probabilities.
 KEYS_ALIGN = 8
@@ -43,7 +43,7 @@ class Kept:
     """
 
     def __init__(self, xp: ModuleType, batch: int, heads: int, length: int, head_dim: int, dtype: np.dtype):
-        shape = batch, heads, -(-length // KEYS_ALIGN) * KEYS_ALIGN, head_dim
+        shape = batch, heads, ceil_div(length, KEYS_ALIGN) * KEYS_ALIGN, head_dim
         self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
 
     def extend(self, k: Array, v: Array, batch: Batch) -> tuple[Array, Array]:

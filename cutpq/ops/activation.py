@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
+from ..array import Array, aligned, array_module, bfloat16, check_array
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from . import formulas as ref
@@ -30,7 +30,7 @@ def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = No
     if kernels.usable(xp) and x.dtype != np.float32 and y.size and y.size % 8 == 0:
         config = configs.ActivationConfig(configs.dtype_code(x.dtype), configs.activation_code(kind), gated)
         kernel = kernels.load("activation", config, xp)
-        kernel(config.grid(y.size), config.THREADS, kernels.aligned(x), y, y.size // 8)
+        kernel(config.grid(y.size), config.THREADS, aligned(x), y, y.size // 8)
         return y
     if gated:
         pairs = x.reshape(M, -1, 2, 8)

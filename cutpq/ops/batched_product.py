@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
-from ..kernels.kernel import address
+from ..array import Array, address, array_module, bfloat16
 
 # cudaDataType_t, of CUDA's library_types.h
 DATA_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 2, bfloat16: 14}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
+from ..array import Array, aligned, array_module, bfloat16, check_array
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from . import formulas as ref
@@ -63,8 +63,8 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
     kernel(
         (M,),
         config.THREADS,
-        kernels.aligned(x),
-        kernels.aligned(weight),
+        aligned(x),
+        aligned(weight),
         perm,
         y,
         K,

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from ..weights.pack import PackedWeight, pack, scales_are_exact, unpack
@@ -43,7 +43,7 @@ def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None,
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
         if y.size:
-            _by_kernel(kernels.aligned(x), prepared, y, xp, activation)
+            _by_kernel(aligned(x), prepared, y, xp, activation)
         return y
     y = _by_reference(x, w)
     if activation is not None:
@@ -74,7 +74,7 @@ def gated_matmul(
         return y
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
-        _launch(kernels.aligned(x), prepared, y, xp, activation, gated=True)
+        _launch(aligned(x), prepared, y, xp, activation, gated=True)
         return y
     return activate(activation, matmul(x, prepared), gated=True, out=y)
 
@@ -172,7 +172,7 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
     )
     config, cuts = configs.select_gemm(problem, kernels.device(xp))
     kernel = kernels.load("gemm_w4a16", config, xp)
-    columns, rows = configs.ceil_div(p.padded_N, config.block_n), configs.ceil_div(M, config.BLOCK_M)
+    columns, rows = ceil_div(p.padded_N, config.block_n), ceil_div(M, config.BLOCK_M)
     parts = rows * columns * cuts if cuts > 1 else 1
     partial_sums, arrivals = _workspace(xp, parts * config.tile_words * 4, rows * columns)
     kernel(

@@ -20,11 +20,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
+from ..array import Array, array_module, bfloat16, check_array, to_float32
 from ..codecs import launch as wire
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
-from ..codecs.formulas import to_float32
 from ..cost.mlp import LINKS, Link, choose_all_reduce
 from ..ops.gather import rmsnorm_gather
 from ..trace import span

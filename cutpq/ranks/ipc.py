@@ -13,13 +13,12 @@ and the steps that meet on the host are tested on the CPU.
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..array import Array, bfloat16
+from ..array import Array, aligned, bfloat16, ceil_div
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from .communicator import Communicator, RanksDisagreeError, check_received, in_words, offsets, patience_s
@@ -139,7 +138,7 @@ class IpcCommunicator(Communicator):
                     self._memory.close(slab)
             self._control.barrier()  # nobody has them open any more
         self._slabs = []
-        nbytes = math.ceil((self._data_at + 2 * half_bytes) / SLAB_UNIT) * SLAB_UNIT
+        nbytes = ceil_div(self._data_at + 2 * half_bytes, SLAB_UNIT) * SLAB_UNIT
         self._slabs = self._open(self._memory.allocate(nbytes), nbytes)
         self._addresses = self._memory.addresses(self._slabs)
         self._half_bytes = (nbytes - self._data_at) // 512 * 256
@@ -190,7 +189,7 @@ class IpcCommunicator(Communicator):
         self._check_stream()
         shares = _share_bytes(x, codec, self.size)
         self.reserve(_half_bytes(shares, sum(shares), algo))
-        out = self._launch(kernels.aligned(x).reshape(-1), codec, algo).reshape(x.shape)
+        out = self._launch(aligned(x).reshape(-1), codec, algo).reshape(x.shape)
         mine = shares[self.rank]
         others = (self.size - 1) * mine
         self.sent_bytes += sum(shares) - mine + others if algo == "twoshot" else self._oneshot_bytes(x, codec)
@@ -220,7 +219,7 @@ class IpcCommunicator(Communicator):
         of_rank = self._control.all_gather(mine)
         for source in range(self.size):
             check_received(self.rank, source, int(of_rank[source][1 + self.size + self.rank]), recv_counts[source])
-        self.reserve(math.ceil(int(of_rank[:, 0].max()) / 2))
+        self.reserve(ceil_div(int(of_rank[:, 0].max()), 2))
         self._slabs[self.rank][self._data_at : self._data_at + x.size] = x
         self.barrier()
         out = self.xp.empty(sum(recv_counts), np.uint8)
@@ -256,11 +255,11 @@ def _share_bytes(x: Array, codec: Codec | None, size: int) -> list[int]:
     """Bytes of each rank's share on the wire; plain shares are whole groups of eight numbers."""
     if codec:
         return [codec.wire_bytes(share) for share in codec.shares(x.size, size)]
-    each, more = divmod(math.ceil(x.size / 8), size)
+    each, more = divmod(ceil_div(x.size, 8), size)
     return [8 * (each + (rank < more)) * x.itemsize for rank in range(size)]
 
 
 def _half_bytes(shares: list[int], whole: int, algo: str) -> int:
     """What a sum takes of half a slab: all shares and the sum of one, in places of equal size; or one wire."""
-    place = math.ceil(shares[0] / 16) * 16
+    place = ceil_div(shares[0], 16) * 16
     return (len(shares) + 1) * place if algo == "twoshot" else whole + 16

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..array import Array, array_module, to_numpy
+from ..array import Array, array_module, ceil_div, to_numpy
 from .schemes import count_groups, refusals
 from .weight import QuantWeight
 
@@ -18,7 +18,7 @@ def even_shares(n: int, tp: int, granule: int = 1) -> list[int]:
 
     The last granule may be short, and a rank's share may be 0.
     """
-    each, more = divmod(-(-n // granule), tp)
+    each, more = divmod(ceil_div(n, granule), tp)
     ends = [min((rank * each + min(rank, more)) * granule, n) for rank in range(tp + 1)]
     return [end - start for start, end in pairwise(ends)]
 
@@ -30,7 +30,7 @@ def even_bounds(K: int, tp: int, multiple: int = 1) -> np.ndarray:
     Raises ValueError where a rank would get nothing.
     """
     _check_tp(tp)
-    units = -(-K // multiple)
+    units = ceil_div(K, multiple)
     if tp > units:
         raise ValueError(f"tp={tp} ranks cannot share K={K} in multiples of {multiple}: at most tp={units}")
     return _ends(even_shares(K, tp, multiple))

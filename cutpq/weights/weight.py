@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array, to_numpy
+from ..array import Array, array_module, bfloat16, check_array, move
 
 
 def is_ordered(g_idx: Array) -> bool:
@@ -73,9 +73,8 @@ class QuantWeight:
         """The same weight as arrays of `xp` (numpy or cupy): one copy per tensor, none where it is there already."""
         if xp is array_module(self.codes):
             return self
-        move = to_numpy if xp is np else xp.asarray
-        arrays: dict[str, Any] = {name: move(getattr(self, name)) for name in ("codes", "scales", "zeros", "g_idx")}
-        return replace(self, bias=None if self.bias is None else move(self.bias), **arrays)
+        arrays: dict[str, Any] = {name: move(getattr(self, name), xp) for name in ("codes", "scales", "zeros", "g_idx")}
+        return replace(self, bias=None if self.bias is None else move(self.bias, xp), **arrays)
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ class PlainWeight:
         """The same weight as arrays of `xp` (numpy or cupy)."""
         if xp is array_module(self.weight):
             return self
-        move = to_numpy if xp is np else xp.asarray
-        return PlainWeight(move(self.weight), None if self.bias is None else move(self.bias))
+        return PlainWeight(move(self.weight, xp), None if self.bias is None else move(self.bias, xp))
 
 
 Weight = QuantWeight | PlainWeight

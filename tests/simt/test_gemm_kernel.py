@@ -10,7 +10,7 @@ from activations import EXACT
 from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import as_scattered, random_weight
 
-from cutpq.array import to_numpy
+from cutpq.array import ceil_div, to_numpy
 from cutpq.kernels import config as configs
 from cutpq.kernels import kernel as kernels
 from cutpq.ops import formulas as ref
@@ -197,7 +197,7 @@ def test_few_columns_are_cut_and_many_are_not(M):
     for N, K in [(64, 8192), (8192, 3584), (57344, 8192), (64, 64)]:
         problem = configs.GemmProblem(M, N, K, configs.FLOAT16, "uniform", 128, 8)
         config, cuts = configs.select_gemm(problem, device)
-        assert 1 <= cuts <= configs.ceil_div(K, config.block_k)
+        assert 1 <= cuts <= ceil_div(K, config.block_k)
         assert (cuts > 1) == (N == 64 and K > 64)
         assert not config.objections(device)
 
