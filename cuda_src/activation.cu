@@ -1,13 +1,14 @@
-// activation: the features between an MLP's products, if cuBLAS made the first.   caller: cutpq/ops/activation.py
-//   y[m, j] = act(x[m, j]);   where GATED, y[m, j] = act(gate) * up, octets of which alternate in x
-// In float32, rounded once. A thread owns eight features, which it reads and writes in words of 16 bytes.
+// activation: the features between an MLP's two products.   caller: cutpq/ops/activation.py
+//   y[m, j] = act(x[m, j]);   where GATED, y[m, j] = act(gate) * up: x alternates eight gate and eight up features
+// gemm_w4a16 activates in its epilogue; this kernel serves the products of cuBLAS. It computes in float32 and rounds
+// once. A thread owns eight features, so that its loads and stores are 16-byte words.
 #include "target.cuh"
 #include "tile/activation.cuh"
 #include "tile/eight.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-activation(const act_t* x,  // (8 * octets,), twice as many where GATED
-           act_t* y,        // (8 * octets,); may be x where not GATED
+activation(const act_t* x,  // (8 * octets,), or (16 * octets,) where GATED
+           act_t* y,        // (8 * octets,); y may be x where not GATED
            int octets) {
   const int octet = blockIdx.x * THREADS + threadIdx.x;
   if (octet >= octets) return;

@@ -1,26 +1,26 @@
-// all_reduce_oneshot: every rank lays down all it has, reads what all have, and adds.   caller: cutpq/ranks/ipc.py
+// all_reduce_oneshot: every rank reads the arrays of all ranks and adds them.   caller: cutpq/ranks/ipc.py
 //
-//   step 1   x, encoded or as it is, into this rank's slab
-//            meet
-//   step 2   the slabs of all ranks -> y, added in float32 from rank 0 to the last, rounded once
+//   step 1   this rank's slab = x, encoded or plain
+//            barrier of all ranks (Slabs::meet)
+//   step 2   y = sum of all slabs, in float32 from rank 0 to the last, rounded once
 //
-// The slab has two halves, which sums use in turns: a fast rank may begin the next sum while a slow peer still reads this one.
-// It cannot begin the one after that, since it would have met the peer in between.
-// STEP 0 is all of it. Where ranks share a GPU, and so cannot wait for each other in a kernel, the host launches
-// steps 1 and 2 and lets the ranks meet in between.
+// Successive all-reduces use the two halves of a slab in turns, because a fast rank may begin the next one while a slow
+// peer still reads this one. It cannot reach the one after that: its barrier waits for the slow peer.
+// STEP 0 runs both steps. Ranks that share a GPU cannot wait for each other inside a kernel, so the host launches
+// STEP 1 and STEP 2 with its own barrier between them.
 #include "target.cuh"
 #include "tile/either_wire.cuh"
 #include "tile/rank_sum.cuh"
 #include "tile/slab.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is seen from here
+all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in this process
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes
-                   u32* status,          // (1,) that the host can read: 1 + a rank that did not come
+                   u32* status,          // (1,) in host memory: 1 + the rank that timed out
                    int rank,
                    int n,
-                   u32 half_bytes,  // of a slab's data
+                   u32 half_bytes,  // bytes of one half of a slab's data
                    u32 timeout_us) {
   DYNAMIC_SHARED(smem);
   Carver carver(smem);

@@ -1,31 +1,33 @@
-// all_reduce_twoshot: every rank adds one share of the numbers and gives the sum to all.   caller: cutpq/ranks/ipc.py
+// all_reduce_twoshot: a reduce-scatter and an all-gather over peer memory.   caller: cutpq/ranks/ipc.py
 //
-//   step 1   x, encoded or as it is, share by share into this rank's slab
-//            meet
-//   step 2   this rank's share from all slabs, added in float32 from rank 0 to the last, encoded or rounded,
-//            into another place of this rank's slab
-//            meet
-//   step 3   every share of the sum from its owner's slab, the own one too -> y
+//   step 1   this rank's slab = x, encoded or plain, share by share
+//            barrier of all ranks (Slabs::meet)
+//   step 2   this rank adds its own share from all slabs, in float32 from rank 0 to the last, and stores the encoded
+//            or rounded sum behind the shares of step 1
+//            barrier of all ranks
+//   step 3   y = every share of the sum, read from its owner's slab. The owner reads its own encoded bytes too, so that
+//            all ranks have the same bits.
 //
-// The halves of a slab are used in turns, as in all_reduce_oneshot: a slow peer may still be in step 3.
-// STEP 0 is all of it; 1, 2 and 3 are for ranks that share a GPU, as in all_reduce_oneshot.
+// Successive all-reduces use the two halves of a slab in turns, because a slow peer may still be in step 3.
+// STEP 0 runs all steps; ranks that share a GPU launch STEP 1, 2 and 3 with a barrier of the host between them.
 #include "target.cuh"
 #include "tile/either_wire.cuh"
 #include "tile/rank_sum.cuh"
 #include "tile/share.cuh"
 #include "tile/slab.cuh"
 
-// A share of the numbers, and where its wire lies: in places of equal size, aligned to 16 bytes.
+// A rank's share and the place of its wire in a half of a slab. Places have equal sizes, multiples of 16 bytes, so that
+// every wire is aligned.
 struct Place {
   Share share;
   int tiles;
-  u32 first;      // number
-  size_t offset;
+  u32 first;      // index of the share's first number
+  size_t offset;  // of the place, in bytes from the start of the half
 
   __device__ __forceinline__ Place(int n, int owner) : share(share_of<Wire>(n, RANKS, owner)) {
     tiles = tiles_of(share.granules);
     first = share.first * Wire::GRANULE;
-    offset = owner * bytes(n);  // in a half
+    offset = owner * bytes(n);
   }
   static __device__ __forceinline__ size_t bytes(int n) {
     return (Wire::bytes(share_of<Wire>(n, RANKS, 0).granules) + 15) / 16 * 16;
@@ -79,13 +81,13 @@ DEVICE void collect(const Slabs& all, act_t* y, int n) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) where each rank's slab is seen from here
+all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in this process
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes
-                   u32* status,          // (1,) that the host can read: 1 + a rank that did not come
+                   u32* status,          // (1,) in host memory: 1 + the rank that timed out
                    int rank,
                    int n,
-                   u32 half_bytes,  // of a slab's data
+                   u32 half_bytes,  // bytes of one half of a slab's data
                    u32 timeout_us) {
   DYNAMIC_SHARED(smem);
   Carver carver(smem);

@@ -1,7 +1,7 @@
 // decode_sum: the wires of all ranks to their sum.   caller: cutpq/codecs/launch.py
-// Added in float32 and in rank order, rounded once.
-// A thread takes eight numbers and loads their codes of every rank before it adds. blockIdx.y is the share: with
-// one rank and many shares this puts the result of a two-shot sum together.
+// Terms are added in float32 and in rank order, and the sum is rounded once. A thread takes eight numbers and loads
+// their codes of every rank before it adds, so that all loads are in flight together. blockIdx.y is the share: with one
+// rank and many shares the kernel decodes the gathered result of a two-shot all-reduce.
 #include "target.cuh"
 #include "tile/block_wire.cuh"
 #include "tile/eight.cuh"
@@ -9,9 +9,9 @@
 #include "tile/share.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_sum(const u8* __restrict__ wires,  // of RANKS ranks
+decode_sum(const u8* __restrict__ wires,  // wires of RANKS ranks
            act_t* __restrict__ y,         // (n,), aligned to 16 bytes
-           int wire_bytes,                // from one rank's wire to the next
+           int wire_bytes,                // stride between ranks' wires
            int n) {
   const Share share = share_of<BlockWire>(n, gridDim.y, blockIdx.y);
   const u32 step = gridDim.x * THREADS;

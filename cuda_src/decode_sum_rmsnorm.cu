@@ -1,10 +1,9 @@
 // decode_sum_rmsnorm: a compressed sum, added to the residual and normalized.   caller: cutpq/codecs/launch.py
-// The last step of a compressed all-reduce, and the norm that follows it in a transformer.
-//   sum[m, k] = the wires' sum (decode_sum);   residual[m, k] += sum[m, k]
+//   sum[m, k] = decode_sum of the wires;   residual[m, k] += sum[m, k]
 //   y[m, j] = residual[m, k] * weight[k] / sqrt(mean(residual[m]^2) + epsilon),   k = perm[j]
-// y is in the column order of the next weight, so that neither compression nor order costs a pass. The sum and the
-// residual are rounded as if each step were a kernel of its own: the bits are those of decode_sum, an addition and
-// rmsnorm_gather. A block owns a row and keeps it in shared memory.
+// The last step of a compressed all-reduce fused with the RMSNorm that follows it; perm is the row order of the next
+// weight. The sum and the residual are rounded as if each step were a kernel of its own, so that the bits equal those
+// of decode_sum, an addition and rmsnorm_gather. A block owns a row and keeps it in shared memory.
 #include "target.cuh"
 #include "tile/block_sum.cuh"
 #include "tile/block_wire.cuh"
@@ -14,13 +13,13 @@
 #include "tile/weighted_row.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
-                   act_t* __restrict__ residual,      // (M, K), in and out
-                   const act_t* __restrict__ weight,  // (K,), in the order of residual
+decode_sum_rmsnorm(const u8* __restrict__ wires,      // wires of RANKS ranks
+                   act_t* __restrict__ residual,      // (M, K), updated in place
+                   const act_t* __restrict__ weight,  // (K,), in the column order of residual
                    const int* __restrict__ perm,      // (K,)
                    act_t* __restrict__ y,             // (M, K)
-                   int wire_bytes,                    // from one rank's wire to the next
-                   int shares,                        // that each wire consists of
+                   int wire_bytes,                    // stride between ranks' wires
+                   int shares,                        // shares in each wire
                    int n,                             // M * K
                    int K,                             // a multiple of 8
                    float epsilon) {
@@ -46,6 +45,6 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // of RANKS ranks
     *reinterpret_cast<uint4*>(residual + row + k) = rounded;
     staged.put(k, rounded, *reinterpret_cast<const uint4*>(weight + k), squares);
   }
-  const float mean = block_sum(smem_sums, squares) / float(K);  // and a barrier: the row is complete
+  const float mean = block_sum(smem_sums, squares) / float(K);  // block_sum's barrier completes the staged row
   staged.write(y + row, perm, rsqrtf(mean + epsilon), K);
 }

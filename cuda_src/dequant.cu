@@ -1,8 +1,8 @@
 // dequant: packed codes -> plain weight.   caller: cutpq/ops/dequant.py
 //   weight[row, j] = (code[k, n] - zeros[g, n]) * scales[g, n],   n = first_column + j
 //   g = g_idx[k] where LOOKUP is 1, else k / group_size;   row = rows[k] where rows is given, else k
-// In float32, where the product is exact, and rounded once to act_t. A thread owns 32 rows of two columns, so that
-// a warp writes 128 bytes of a row; scales are fetched when the group changes.
+// The product is exact in float32 and rounded once to act_t. A thread owns 32 rows of two columns, so that a warp
+// writes 128 bytes of a row; it fetches scales only when the group changes.
 #include "target.cuh"
 #include "tile/codes_fragments.cuh"
 #include "tile/codes_words.cuh"
@@ -33,18 +33,18 @@ DEVICE Grid grid_at(const half* scales, const u8* zeros, int group, int n, int N
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-dequant(const u32* __restrict__ words,    // codes, in the order of tile/codes_fragments.cuh or codes_words.cuh
-        const half* __restrict__ scales,  // (G, N) in the same order
-        const u8* __restrict__ zeros,     // (G, N) in the same order
+dequant(const u32* __restrict__ words,    // codes, laid out as tile/codes_fragments.cuh or codes_words.cuh says
+        const half* __restrict__ scales,  // (G, N), laid out as the codes
+        const u8* __restrict__ zeros,     // (G, N), laid out as the codes
         const int* __restrict__ g_idx,    // (padded_K,), or null
-        const int* __restrict__ rows,     // (K,) where each row goes, or null
+        const int* __restrict__ rows,     // (K,) destination of each row, or null
         act_t* __restrict__ weight,       // (K, columns)
-        int K,                            // rows of weight
-        int padded_K,                     // rows in words
-        int N,                            // columns in words, scales and zeros
-        int group_size,                   // a multiple of 32, so that a thread has one group, unless LOOKUP
+        int K,                            // rows of `weight`
+        int padded_K,                     // rows in `words`
+        int N,                            // columns in `words`, scales and zeros
+        int group_size,                   // rows of a group; without LOOKUP a multiple of 32: one group a thread
         int first_column,
-        int columns) {                    // even
+        int columns) {                    // even: a thread owns two
   const int j = 2 * (blockIdx.x * THREADS + threadIdx.x), n = first_column + j;
   const int block = blockIdx.y, first_row = block * 32;
   if (j >= columns) return;

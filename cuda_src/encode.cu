@@ -1,7 +1,7 @@
 // encode: numbers to the wire of a block codec.   caller: cutpq/codecs/launch.py
-// One pass: a thread loads eight numbers in 16-byte words, the threads of a block find its largest magnitude, and
-// each writes its eight codes. blockIdx.y is the share, so that the wires of all ranks are written at once.
-// The bytes equal those of the formulas in cutpq/codecs/formulas.py.
+// A thread loads eight numbers in 16-byte words, the threads of a codec block find its largest magnitude by shuffles,
+// and each writes its eight codes: one pass over memory. blockIdx.y is the share, so that one launch writes the wires
+// of all ranks. The bytes equal those of cutpq/codecs/formulas.py.
 #include "target.cuh"
 #include "tile/block_wire.cuh"
 #include "tile/eight.cuh"
@@ -9,9 +9,9 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 encode(const act_t* __restrict__ x,  // (n,), aligned to 16 bytes
-       u8* __restrict__ wire,        // the wires of gridDim.y shares
-       int n,                        // beyond it, the last block is filled with zeros
-       int padding) {                // how many, if the wire says so in a last byte; else 0
+       u8* __restrict__ wire,        // wires of gridDim.y shares, one after the other
+       int n,                        // numbers in x; the last codec block is filled up with zeros
+       int padding) {                // number of such zeros if the wire ends with a byte that says it, else 0
   DYNAMIC_SHARED(smem);
   Carver carver(smem);
   u16* smem_scales = carver.take<u16>(BlockWire::SCRATCH);

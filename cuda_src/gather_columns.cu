@@ -1,12 +1,12 @@
 // gather_columns: y[m, j] = x[m, perm[j]].   caller: cutpq/ops/gather.py
 // A thread owns eight neighbouring columns: it reads their indices once, and for every row it gathers eight numbers
-// and writes 16 bytes. Blocks split the columns first, so that a single row, too, is the work of many.
+// and writes 16 bytes. The grid splits columns before rows, so that many blocks share a single row.
 #include "target.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-gather_columns(const u16* __restrict__ x,   // (M, K), any 16-bit numbers
+gather_columns(const u16* __restrict__ x,   // (M, K) numbers of 16 bits
                const int* __restrict__ perm,  // (columns,), each 0 <= perm[j] < K
-               uint4* __restrict__ y,       // (M, columns / 8) words of eight numbers
+               uint4* __restrict__ y,       // (M, columns / 8), eight numbers each
                int M,
                int K,
                int columns) {               // a multiple of 8

@@ -1,13 +1,13 @@
-// rmsnorm_gather: RMSNorm in another order of columns.   caller: cutpq/ops/gather.py
+// rmsnorm_gather: RMSNorm with permuted columns.   caller: cutpq/ops/gather.py
 //   y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon),   k = perm[j]
-// Written in the order that the next weight wants, so that the order costs no pass of its own. In float32, rounded
-// once. A block owns a row and keeps it in shared memory, since it is read twice and the second time in any order.
-// The sum of squares is taken in a fixed order: the same input gives the same bits.
+// perm is the row order of the next weight: the permutation costs no pass over memory of its own. The norm is computed
+// in float32 and rounded once. A block owns a row and keeps it in shared memory, because the row is read twice, the
+// second time in the order of perm. The sum of squares is added in a fixed order: the same input gives the same bits.
 #include "target.cuh"
 #include "tile/block_sum.cuh"
 #include "tile/weighted_row.cuh"
 
-// The row into shared memory, 16 bytes at a time; returns this thread's share of the sum of squares.
+// Copies the row into shared memory, 16 bytes at a time; returns the sum of squares of what this thread copied.
 DEVICE float stage_row(const WeightedRow& staged, const act_t* row, const act_t* weight, int K) {
   float squares = 0;
   for (int k = 8 * threadIdx.x; k < K; k += 8 * THREADS)
@@ -17,7 +17,7 @@ DEVICE float stage_row(const WeightedRow& staged, const act_t* row, const act_t*
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 rmsnorm_gather(const act_t* __restrict__ x,       // (M, K)
-               const act_t* __restrict__ weight,  // (K,), in the order of x
+               const act_t* __restrict__ weight,  // (K,), in the column order of x
                const int* __restrict__ perm,      // (K,)
                act_t* __restrict__ y,             // (M, K)
                int K,                             // a multiple of 8
@@ -28,6 +28,7 @@ rmsnorm_gather(const act_t* __restrict__ x,       // (M, K)
   const WeightedRow staged = {carver.take<u32>(K)};
 
   const size_t row = (size_t)blockIdx.x * K;
-  const float squares = block_sum(smem_sums, stage_row(staged, x + row, weight, K));  // and a barrier: it is complete
+  // block_sum's barrier completes the staged row
+  const float squares = block_sum(smem_sums, stage_row(staged, x + row, weight, K));
   staged.write(y + row, perm, rsqrtf(squares / float(K) + epsilon), K);
 }

@@ -1,13 +1,13 @@
-// rotate_qkv: the rows of the qkv product, rotated, to where attention reads them.   caller: cutpq/model/attention.py
+// rotate_qkv: rotary embedding, and keys and values into the cache.   caller: cutpq/model/attention.py
 //   q[b, h / rep, t, h % rep] = rotate(q's head h),   keys[b, h, position] = rotate(k's head h)
 //   values[b, h, position] = v's head h
-// of the token with index t among its sequence's new ones. rotate takes features i and i + D / 2 of a head as a complex
-// number, times cos + sqrt(-1) sin; in float32, rounded once. A thread owns eight such pairs of a head: two 16-byte
-// words in, two out, next to those of its neighbours.
+// where t counts the new tokens of sequence b. rotate multiplies the complex number of features i and i + D / 2 of a
+// head by cos + sqrt(-1) sin, in float32, rounded once. A thread owns eight such pairs of one head, so that it reads
+// and writes 16-byte words.
 #include "target.cuh"
 #include "tile/eight.cuh"
 
-// The real and imaginary parts of (a + sqrt(-1) b) (cos + sqrt(-1) sin), eight of them.
+// (a, b) = (a + sqrt(-1) b) (cos + sqrt(-1) sin) for eight complex numbers.
 DEVICE void rotate_eight(float* a, float* b, const float* cosines, const float* sines) {
 #pragma unroll
   for (int half = 0; half < 8; half += 4) {
@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 rotate_qkv(const act_t* __restrict__ qkv,      // (M, (heads + 2 * kv_heads) * D)
            const float* __restrict__ cosines,  // (M, D / 2), or null for no rotation
            const float* __restrict__ sines,    // (M, D / 2), or null
-           const int* __restrict__ places,     // (M,) each token's b * T + t, or null where that is its number
+           const int* __restrict__ places,     // (M,) b * T + t of each token, or null where token m has m
            const int* __restrict__ positions,  // (batch, T)
            act_t* __restrict__ q,              // (batch, kv_heads, T, rep, D)
            act_t* __restrict__ keys,           // (batch, kv_heads, length, D)
@@ -36,7 +36,7 @@ rotate_qkv(const act_t* __restrict__ qkv,      // (M, (heads + 2 * kv_heads) * D
            int T,
            int length,
            int kv_heads,
-           int rep,                            // query heads of each key/value head
+           int rep,                            // query heads that share a key/value head
            int D) {                            // a multiple of 16
   const int threads_of_head = D / 16, heads = kv_heads * rep, all_heads = heads + 2 * kv_heads;
   const int thread = blockIdx.x * THREADS + threadIdx.x;

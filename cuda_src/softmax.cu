@@ -1,8 +1,9 @@
-// softmax: attention's scores to probabilities, a row for each query of each head.   caller: cutpq/model/attention.py
-//   p[row, j] = exp(scale * (s[row, j] - largest)) / sum   over the keys that the query sees; 0 for all others
-// Column j is the key at position first_key + j; a query at position p sees the keys p - window + 1 ... p. A query that
-// does not exist has position -1, sees nothing, and its row is zero. A block owns a row and reads it three times, of
-// which the last two find it in L1. Sums are taken in a fixed order: the same input gives the same bits.
+// softmax: attention scores to probabilities.   caller: cutpq/model/attention.py
+//   p[row, j] = exp(scale * (s[row, j] - largest)) / sum   over the keys that the query attends to; 0 for all others
+// There is a row for each query of each head. Column j is the key at position first_key + j; a query at position p
+// attends to the keys p - window + 1 ... p. Padding queries have position -1 and rows of zeros. A block owns a row and
+// reads it three times; the second and third time it is in L1. The sum is added in a fixed order: the same input gives
+// the same bits.
 #include "target.cuh"
 #include "tile/block_max.cuh"
 #include "tile/block_sum.cuh"
@@ -10,11 +11,11 @@
 
 DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-// The columns [begin, end) of a row that its query sees.
+// The columns [begin, end) of a row that its query attends to.
 struct Seen {
   int begin, end;
 
-  // Eight scores from column j on, minus infinity where they are not seen.
+  // s = the scores of columns j ... j + 7, minus infinity outside of [begin, end).
   __device__ __forceinline__ void load(float* s, const float* row, int j) const {
     const float4 left = *reinterpret_cast<const float4*>(row + j);
     const float4 right = *reinterpret_cast<const float4*>(row + j + 4);
@@ -25,18 +26,18 @@ struct Seen {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-softmax(const float* __restrict__ scores,   // (pairs, rows, columns), of pairs of a sequence and a key/value head
+softmax(const float* __restrict__ scores,   // (pairs, rows, columns); a pair is a sequence and a key/value head
         const int* __restrict__ positions,  // (batch, T), each below first_key + columns
-        act_t* __restrict__ probabilities,  // as scores
+        act_t* __restrict__ probabilities,  // (pairs, rows, columns)
         int T,
-        int first_pair,                     // of batch * kv_heads
+        int first_pair,                     // number of the first pair among batch * kv_heads
         int kv_heads,
-        int first_query,                    // of T
-        int rows,                           // of a pair: rep for each query
-        int rep,                            // query heads of each key/value head
+        int first_query,                    // index of the first query among T
+        int rows,                           // rows of a pair: rep for each query
+        int rep,                            // query heads that share a key/value head
         int first_key,
         int columns,                        // a multiple of 8
-        int window,                         // keys that a query sees
+        int window,                         // keys that a query attends to, at most
         float scale) {                      // above 0
   DYNAMIC_SHARED(smem);
   Carver carver(smem);

@@ -1,5 +1,5 @@
-// What every kernel includes first: the device's headers, or, where CUTPQ_HOST is defined, nothing, because
-// the CPU runtime in tests/simt has put its own slice of CUDA C++ in front.
+// The first include of every kernel: CUDA's headers, and the macros that let g++ compile the same source. Under
+// CUTPQ_HOST the CPU runtime of tests/simt has already declared its own subset of CUDA C++.
 #pragma once
 #ifndef CUTPQ_HOST
 #include <cuda_bf16.h>
@@ -15,23 +15,23 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 
 #ifdef CUTPQ_HOST
 #define DEVICE static inline
-// A wrapper's last parameter: the line that an error names, at no cost to the caller.
+// The last parameter of a wrapper on the CPU: the caller's source line, for error messages.
 #define CALL_SITE , SIMT_LINE
-#define UNCHECKED SIMT_UNCHECKED  // a portable body that reports its accesses itself
+#define UNCHECKED SIMT_UNCHECKED  // the portable body reports its accesses to the race detector itself
 #else
 #define DEVICE static __device__ __forceinline__
 #define CALL_SITE
 #define UNCHECKED
 #endif
 
-// All shared memory is dynamic and taken through Carver, so that the host can put red zones between them.
+// All shared memory is dynamic and taken through Carver, so that the CPU runtime can put red zones between arrays.
 #ifdef CUTPQ_HOST
 #define DYNAMIC_SHARED(name) unsigned char* name = simt::shared_memory()
 #else
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
-// Takes typed arrays out of shared memory, one behind the other.
+// Takes typed arrays out of shared memory, one after the other.
 struct Carver {
   unsigned char* base;
   u32 offset;

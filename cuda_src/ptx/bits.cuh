@@ -1,8 +1,8 @@
-// Bits and bytes of 32-bit words.
+// Bitwise functions and byte permutations of 32-bit words.
 #pragma once
 #include "../target.cuh"
 
-// lop3.b32: any bitwise function of three words; LUT is what the function makes of 0xf0, 0xcc and 0xaa.
+// lop3.b32: any bitwise function f of three words, given by the table LUT = f(0xf0, 0xcc, 0xaa).
 template <int LUT>
 DEVICE u32 lop3(u32 a, u32 b, u32 c) {
 #ifdef CUTPQ_HOST
@@ -20,7 +20,8 @@ DEVICE u32 lop3(u32 a, u32 b, u32 c) {
 
 constexpr int AND_OR = (0xf0 & 0xcc) | 0xaa;  // (a & b) | c
 
-// prmt.b32: byte i of the result is byte selector[4i..4i+2] of the eight bytes b:a; bit 4i+3 spreads its sign instead.
+// prmt.b32: byte i of the result is byte selector[4i..4i+2] of the eight bytes b:a; where bit 4i+3 is set, its sign bit
+// fills the byte instead.
 DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
 #ifdef CUTPQ_HOST
   const u64 bytes = u64(b) << 32 | a;

@@ -2,7 +2,7 @@
 #pragma once
 #include "shared_address.cuh"
 
-// cp.async.cg, 16 bytes, past L1: *dst = *src, or zeros without reading src where `valid` is false.
+// cp.async.cg, 16 bytes, bypassing L1: *dst = *src, or zeros without reading src where `valid` is false.
 DEVICE void cp_async_16(u32 dst, const void* src, bool valid = true CALL_SITE) {
 #ifdef CUTPQ_HOST
   simt::cp_async(dst, src, 16, valid ? 16 : 0, line);
@@ -13,7 +13,7 @@ DEVICE void cp_async_16(u32 dst, const void* src, bool valid = true CALL_SITE) {
 #endif
 }
 
-// createpolicy: a cache policy under which lines leave L2 before all others, for data that is read once.
+// createpolicy: a cache policy that evicts lines from L2 first, for data that is read once.
 DEVICE u64 evict_first_policy() {
 #ifdef CUTPQ_HOST
   return 0;
@@ -36,7 +36,7 @@ DEVICE void cp_async_16_hint(u32 dst, const void* src, u64 policy, bool valid CA
 #endif
 }
 
-// cp.async.commit_group: the copies issued since the last commit become one group (an empty one counts too).
+// cp.async.commit_group: the copies issued since the last commit become one group, which may be empty.
 DEVICE void cp_async_commit() {
 #ifdef CUTPQ_HOST
   simt::cp_async_commit();
@@ -45,7 +45,8 @@ DEVICE void cp_async_commit() {
 #endif
 }
 
-// cp.async.wait_group: all but the newest NEWEST groups of this thread have landed, visible to this thread alone.
+// cp.async.wait_group: waits for all but the newest NEWEST groups of this thread; their data is then visible to this
+// thread alone.
 template <int NEWEST>
 DEVICE void cp_async_wait() {
 #ifdef CUTPQ_HOST

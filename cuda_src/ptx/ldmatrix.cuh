@@ -1,10 +1,10 @@
-// Matrices of 8 x 8 16-bit numbers from shared memory, into the fragments that mma wants. A warp executes it
-// together. Lane i gives the address of row i % 8 of matrix i / 8 and receives, of each matrix, row i / 4,
-// columns 2 (i % 4), +1.
+// ldmatrix: matrices of 8 x 8 16-bit numbers from shared memory into mma fragments. All lanes of a warp execute it
+// together. Lane i gives the address of row i % 8 of matrix i / 8 and receives columns 2 (i % 4) and 2 (i % 4) + 1 of
+// row i / 4 of each matrix.
 #pragma once
 #include "shared_address.cuh"
 
-// ldmatrix.x4: four matrices.
+// ldmatrix.x4: loads four matrices.
 DEVICE void ldmatrix_x4(u32 (&result)[4], u32 row_address CALL_SITE) {
 #ifdef CUTPQ_HOST
   simt::LdmatrixOperands operands{result, row_address, false, line};

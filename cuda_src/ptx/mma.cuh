@@ -1,5 +1,6 @@
-// Tensor cores: D (16 x 8, fp32) += A (16 x 16) @ B (16 x 8), executed by a warp together.
-// With g = lane / 4 and c = 2 (lane % 4), a lane holds pairs of neighbours along k (the low half first):
+// mma: tensor cores compute D (16 x 8, float32) += A (16 x 16) @ B (16 x 8). All lanes of a warp execute it together.
+// With g = lane / 4 and c = 2 (lane % 4), a lane's fragments hold pairs of neighbours along k, the first in the low
+// half:
 //   a[i]  row g + 8 (i & 1), k = c + 8 (i >> 1)        b[i]  k = c + 8 i, column g
 //   d[i]  row g + 8 (i >> 1), column c + (i & 1)
 #pragma once

@@ -1,8 +1,8 @@
-// Shared memory has 32-bit addresses of its own, which cp.async and ldmatrix take.
+// 32-bit addresses in the shared state space, which cp.async and ldmatrix take.
 #pragma once
 #include "../target.cuh"
 
-// cvta.to.shared: the shared address of a pointer into shared memory.
+// cvta.to.shared: the shared address of a generic pointer.
 DEVICE u32 shared_address(const void* p) {
 #ifdef CUTPQ_HOST
   return simt::shared_address(p);

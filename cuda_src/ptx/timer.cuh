@@ -1,8 +1,8 @@
-// The time of a device, to end a wait that lasts too long.
+// A clock of the device, for time limits on spinning.
 #pragma once
 #include "../target.cuh"
 
-// %globaltimer: nanoseconds; in steps of a microsecond or so.
+// %globaltimer: nanoseconds, updated about once a microsecond.
 DEVICE u64 timer_ns() {
 #ifdef CUTPQ_HOST
   return simt::device_timer();

@@ -1,8 +1,8 @@
-// What an MLP does to the features between its two products, in float32.
+// Activation functions of an MLP, in float32.
 #pragma once
 #include "../target.cuh"
 
-enum Activation { NONE, SILU, GELU, GELU_TANH };  // as in cutpq/kernels/config.py
+enum Activation { NONE, SILU, GELU, GELU_TANH };  // numbers of activation_code in Python
 
 DEVICE float sigmoid(float v) { return 1.0f / (1.0f + __expf(-v)); }
 

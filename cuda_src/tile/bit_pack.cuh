@@ -1,14 +1,15 @@
-// Codes of ELEMENT_BITS as one little-endian string of bits. The eight codes of a thread are ELEMENT_BITS bytes,
-// so that threads begin at whole bytes.
+// Packs codes of ELEMENT_BITS into one little-endian bit string. A thread's group of eight codes takes ELEMENT_BITS
+// whole bytes, so that no two threads share a byte.
 #pragma once
 #include "../target.cuh"
 #include "element_code.cuh"
 
-constexpr int CODES_BYTES = ELEMENT_BITS;                     // of eight codes
-constexpr int CODES_UNIT = ELEMENT_BITS & -ELEMENT_BITS;      // of which power of two they are a multiple
+constexpr int CODES_BYTES = ELEMENT_BITS;                 // bytes of a group
+constexpr int CODES_UNIT = ELEMENT_BITS & -ELEMENT_BITS;  // largest power of two that divides them
 
-// Eight codes to and from two words, left-aligned in bytes: byte k of word w is code_at(w, k). So 4-bit codes part into
-// even and odd ones, and bytes stay where they are.
+// The eight codes of a group in registers are two words of four bytes, a code left-aligned in each byte: byte k of word
+// w holds code number code_at(w, k). 4-bit codes split into even and odd numbers, because then packing only shifts a
+// word.
 constexpr __device__ int code_at(int w, int k) { return ELEMENT_BITS == 8 ? 4 * w + k : 2 * k + w; }
 
 DEVICE u64 pack(const u32* words) {
@@ -23,7 +24,7 @@ DEVICE u64 pack(const u32* words) {
   return packed;
 }
 
-// What a byte has below its code is left undefined.
+// The inverse of pack; the bits of a byte below its code are undefined.
 DEVICE void unpack(u32* words, u64 packed) {
   if (ELEMENT_BITS == 8) {
     words[0] = u32(packed);
@@ -71,19 +72,20 @@ DEVICE void store_units(u8* p, u64 bits) {
   for (int i = 0; i < CODES_BYTES / BYTES; i++) reinterpret_cast<T*>(p)[i] = T(bits >> (8 * BYTES * i));
 }
 
-// Eight codes. ALIGNED: the first group of their wire is, to CODES_UNIT.
+// Loads a group of codes. ALIGNED promises that the wire begins at a multiple of CODES_UNIT.
 template <bool ALIGNED>
 DEVICE u64 load_codes(const u8* p) {
   return ALIGNED ? load_units<CODES_UNIT>(p) : load_units<1>(p);
 }
 
-// Bytes that do not fill whole words of a thread go as words of their warp: word w has bytes of one lane or two.
+// Stores groups whose size is no power of two as 32-bit words of the whole warp; a word takes bytes from up to two
+// lanes.
 DEVICE void store_as_warp(u8* elements, u32 group, u64 packed, size_t end) {
   const int lane = threadIdx.x % 32;
   const size_t start = size_t(group - lane) * CODES_BYTES;
 #pragma unroll
   for (int round = 0; round < (8 * CODES_BYTES + 31) / 32; round++) {
-    const int at = 4 * (32 * round + lane);  // byte of the warp's 32 * CODES_BYTES
+    const int at = 4 * (32 * round + lane);  // offset of this word in the warp's 32 * CODES_BYTES bytes
     const int first = at / CODES_BYTES, last = (at + 3) / CODES_BYTES;
     const u64 low = __shfl_sync(FULL_WARP, packed, first & 31), high = __shfl_sync(FULL_WARP, packed, last & 31);
     u32 word = u32(low >> (8 * (at - first * CODES_BYTES)));
@@ -98,8 +100,8 @@ DEVICE void store_as_warp(u8* elements, u32 group, u64 packed, size_t end) {
   }
 }
 
-// The codes of group number `group` to their place in `elements`, of which `end` bytes there are. All lanes of a
-// warp call it, with neighbouring groups; those that are not inside write nothing.
+// Stores a group of codes at its place in `elements`, an array of `end` bytes. All lanes of a warp call it together
+// with neighbouring groups, because they exchange bytes; lanes that are not `inside` write nothing.
 DEVICE void store_codes(u8* elements, u32 group, u64 packed, bool inside, size_t end) {
   constexpr bool whole = CODES_UNIT == CODES_BYTES;
   if (!whole && is_aligned(elements, 4)) return store_as_warp(elements, group, packed, end);

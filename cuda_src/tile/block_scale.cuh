@@ -1,15 +1,18 @@
-// The scale that a block shares: from its largest magnitude to a code, and from the code to float32, as
-// ref_codec.scale_codes and formats.scale_values. SCALE_BITS, SCALE_MANTISSA_BITS (0: powers of two), SCALE_BIAS,
-// SCALE_SMALLEST, SCALE_LARGEST, SCALE_NAN (codes); RULE; of the largest element MAX_EXPONENT, floor(log2), and
-// ELEMENT_LARGEST, its float32 bits; and of powers of two CARRY_AT, the 23 bits of a mantissa
-// from which on the exponent is one higher.
+// The scale of a codec block: from the largest magnitude to a scale code, and from the code to float32, as scale_codes
+// in cutpq/codecs/formulas.py and scale_values in formats.py. Constants of a configuration:
+//
+//   SCALE_BITS, SCALE_MANTISSA_BITS (0 for powers of two), SCALE_BIAS   format of a scale
+//   SCALE_SMALLEST, SCALE_LARGEST, SCALE_NAN                            scale codes
+//   RULE                                                                how a scale is rounded
+//   MAX_EXPONENT, ELEMENT_LARGEST                                       floor(log2) and bits of the largest element
+//   CARRY_AT                                                            mantissa from which a power of two is rounded up
 #pragma once
 #include "../target.cuh"
 #include "element_code.cuh"
 
-constexpr int FLOOR = 0, EVEN = 1, RCEIL = 2;  // as in cutpq/codecs/formats.py
+constexpr int FLOOR = 0, EVEN = 1, RCEIL = 2;  // indices into RULES of cutpq/codecs/formats.py
 
-// The value of a scale code. 2^-127 is a subnormal number.
+// The value of a scale code. The smallest power of two, 2^-127, is a subnormal float32.
 DEVICE float scale_value(u32 code) {
   if (int(code) > SCALE_LARGEST) return __uint_as_float(0x7fc00000u);
   if constexpr (SCALE_MANTISSA_BITS == 0) {
@@ -21,16 +24,16 @@ DEVICE float scale_value(u32 code) {
   }
 }
 
-// floor(log2 amax) - floor(log2 largest), and one more where the rule carries, by an addition that carries from the
-// mantissa. Subnormal numbers count as below 2^-126 and have the smallest scale anyway, but for elements below 2, whose
-// scale for [2^-127, 2^-126) may carry: doubled, those are 1.m of the smallest normal binade.
+// The code of 2^(floor(log2 amax) - floor(log2 largest)), one higher where the rule rounds up. Adding 1 - CARRY_AT to
+// the mantissa makes it carry into the exponent exactly then. A subnormal amax has the smallest scale, whatever it is,
+// except where MAX_EXPONENT is 0: then [2^-127, 2^-126) may round up, so amax is doubled to give it a normal mantissa.
 DEVICE int power_code(u32 amax) {
   const bool subnormal = MAX_EXPONENT == 0 && amax < 0x00800000u;
   const u32 carried = (subnormal ? 2 * amax : amax) + (0x00800000u - u32(CARRY_AT));
   return int(carried >> 23) - int(subnormal) - 127 - MAX_EXPONENT + SCALE_BIAS;
 }
 
-// amax / largest, a float32 quotient, rounded down, to nearest even or up.
+// The code of amax / largest: the float32 quotient rounded down, to nearest even or up to a scale with a mantissa.
 DEVICE int ratio_code(float amax) {
   const float ratio = __fdiv_rn(amax, __uint_as_float(u32(ELEMENT_LARGEST)));
   constexpr int shift = 23 - SCALE_MANTISSA_BITS, smallest_field = 127 - SCALE_BIAS;
@@ -45,7 +48,7 @@ DEVICE int ratio_code(float amax) {
   return below + int(to_upper <= 0);
 }
 
-// The scale code of a block by its largest magnitude, given by its bits; SCALE_NAN for NaN and Inf.
+// The scale code of a block, from the float32 bits of its largest magnitude; SCALE_NAN for NaN and Inf.
 DEVICE u32 scale_code(u32 amax) {
   int code;
   if constexpr (SCALE_MANTISSA_BITS == 0) code = power_code(amax);
@@ -54,13 +57,13 @@ DEVICE u32 scale_code(u32 amax) {
   return u32(amax < FLOAT_EXPONENT ? code : SCALE_NAN);
 }
 
-// v / scale_value(code) as a field of tile/element_code.cuh, for every v of a block.
+// Divides the numbers of a block by its scale and converts them to fields (see tile/element_code.cuh).
 struct Divisor {
   float number;
 
   __device__ __forceinline__ explicit Divisor(u32 code) {
-    if constexpr (SCALE_MANTISSA_BITS == 0) {  // times the inverse, a power of two: the same, and quicker
-      const u32 inverse = max(u32(127 + SCALE_BIAS - int(code)) << 23, 0x00400000u);  // 2^-127 is subnormal
+    if constexpr (SCALE_MANTISSA_BITS == 0) {  // multiplying by the inverse of a power of two is exact and faster
+      const u32 inverse = max(u32(127 + SCALE_BIAS - int(code)) << 23, 0x00400000u);  // 2^-127 is a subnormal float32
       number = __fmul_rn(__uint_as_float(inverse), field_of_element());
     } else {
       number = scale_value(code);
@@ -72,10 +75,11 @@ struct Divisor {
   }
 };
 
-// A field times scale_of_fields is an element times its scale, exactly, and below 2^128: of up to this code. An element
-// has at most 7 bits and a scale 11, and the last bit of the smallest product is 2^-143 (E5M2 and E8M0). So
-// fmaf(field, X, sum) has the bits of a product and a sum.
-constexpr int ROOM = MAX_EXPONENT + 1 > 15 - ELEMENT_BIAS ? MAX_EXPONENT + 1 : 15 - ELEMENT_BIAS;  // in binades
+// For scale codes up to ORDINARY_SCALE the product field * scale_of_fields(code) is exact and below 2^128: an element
+// has at most 7 significant bits, a scale 11, and the last bit of the smallest product is 2^-143 (E5M2 times E8M0).
+// There fmaf(field, X, sum) equals a multiplication followed by an addition. ROOM is the number of binades that the
+// product needs above the scale.
+constexpr int ROOM = MAX_EXPONENT + 1 > 15 - ELEMENT_BIAS ? MAX_EXPONENT + 1 : 15 - ELEMENT_BIAS;
 constexpr bool IS_WIDE = SCALE_MANTISSA_BITS == 0 && 127 + SCALE_BIAS - ROOM < SCALE_LARGEST;
 constexpr int ORDINARY_SCALE = IS_WIDE ? 127 + SCALE_BIAS - ROOM : SCALE_LARGEST;
 

@@ -1,5 +1,5 @@
-// The wire of a block codec (its bytes are documented in cutpq/codecs/codec.py): eight numbers of each thread in, or out.
-// The numbers of a share are a row of groups of eight; a tile is THREADS of them.
+// Reads and writes the wire of a block codec, whose bytes cutpq/codecs/codec.py documents. A group is eight consecutive
+// numbers of a share, the work of one thread; a tile is THREADS groups.
 #pragma once
 #include "../target.cuh"
 #include "bit_pack.cuh"
@@ -10,8 +10,8 @@ constexpr int BLOCKS_OF_TILE = THREADS / GROUPS_OF_BLOCK;
 static_assert(BLOCKS_OF_TILE * SCALE_BITS % 8 == 0, "the scales of a tile are whole bytes");
 
 struct BlockWire {
-  static constexpr int GRANULE = BLOCK;           // numbers that a share may be cut at
-  static constexpr int SCRATCH = BLOCKS_OF_TILE;  // u16 of shared memory for `put`
+  static constexpr int GRANULE = BLOCK;           // numbers: shares are cut at its multiples
+  static constexpr int SCRATCH = BLOCKS_OF_TILE;  // u16 words of shared memory that `put` needs
 
   static __device__ __forceinline__ size_t elements_bytes(int blocks) {
     return size_t(blocks) * (BLOCK / 8 * ELEMENT_BITS);
@@ -21,8 +21,8 @@ struct BlockWire {
   }
   static __device__ __forceinline__ size_t bytes(int blocks) { return elements_bytes(blocks) + scales_bytes(blocks); }
 
-  // Writes the wire of one tile of a share of `blocks` blocks: of each thread the numbers v. All threads call it;
-  // those beyond the share write nothing.
+  // Encodes tile number `tile` of a share of `blocks` codec blocks; v holds the eight numbers of this thread. All
+  // threads of the block call it together; those beyond the share write nothing.
   static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
     const u32 group = tile * THREADS + threadIdx.x, block = group / GROUPS_OF_BLOCK;
     const bool inside = block < u32(blocks);
@@ -49,20 +49,20 @@ struct BlockWire {
     store_codes(wire, group, packed, inside, elements_bytes(blocks));
 
     u8* scales = wire + elements_bytes(blocks);
-    if constexpr (SCALE_BITS == 8) {  // a scale is a byte: whoever leads a block writes it
+    if constexpr (SCALE_BITS == 8) {  // a scale is a whole byte: the first thread of a codec block stores it
       if (inside && group % GROUPS_OF_BLOCK == 0) scales[block] = u8(scale);
       return;
     }
     if (group % GROUPS_OF_BLOCK == 0) smem_scales[threadIdx.x / GROUPS_OF_BLOCK] = u16(inside ? scale : 0);
-    __syncthreads();  // scales of the tile
+    __syncthreads();  // the scales of the tile are stored
     for (int i = threadIdx.x; i < BLOCKS_OF_TILE * SCALE_BITS / 8; i += THREADS) {
       const size_t at = size_t(tile) * (BLOCKS_OF_TILE * SCALE_BITS / 8) + i;
       if (at < scales_bytes(blocks)) scales[at] = scale_byte(smem_scales, i);
     }
-    __syncthreads();  // smem_scales is free again
+    __syncthreads();  // all threads have read smem_scales, which the next tile overwrites
   }
 
-  // Eight numbers as they travel.
+  // An encoded group in registers.
   struct Raw {
     u64 packed;
     u32 scale;
@@ -70,14 +70,14 @@ struct BlockWire {
 
   static __device__ __forceinline__ bool is_aligned(const u8* wire) { return ::is_aligned(wire, CODES_UNIT); }
 
-  // A group of the share. ALIGNED: is_aligned(wire).
+  // Loads group number `group` of a share. ALIGNED promises is_aligned(wire).
   template <bool ALIGNED>
   static __device__ __forceinline__ Raw load(const u8* wire, int blocks, u32 group) {
     const u64 packed = load_codes<ALIGNED>(wire + size_t(group) * CODES_BYTES);
     return {packed, load_scale(wire + elements_bytes(blocks), group / GROUPS_OF_BLOCK)};
   }
 
-  // sum = what the terms say, added in their order.
+  // sum = the decoded terms, added in the order of the array.
   template <int COUNT>
   static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
     bool ordinary = true;
@@ -93,8 +93,8 @@ struct BlockWire {
   }
 
  private:
-  // sum += raw, or sum = raw for the first term. ORDINARY: the products are exact and finite, so that fused
-  // multiplications have the bits of a product and a sum (tile/block_scale.cuh).
+  // sum += decoded raw, or sum = decoded raw for the first term. ORDINARY promises scales up to ORDINARY_SCALE, for
+  // which a fused multiply-add rounds like a multiplication and an addition (tile/block_scale.cuh).
   template <bool ORDINARY>
   static __device__ __forceinline__ void add(float* sum, Raw raw, bool first) {
     const float X = ORDINARY ? scale_of_fields(raw.scale) : scale_value(raw.scale);
@@ -114,7 +114,7 @@ struct BlockWire {
     }
   }
 
-  // Byte i of the string that the codes of these scales make.
+  // Byte i of the bit string of these scale codes.
   static __device__ __forceinline__ u8 scale_byte(const u16* codes, int i) {
     u32 byte = 0;
     for (int k = 8 * i / SCALE_BITS; k <= (8 * i + 7) / SCALE_BITS; k++) {

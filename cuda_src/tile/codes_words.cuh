@@ -1,5 +1,5 @@
-// Codes as a stream of bits down each column, lowest first: 32 rows take BITS words, and 3-bit codes cross
-// words. This is GPTQ's own order. Scales and zeros are plain (G, N).
+// Codes as a bit stream down each column, lowest bits first, which is GPTQ's own order: 32 rows take BITS words, and
+// 3-bit codes cross word boundaries. Scales and zeros are row-major (G, N).
 #pragma once
 #include "../target.cuh"
 
@@ -8,11 +8,11 @@ template <int BITS>
 struct WordCodes {
   u32 stream[BITS + 1];
 
-  // words (K / 32 * BITS, N); rows 32 * block ...
+  // words is (K / 32 * BITS, N); the codes are those of rows 32 * block ... 32 * block + 31.
   __device__ __forceinline__ WordCodes(const u32* words, int block, int n, int N, int) {
 #pragma unroll
     for (int i = 0; i < BITS; i++) stream[i] = words[(size_t)(block * BITS + i) * N + n];
-    stream[BITS] = 0;  // never shown: the last code ends with the last word
+    stream[BITS] = 0;  // padding for at(), never part of a code: the last code ends with the last word
   }
 
   __device__ __forceinline__ u32 at(int row) const {

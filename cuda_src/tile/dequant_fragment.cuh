@@ -1,9 +1,9 @@
-// Eight codes of a word -> operand A of mma, in registers.  weight = (code - zero) * scale, rounded once to act_t.
+// Dequantizes the eight codes of a word into operand A of mma: weight = (code - zero) * scale, rounded once to act_t.
 //
-// A code that is or-ed into the low bits of a power of two is that power plus the code. Subtracting the power
-// plus the zero point leaves code - zero, exactly. The four pairs of a word are (see codes_fragments.cuh)
+// OR-ing a code into the low mantissa bits of a power of two adds it to that power, without a conversion instruction.
+// Subtracting the power plus the zero point then leaves code - zero, exactly. The four pairs of a word are
 //   a[0] column g, rows c, c+1     a[1] column g+8     a[2] column g, rows c+8, c+9     a[3] column g+8
-// so that each pair has one column, and pairs 0 and 2 share it, as 1 and 3 do.
+// (codes_fragments.cuh): both numbers of a pair are of one column and share a scale, as pairs 0 and 2 do, and 1 and 3.
 #pragma once
 #include "../ptx/bits.cuh"
 #include "number.cuh"
@@ -11,18 +11,18 @@
 template <int DTYPE>
 struct Dequantizer;
 
-// float16: 1024 + code for pairs 0 and 2. Those of 1 and 3 lie four bits higher: 1024 + 16 code, of which an
-// fma takes a sixteenth, and 64 + zero, in one.
+// float16 adds codes to 1024. The codes of pairs 1 and 3 lie four bits higher and give 1024 + 16 code; one fma
+// multiplies that by 1/16 and subtracts 64 + zero.
 template <>
 struct Dequantizer<FLOAT16> {
-  using Scale = u32;  // a pair of float16
+  using Scale = u32;  // two float16, one for each number of a pair
 
   static __device__ __forceinline__ Scale scale(u32 pair) { return pair; }
   static __device__ __forceinline__ Scale scale(half both) { return as_u32(__half2half2(both)); }
 
-  // What is subtracted from pair i, for a pair of zero points (one in each half).
+  // The number to subtract from pair i (for 1 and 3 negated, to add); zeros has a zero point in each half.
   static __device__ __forceinline__ u32 offset(int i, u32 zeros) {
-    return i % 2 ? zeros << 4 | 0xd400d400 : zeros | 0x64006400;  // -(64 + zero), 1024 + zero
+    return i % 2 ? zeros << 4 | 0xd400d400 : zeros | 0x64006400;  // -(64 + zero) or 1024 + zero
   }
 
   static __device__ __forceinline__ u32 weight(int i, u32 word, u32 offset, Scale scale) {
@@ -39,8 +39,8 @@ struct Dequantizer<FLOAT16> {
   }
 };
 
-// bfloat16 has room for one nibble: 128 + code. A float16 scale is the sum of two bfloat16 numbers, the
-// second of at most three bits; difference * low is exact, and the fma rounds the whole once.
+// bfloat16 has 7 mantissa bits, room for one nibble: 128 + code. A float16 scale is split into two bfloat16 numbers, of
+// which `low` has at most three significant bits: difference * low is exact, and the fma rounds the sum once.
 template <>
 struct Dequantizer<BFLOAT16> {
   struct Scale {

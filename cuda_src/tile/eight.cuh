@@ -1,5 +1,5 @@
-// Eight neighbouring numbers of a thread: 16-byte loads and stores, and single ones at a ragged end. Of arrays of up
-// to 2^30 numbers, so that 32 bits count them.
+// Loads and stores a thread's eight consecutive numbers as 16-byte words, and one by one at the ragged end of an array.
+// Arrays have at most 2^30 numbers, so that 32-bit indices suffice.
 #pragma once
 #include "number.cuh"
 
@@ -23,7 +23,7 @@ DEVICE void load_eight(float* v, const act_t* x, u32 first, u32 n) {
   }
 }
 
-// y[first ... first + 7] = v, rounded once; what lies from index n on is left alone.
+// y[first ... first + 7] = v, rounded once; nothing is written from index n on.
 DEVICE void store_eight(act_t* y, u32 first, u32 n, const float* v) {
   if (first + 8 <= n) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// What travels: numbers as they are (PLAIN), or the wire of a block codec.
+// Wire is the format in a slab: plain numbers where PLAIN, else the wire of a block codec.
 #pragma once
 #include "block_wire.cuh"
 #include "plain_wire.cuh"
@@ -15,5 +15,5 @@ using Wire = EitherWire<PLAIN>::type;
 
 constexpr int GROUPS_OF_GRANULE = Wire::GRANULE / 8;
 
-// Tiles of so many granules.
+// Number of tiles that hold so many granules.
 DEVICE int tiles_of(int granules) { return (granules * GROUPS_OF_GRANULE + THREADS - 1) / THREADS; }

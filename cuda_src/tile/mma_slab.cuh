@@ -1,4 +1,4 @@
-// A warp's part of one unit: 64 columns by SLAB rows of the weight times BLOCK_M tokens, all from shared memory.
+// Multiplies a warp's part of one unit: 64 columns by SLAB rows of the weight by BLOCK_M tokens, both in shared memory.
 #pragma once
 #include "../ptx/mma.cuh"
 #include "scales_by_row.cuh"
@@ -6,7 +6,7 @@
 #include "w_stage.cuh"
 #include "x_stage.cuh"
 
-// 16 rows: sums += weight^T @ x^T, where `scales` turns words into operands.
+// One mma step of 16 rows: sums += weight^T @ x^T; `scales` dequantizes words into operands.
 template <class Scales>
 DEVICE void mma_step(Sums& sums, uint4 w, const u32 (&frag_x)[TOKEN_TILES][2], const Scales& scales) {
   const u32 words[4] = {w.x, w.y, w.z, w.w};
@@ -19,7 +19,7 @@ DEVICE void mma_step(Sums& sums, uint4 w, const u32 (&frag_x)[TOKEN_TILES][2], c
   }
 }
 
-// All steps of a stage; `scales_of(step)` are those of its 16 rows.
+// All mma steps of a slab; `scales_of(step)` returns the scales of a step's 16 rows.
 template <class ScalesOf>
 DEVICE void mma_steps(Sums& sums, const XRing& x, const WRing& w, int stage, const ScalesOf& scales_of) {
 #pragma unroll
@@ -31,7 +31,7 @@ DEVICE void mma_steps(Sums& sums, const XRing& x, const WRing& w, int stage, con
   }
 }
 
-// The slab that this warp takes of a unit.
+// sums += the product of this warp's slab of a unit, which lies in `stage` of the rings.
 DEVICE void mma_slab(Sums& sums, const XRing& x, const WRing& w, const Problem& p, const Place& at,
                      int stage, int unit) {
   const int first_row = p.k + unit * BLOCK_K + at.warp_k * SLAB;
@@ -41,7 +41,7 @@ DEVICE void mma_slab(Sums& sums, const XRing& x, const WRing& w, const Problem& 
   } else if (slab_has_one_group(p, first_row)) {
     group_scales(columns, p, first_row, at);
   } else {
-    RowScales rows[STEPS];  // all fetched before the first is used: one wait
+    RowScales rows[STEPS];  // fetched for all steps at once, so that their latencies overlap
 #pragma unroll
     for (int step = 0; step < STEPS; step++) rows[step].fetch(p, first_row + 16 * step, at);
     mma_steps(sums, x, w, stage, [&](int step) -> const RowScales& { return rows[step]; });

@@ -1,8 +1,8 @@
-// The type that a configuration chooses by DTYPE: act_t, and pairs of it. Everything is rounded once.
+// The number type that a configuration chooses by DTYPE, and conversions to it, each rounded once.
 #pragma once
 #include "../target.cuh"
 
-constexpr int FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2;  // as in cutpq/kernels/config.py
+constexpr int FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2;  // values of DTYPE in cutpq/kernels/config.py
 
 DEVICE float to_float(half v) { return __half2float(v); }
 DEVICE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }

@@ -1,4 +1,4 @@
-// Numbers that travel as they are: the same steps as tile/block_wire.cuh, without a codec.
+// The wire of an uncompressed all-reduce: numbers themselves, with the interface of tile/block_wire.cuh.
 #pragma once
 #include "eight.cuh"
 

@@ -1,8 +1,8 @@
-// The sum of what the wires of all ranks say, in float32, from rank 0 to the last: the same bits everywhere.
+// The sum of all ranks' wires, in float32 and always from rank 0 to the last, so that all ranks compute the same bits.
 #pragma once
 #include "../target.cuh"
 
-// All is loaded before anything is added, so that the ranks' loads are under way together.
+// Loads the terms of all ranks before it adds any, so that all loads are in flight together.
 template <class Wire, bool ALIGNED>
 DEVICE void sum_of_loaded(float* sum, const u8* const* wires, int granules, u32 group) {
   typename Wire::Raw raw[RANKS];
@@ -11,7 +11,7 @@ DEVICE void sum_of_loaded(float* sum, const u8* const* wires, int granules, u32 
   Wire::add_up(sum, raw);
 }
 
-// sum = the numbers of a group of a share; wires are those of the share, of each rank.
+// sum = the eight numbers of a group of a share; wires[r] is rank r's wire of the share.
 template <class Wire>
 DEVICE void sum_of_ranks(float* sum, const u8* const* wires, int granules, u32 group) {
   bool aligned = true;
@@ -21,7 +21,7 @@ DEVICE void sum_of_ranks(float* sum, const u8* const* wires, int granules, u32 g
   else sum_of_loaded<Wire, false>(sum, wires, granules, group);
 }
 
-// The same of wires that lie `wire_bytes` apart.
+// The same for wires that lie `wire_bytes` apart.
 template <class Wire>
 DEVICE void sum_of_ranks(float* sum, const u8* first_wire, size_t wire_bytes, int granules, u32 group) {
   const u8* wires[RANKS];

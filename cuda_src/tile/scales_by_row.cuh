@@ -1,16 +1,16 @@
-// Scales where every row may have its own: rows in group order with groups of any length (ASCENDING), or in no
-// order at all (SCATTERED). A lane holds four rows of an mma operand and fetches the scales of each from
-// global memory; sorted rows find them in L1. Where a sorted slab is all of one group, which long groups make
-// the rule, it is as good as groups of one size.
+// Scales of a weight in which every row may belong to another group: rows sorted by group with groups of any length
+// (ASCENDING), or in the order of the checkpoint (SCATTERED). A lane holds four rows of an mma operand and fetches the
+// scales of each from global memory; neighbouring rows of a sorted weight find them in L1. A sorted slab whose rows are
+// all of one group, the usual case with long groups, takes the scales of columns as scales_grouped.cuh does.
 #pragma once
 #include "scales_grouped.cuh"
 
-// Where the scales of a lane's eight columns begin.
+// Index of the first of a lane's eight scales.
 DEVICE size_t first_scale(const Problem& p, int group, const Place& at) {
   return ((size_t)group * p.strips + at.strip(p)) * STRIP + at.g * 8;
 }
 
-// Scales and zero points of four rows, c, c + 1, c + 8 and c + 9 of an mma operand, and a lane's eight columns.
+// Scales and zero points of a lane's eight columns in rows c, c + 1, c + 8 and c + 9 of an mma operand.
 struct RowScales {
   uint4 scale[4];
   uint2 zero[4];
@@ -30,7 +30,7 @@ struct RowScales {
     return t == 0 ? v.x : t == 1 ? v.y : t == 2 ? v.z : v.w;
   }
 
-  // Operand A for the 16 columns of word t. Pair i has the rows i / 2 * 2 and the next, and one column of both.
+  // a = operand A for the 16 columns of word t. Pair i has rows i / 2 * 2 and the next one, both of one column.
   __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -48,13 +48,13 @@ struct RowScales {
   }
 };
 
-// Whether all rows of a slab are of one group. Sorted rows: the first and the last say it.
+// Whether all rows of the slab at row k are of one group. In a sorted weight its first and last row tell.
 DEVICE bool slab_has_one_group(const Problem& p, int k) {
   if (SCALE_LOOKUP != ASCENDING || k + SLAB > p.tiles_k16 * 16) return false;
   return p.g_idx[k] == p.g_idx[k + SLAB - 1];
 }
 
-// The scales of the group of row k.
+// columns = the scales of the group of row k.
 DEVICE void group_scales(ColumnScales& columns, const Problem& p, int k, const Place& at) {
   const size_t first = first_scale(p, p.g_idx[k], at);
   uint2 zeros = {0, 0};

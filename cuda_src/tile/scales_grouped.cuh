@@ -1,15 +1,15 @@
-// Scales where groups have one size, a multiple of SLAB (GROUP_SIZE), or where there is one group (0): global -> shared
-// -> registers, once for a warp's slab.
+// Scales of a weight whose groups have GROUP_SIZE rows, a multiple of SLAB, or of a weight with one group (GROUP_SIZE
+// 0). A slab then has one scale a column, which passes through the ring behind the slab's codes.
 #pragma once
 #include "dequant_fragment.cuh"
 #include "w_stage.cuh"
 
-// Scales and zero points of a lane's eight columns: g, g + 8, ... g + 56 of the warp's strip.
+// Scales and zero points of a lane's eight columns, g, g + 8, ... g + 56 of the warp's strip.
 struct ColumnScales {
   Dequantizer<DTYPE>::Scale scale[8];
   u32 offset_[8];
 
-  // From eight scales and eight zero points, both in this order.
+  // Converts eight float16 scales and eight zero points of a byte, both in the order of the columns.
   __device__ __forceinline__ void set(uint4 scales, uint2 zeros) {
     const u32 pairs[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
@@ -19,12 +19,12 @@ struct ColumnScales {
     }
     if constexpr (ZERO < 0) {
 #pragma unroll
-      for (int i = 0; i < 8; i++)  // byte i % 4, twice
+      for (int i = 0; i < 8; i++)  // prmt puts zero point i into both halves
         offset_[i] = Dequantizer<DTYPE>::offset(i, prmt(i < 4 ? zeros.x : zeros.y, 0, 0x4040 + i % 4 * 0x0101));
     }
   }
 
-  // Operand A for the 16 columns of word t.
+  // a = operand A for the 16 columns of word t.
   __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -34,12 +34,12 @@ struct ColumnScales {
   }
 };
 
-// Copies them: every lane the 16 bytes that have its columns' scales, and their zero points, behind its codes.
+// Copies scales to the ring: each lane copies the 16 bytes with its columns' scales, and those with their zero points.
 struct ScaleLoader {
-  const half* scales;  // of this lane's columns, in the group of the slab to copy next
-  const u8* zeros;
-  u32 columns;  // to the same ones of the next group
-  int row;      // of that slab
+  const half* scales;  // scales of this lane's columns in the group of the slab to copy next
+  const u8* zeros;     // zero points of the same columns and group
+  u32 columns;         // stride from one group to the next
+  int row;             // first row of the slab to copy next
 
   __device__ __forceinline__ ScaleLoader(const Problem& p, const Place& at)
       : columns(p.strips * STRIP), row(p.k + at.warp_k * SLAB) {
@@ -47,7 +47,7 @@ struct ScaleLoader {
     scales = p.scales + first, zeros = p.zeros + first / 16 * 16;
   }
 
-  // Start copying those of the next unit; zeros where it has no such slab.
+  // Starts copying the scales of the next unit; zeros where that unit lacks this warp's slab.
   __device__ __forceinline__ void load(const WRing& w, int stage, int unit) const {
     cp_async_16(w.target_of(stage, STEPS), scales, unit < w.units);
     if constexpr (ZERO < 0) cp_async_16(w.target_of(stage, STEPS + 1), zeros, unit < w.units);
@@ -61,7 +61,7 @@ struct ScaleLoader {
   __device__ __forceinline__ static u32 group_of(int row) { return GROUP_SIZE ? u32(row) / max(GROUP_SIZE, 1) : 0; }
 };
 
-// Those of this lane's columns.
+// The scales of this lane's columns in a stage of the ring.
 DEVICE ColumnScales column_scales(const WRing& w, int stage, const Place& at) {
   ColumnScales columns;
   uint4 zeros = {0, 0, 0, 0};

@@ -1,11 +1,11 @@
-// Which part of a sum belongs to which rank, and where the wire of that part lies: shares of whole granules, the
-// first ones a granule larger, their wires one behind the other. As Codec.shares in cutpq/codecs/codec.py.
+// Cuts n numbers into one share a rank, of whole granules, the first ones a granule larger than the others. The wires
+// of all shares follow each other. Codec.shares in cutpq/codecs/codec.py computes the same.
 #pragma once
 #include "../target.cuh"
 
 struct Share {
-  int first, granules;  // in granules
-  size_t offset;        // of its wire, in bytes
+  int first, granules;  // first granule and number of granules
+  size_t offset;        // bytes before the share's wire
 };
 
 // Share `number` of `shares` of n numbers.
@@ -17,7 +17,7 @@ DEVICE Share share_of(u32 n, u32 shares, u32 number) {
   return {int(number * each + larger), int(each + (number < more)), number * Wire::bytes(each) + larger * difference};
 }
 
-// The share that a granule belongs to.
+// Number of the share that a granule belongs to.
 template <class Wire>
 DEVICE int share_with(int n, int shares, int granule) {
   const int granules = n / Wire::GRANULE + (n % Wire::GRANULE != 0);

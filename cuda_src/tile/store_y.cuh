@@ -1,10 +1,10 @@
-// The sums of a block -> y, activated where ACTIVATION says so, rounded once. A thread writes eight columns of one
-// token, 16 bytes; it collects them from the fragments of eight lanes.
+// Epilogue of gemm_w4a16: y = act(sums + bias), rounded once. A thread writes an octet, eight columns of one token in
+// one 16-byte word, and collects them from the fragments of eight lanes.
 #pragma once
 #include "activation.cuh"
 #include "split_k.cuh"
 
-// One token's sums of eight columns, octet by octet: octet 2t + h of a strip is the columns g + 8h of its t-th 16.
+// sum = one token's sums of an octet. Octet 2t + h of a strip is the columns g + 8h, g = 0 ... 7, of its t-th 16.
 DEVICE void read_octet(float (&sum)[8], const float4* smem_sums, int octet, int m) {
   const int t = octet / 2 % 4, h = octet % 2;
   const int word = (t * TOKEN_TILES + m / 8) * TILE_THREADS + octet / 8 * 32 + m % 8 / 2;
@@ -25,10 +25,10 @@ DEVICE void write_octet(act_t* y, const float (&v)[8]) {
                                             as_u32(Two::pair(v[4], v[5])), as_u32(Two::pair(v[6], v[7])));
 }
 
-// y = act(sums + bias) for this block's columns. Where GATED, y = act(gate) * up, of which octets alternate.
+// y = act(sums + bias) for this block's columns. Where GATED, y = act(gate) * up; octets of gate and up alternate.
 DEVICE void store_y(act_t* y, const float4* smem_sums, const float* bias, const Problem& p) {
   const int tokens = min(BLOCK_M, p.M - p.m), octets = min(BLOCK_N, p.N - p.n) / 8;
-  constexpr int STEP = GATED ? 2 : 1;  // octets that make one
+  constexpr int STEP = GATED ? 2 : 1;  // octets of sums for each octet of y
 #pragma unroll 1
   for (int i = threadIdx.x; i < tokens * octets / STEP; i += THREADS) {
     const int m = i % tokens, octet = i / tokens * STEP, column = p.n + 8 * octet;

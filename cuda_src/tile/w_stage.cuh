@@ -1,18 +1,19 @@
-// Packed weights, global -> shared: every lane copies the very 16-byte words that it will consume, one for each 16
-// rows of its slab, and reads them back with one load each. They are read once, so they leave L2 first.
+// Packed codes, global -> shared -> registers. Every lane copies the very 16-byte words that it will multiply, one for
+// each 16 rows of its slab, so that it waits for its own copies only. Codes are read once: their policy evicts them
+// from L2 first.
 #pragma once
 #include "../ptx/cp_async.cuh"
 #include "gemm_problem.cuh"
 
-// Words of 16 bytes that a lane has in a stage: codes, and, where groups have one size, scales and zero points.
+// 16-byte words of a lane in a stage: codes and, where groups have one size, scales and zero points.
 constexpr int LANE_WORDS = STEPS + (SCALE_LOOKUP != UNIFORM ? 0 : ZERO < 0 ? 2 : 1);
 constexpr int W_STAGE = LANE_WORDS * THREADS;
 
 struct WRing {
-  const uint4* source;  // of this lane, in the slab that its warp takes of the unit to copy next
-  int units;            // of this block that have such a slab
-  const uint4* own;     // this lane's words in the first stage
-  u32 target;           // the same, for cp.async
+  const uint4* source;  // this lane's first word in the unit to copy next
+  int units;            // number of this block's units that have this warp's slab
+  const uint4* own;     // this lane's words in stage 0
+  u32 target;           // shared address of `own`, for cp.async
   u64 policy;
 
   __device__ __forceinline__ WRing(const uint4* smem_w, const Problem& p, const Place& at)
@@ -22,7 +23,7 @@ struct WRing {
     source = p.words + tile * 32 + at.lane;
   }
 
-  // Start copying the next unit's codes; zeros where it has no such slab.
+  // Starts copying the next unit's codes; zeros where that unit lacks this warp's slab.
   __device__ __forceinline__ void load(int stage, int unit) const {
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
@@ -30,7 +31,7 @@ struct WRing {
   }
   __device__ __forceinline__ void go_down() { source += BLOCK_K / 16 * 32; }
 
-  // Word i of this lane. The first STEPS have codes: of 16 rows, a u32 for each 16 of its 64 columns.
+  // Word i of this lane. The first STEPS words are codes: each of 16 rows, a u32 for each 16 of the 64 columns.
   __device__ __forceinline__ uint4 word(int stage, int i) const { return own[stage * W_STAGE + i * THREADS]; }
   __device__ __forceinline__ u32 target_of(int stage, int i) const {
     return target + 16 * (stage * W_STAGE + i * THREADS);

@@ -1,14 +1,15 @@
-// A row of 16-bit numbers in shared memory, each beside its weight, so that one load finds both when the row is written
-// in another order. In global memory a weight in no order would cost a sector of 32 bytes and another wait.
+// A row of 16-bit numbers in shared memory, each beside its RMSNorm weight. The row is read in the order of a
+// permutation; one 32-bit load then finds both, where a weight in global memory would cost a 32-byte sector and its
+// latency.
 #pragma once
 #include "../ptx/bits.cuh"
 #include "eight.cuh"
 
 struct WeightedRow {
   using Pair = Number<DTYPE>::Pair;
-  u32* columns;  // the number in the low half, its weight in the high one
+  u32* columns;  // a number in the low half, its weight in the high half
 
-  // Columns k ... k + 7, and the squares of their numbers onto `squares`.
+  // Stores columns k ... k + 7 and adds the squares of their numbers to `squares`.
   __device__ __forceinline__ void put(int k, uint4 numbers, uint4 weights, float& squares) const {
     const u32 x[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
     const u32 w[4] = {weights.x, weights.y, weights.z, weights.w};
@@ -25,7 +26,7 @@ struct WeightedRow {
     }
   }
 
-  // y[j] = number * factor * weight of column perm[j], rounded once. Of y, K numbers, a thread writes eight at a time.
+  // y[j] = number * factor * weight of column perm[j], rounded once; a thread writes eight numbers at a time.
   __device__ __forceinline__ void write(act_t* y, const int* perm, float factor, int K) const {
     for (int j = 8 * threadIdx.x; j < K; j += 8 * THREADS) {
       float v[8];

@@ -30,7 +30,7 @@ KERNELS = {
     "cp_async_hint": "cp_async.cuh",
     "mma_float16": "mma.cuh",
     "mma_bfloat16": "mma.cuh",
-    "flags": "memory_order.cuh",
+    "counter": "memory_order.cuh",
     "system_flags": "memory_order.cuh",
     "timer": "timer.cuh",
 }

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CUTPQ_CACHE_DIR", Path.home() / ".cache" / "cutpq"))
 
 
+# The wrong memory operations that some bugs call, in front of every mutated file.
+WEAKER = '#include "target.cuh"\n#include "weaker_order.cuh"\n'
 COMMENT = re.compile(r"//[^\n]*")
 
 
@@ -738,7 +740,7 @@ def is_caught(mutant: Mutant, tests: list[str], scratch: Path) -> bool:
     sources = Path(tempfile.mkdtemp(dir=scratch)) / "cuda_src"
     shutil.copytree(ROOT / "cuda_src", sources)
     mutated = mutant.plant((sources / mutant.file).read_text())
-    (sources / mutant.file).write_text(mutated)
+    (sources / mutant.file).write_text(WEAKER + mutated)
     environment = {**os.environ, "CUTPQ_CACHE_DIR": str(scratch), "CUTPQ_MUTATED_SOURCES": str(sources)}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they are a third of the start
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]

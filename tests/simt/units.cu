@@ -4,7 +4,8 @@
 #include "ptx/ldmatrix.cuh"
 #include "ptx/memory_order.cuh"
 #include "ptx/mma.cuh"
-#include "ptx/named_barrier.cuh"
+#include "named_barrier.cuh"
+#include "weaker_order.cuh"
 
 extern "C" __global__ void warp_ops(const u32* in,  // (32,)
                                     u32* out) {     // (3, 32): sum of the warp, a lop3, a prmt
