@@ -10,49 +10,7 @@ A codec's name is ELEM[-bBLOCK][-SCALE][-RULE], for example e2m1, int4-b8, e2m2-
 or one of mxfp4, mxfp6-e2m3, mxfp6-e3m2, mxfp8-e4m3, mxfp8-e5m2, mxint8 and nvfp4 (e2m1-b16-e4m3, single
 level: without a scale of the whole tensor). After any name, +hadamard asks for the rotation.
 
-The wire
---------
-Of n elements in B = ceil(n / block) blocks, the last one filled with zeros; e and s are the
-bits of an element and of a scale. Bits count from the lowest of a byte, bytes in rising order, numbers are
-little-endian.
-
-    bytes            content
-    B block e / 8    elements: number i in bits [i e, (i + 1) e) of one bit string
-    ceil(B s / 8)    scales: that of block j in bits [j s, (j + 1) s) of one bit string; unused bits are zero
-    2 k n / width    with `outliers`: float16 of the k columns, row by row
-    1                without them, and where n is no multiple of block: how many elements are padding
-
-An element's highest bit is its sign, then come exponent and mantissa (INTn: sign and magnitude). A block is a
-whole number of bytes. The elements come first, all together, so that 16-byte loads are aligned for any number
-of blocks; a scale inside each block (17 bytes for mxfp4) would break that. Whole blocks need no header: their
-number follows from the length, and no two wires of whole blocks differ by one byte. A tensor may be cut
-wherever a block ends; each piece then is a wire of its own.
-
-NaN and Inf: the block's scale is the code for NaN, its elements are zero, and all of it decodes to NaN.
-Numbers beyond the range of the scales saturate. An all-zero block has the smallest scale. The sign of zero is
-kept.
-
-Options
--------
-What they cost and bring, by `python bench/codec.py --options`: bits, and signal to noise in
-dB of normal data, of Laplace-distributed data, and of each with one column in a hundred twenty times larger.
-
-                    bits    normal   Laplace   normal, columns   Laplace, columns
-    mxfp4           4.250    18.79     17.94             15.40              15.96
-      +outliers     4.375    18.82     17.97             24.95              24.07
-      +hadamard     4.250    18.71     18.83             19.24              19.26
-      both          4.375    18.78     18.89             24.91              24.99
-    int4            4.250    17.55     16.01             14.61              15.67
-      +outliers     4.375    17.60     16.06             23.73              22.16
-      +hadamard     4.250    18.27     17.93             21.15              21.17
-      both          4.375    18.34     18.00             24.47              24.11
-    nvfp4           4.500    20.44     20.66             20.84              21.91
-      +outliers     4.625    20.48     20.71             26.61              26.81
-      +hadamard     4.500    20.44     20.34             19.05              19.28
-      both          4.625    20.50     20.41             26.63              26.51
-
-Where large columns are known, keeping them apart is worth more than anything else; a rotation helps uniform
-grids, and harms nvfp4, whose own scale for each 16 elements already follows the data.
+The layout of the bytes, and what the options bring, are in docs/codecs.md.
 """
 
 from __future__ import annotations
