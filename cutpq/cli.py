@@ -212,7 +212,7 @@ def _show_layer(layer: LayerPlan) -> dict[str, Any]:
         "role": layer.role,
         "K": layer.K,
         "N": layer.N,
-        "order": layer.order,
+        "order": "act-order" if layer.act_order else "contiguous",
         "scheme": layer.chosen,
         "read_bytes": layer.best.read_bytes,
         "sent_bytes": layer.best.sent_bytes,

@@ -14,14 +14,14 @@ features that other ranks computed. P is the stable permutation that sorts the g
                                             columns P[b[r]..b[r+1]]
 
 `tp-aware` is Algorithm 3 of arXiv 2402.04925 and `naive` its Algorithm 2: they multiply the same numbers in the same
-order, and their results are equal bit for bit; of cuBLAS, which multiplies from configs.DEQUANT_FROM tokens on, nobody
-knows the order.
+order, and their results are equal bit for bit. From DEQUANT_FROM tokens on cuBLAS multiplies, whose order of summation
+is not documented: there the two may differ in the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,23 +36,24 @@ from ..ranks.all_reduce import all_reduce
 from ..ranks.init import Communicator
 from ..trace import span
 from ..weights.pack import PackedWeight, can_interleave, interleave
-from ..weights.permutation import invert, sort_groups, sorting_permutation
+from ..weights.permutation import sort_groups, sorting_permutation
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES
 from ..weights.shard import default_bounds, even_bounds, group_bounds
 from ..weights.weight import PlainWeight, QuantWeight, Weight
+from .exchange import AllGather, AllToAll, Permute
 from .source import Index, Source, take
 
 
 class ColumnParallelLinear:
     """y = x @ W[:, columns] + bias[columns]: every rank has all of x and makes its own output features.
 
-    sources  a weight, or several that take the same x; their outputs stand side by side ([gate | up])
-    columns  this rank's columns in the order wanted: the same of each source, or a list with those of each;
-             default: an even share of each
-    sort     False leaves the rows in disk order (scheme `unordered`)
-    activation  one of ref.ACTIVATIONS: then y = act(x @ W) of one source, act(x @ gate) * (x @ up) of two
+    sources     a weight, or several that take the same x; their outputs stand side by side ([gate | up])
+    columns     this rank's columns in the order wanted: the same of each source, or a list with those of each;
+                default: an even share of each
+    sort        False leaves the rows in disk order (scheme `unordered`)
+    activation  one of ops.formulas.ACTIVATIONS: then y = act(x @ W) of one source, act(x @ gate) * (x @ up) of two
 
-    Sources in the same order become one product; where their `g_idx` differ, each gets its own gather of x.
+    Sources whose `g_idx` are equal become one product; where they differ, each gets its own gather of x.
     """
 
     def __init__(
@@ -69,50 +70,70 @@ class ColumnParallelLinear:
             columns = [_even_share(source.N, comm) for source in sources]
         elif not isinstance(columns, list):
             columns = [columns] * len(sources)
-        self.activation = activation  # of what `product` leaves to do
-        self.product: Callable[..., Array] = matmul
         weights: Sequence[Weight] = [take(source, columns=own) for source, own in zip(sources, columns, strict=True)]
-        # The kernel that makes the sums activates them; with gate and up side by side it gates them as well.
-        if activation is not None and can_interleave(weights):
-            weights, self.activation = [interleave(*weights)], None
-            self.product = partial(gated_matmul, activation=activation)
-        elif activation is not None and len(weights) == 1:
-            self.activation, self.product = None, partial(matmul, activation=activation)
-        else:
+        self._multiply: Callable[..., Array] = matmul
+        self._unfused_activation: str | None = None
+        if activation is None:
             weights = _merge(weights)
-        self.parts: list[tuple[Weight | PackedWeight, Array | None]] = []
-        for weight in weights:
-            perm = None
-            if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
-                weight, perm = sort_groups(weight)
-                perm = move(perm, comm.xp)
-            self.parts.append((prepare(weight, comm.xp), perm))
+        elif len(weights) == 1:
+            self._multiply = partial(matmul, activation=activation)
+        elif can_interleave(weights):
+            weights = [interleave(*weights)]
+            self._multiply = partial(gated_matmul, activation=activation)
+        else:
+            weights, self._unfused_activation = _merge(weights), activation
+        self.products = [_sorted_product(weight, comm, sort) for weight in weights]
 
     @property
-    def order(self) -> Array | None:
-        """perm (K,) int32 where all sources want x[:, perm]; None where they differ, or want the disk's order.
+    def is_fused(self) -> bool:
+        """Whether the kernel that multiplies also applies the activation (True without an activation)."""
+        return self._unfused_activation is None
 
-        Who writes x may write it in this order and spare the gather.
+    @property
+    def perm(self) -> Array | None:
+        """(K,) int32 where all products take x[:, perm]; None where they differ, or take x in disk order.
+
+        Whoever writes x may write it in this order, and pass `permuted=True`: that spares the gather.
         """
-        return self.parts[0][1] if len(self.parts) == 1 else None
+        return self.products[0].perm if len(self.products) == 1 else None
 
-    def __call__(self, x: Array, *, in_order: bool = False) -> Array:
-        """x (M, K), its columns in disk order or in `order` -> (M, columns of all sources), or of one if activated."""
-        check_array("x", x, ("M", self.parts[0][0].K))
-        sorted_already = in_order and self.order is not None
+    def __call__(self, x: Array, *, permuted: bool = False) -> Array:
+        """x (M, K) -> (M, columns of all sources), or (M, columns of one source) with an activation.
+
+        permuted  x's columns are already those of x[:, perm]; without effect where `perm` is None
+
+        Raises ValueError for an x of another width.
+        """
+        check_array("x", x, ("M", self.products[0].weight.K))
+        is_sorted = permuted and self.perm is not None
         ys = []
-        for weight, perm in self.parts:
-            if perm is None or sorted_already:
-                x_sorted = x
-            else:
+        for product in self.products:
+            x_sorted = x
+            if product.perm is not None and not is_sorted:
                 with span("permute"):
-                    x_sorted = gather_columns(x, perm)
+                    x_sorted = gather_columns(x, product.perm)
             with span("gemm 1"):
-                ys.append(self.product(x_sorted, weight))
+                ys.append(self._multiply(x_sorted, product.weight))
         y = ys[0] if len(ys) == 1 else array_module(x).concatenate(ys, axis=1)
-        if self.activation is None:
+        if self._unfused_activation is None:
             return y
-        return ref.activate(self.activation, *array_module(x).split(y, 2, axis=1))
+        return ref.activate(self._unfused_activation, *array_module(x).split(y, 2, axis=1))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of a column-parallel layer: x[:, perm] @ weight, or x @ weight where perm is None."""
+
+    weight: Weight | PackedWeight
+    perm: Array | None
+
+
+def _sorted_product(weight: Weight, comm: Communicator, sort: bool) -> Product:
+    perm = None
+    if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
+        weight, perm = sort_groups(weight)
+        perm = move(perm, comm.xp)
+    return Product(prepare(weight, comm.xp), perm)
 
 
 class RowParallelLinear:
@@ -145,98 +166,48 @@ class RowParallelLinear:
             raise ValueError("scheme 'tp-aware' decides itself which features a rank brings: leave x_bounds out")
         self.comm, self.scheme, self.codec, self.algo = comm, scheme, codec, algo
         g_idx = to_numpy(source.g_idx)
-        x_cut = default_bounds(g_idx, comm.size) if x_bounds is None else _check_bounds(x_bounds, source.K, comm.size)
-        in_disk_order = slice(int(x_cut[comm.rank]), int(x_cut[comm.rank + 1]))
-        self.prepare: Callable[[Array], Array] | None = None  # x as it arrives -> x as the weight's rows want it
-        self.x_columns: Index = in_disk_order
-        rows: Index = in_disk_order
+        bounds = default_bounds(g_idx, comm.size) if x_bounds is None else _check_bounds(x_bounds, source.K, comm.size)
+        disk_rows = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
+        # x as it arrives -> x as the weight's rows want it; None where these are the same
+        self.rearrange: Callable[[Array], Array] | None = None
+        self.x_columns: Index = disk_rows
+        rows: Index = disk_rows
         if scheme in GROUP_ALIGNED:
-            cut = group_bounds(g_idx, comm.size)
-            needs = np.split(sorting_permutation(g_idx), cut[1:-1])
+            needs = np.split(sorting_permutation(g_idx), group_bounds(g_idx, comm.size)[1:-1])
             rows = needs[comm.rank]
             if scheme == "tp-aware":
                 self.x_columns = rows
             else:
-                exchange = _AllGather if scheme == "naive" else _AllToAll
-                self.prepare = exchange(comm, x_cut, needs)
+                exchange = AllGather if scheme == "naive" else AllToAll
+                self.rearrange = exchange(comm, bounds, needs)
         weight = take(source, rows=rows)
         if scheme == "local" and isinstance(weight, QuantWeight) and not weight.is_ordered:
             weight, perm = sort_groups(weight)
-            self.prepare = _Permute(move(perm, comm.xp))
+            self.rearrange = Permute(move(perm, comm.xp))
         if comm.rank != 0:
             weight = replace(weight, bias=None)
         self.weight = prepare(weight, comm.xp)
 
     def __call__(self, x: Array) -> Array:
-        """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks."""
+        """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks.
+
+        Collective. Raises ValueError for an x of another width.
+        """
         y = self.partial(x)
         with span("all_reduce"):
             return all_reduce(y, self.comm, self.codec, self.algo)
 
     def partial(self, x: Array) -> Array:
-        """This rank's term of the sum: what is left to do is all_reduce, or all_reduce_rmsnorm."""
+        """This rank's term of the sum, (M, N): what is left to do is all_reduce, or all_reduce_rmsnorm.
+
+        Under `naive` and `all-to-all` collective. Raises ValueError for an x of another width.
+        """
         width = self.weight.K if isinstance(self.x_columns, np.ndarray) else self.x_columns.stop - self.x_columns.start
         check_array("x", x, ("M", width))
-        if self.prepare is not None:
-            x = self.prepare(x)
+        if self.rearrange is not None:
+            x = self.rearrange(x)
         with span("gemm 2"):
             return matmul(x, self.weight)
-
-
-class _Permute:
-    """x[:, perm], columns that this rank already has."""
-
-    def __init__(self, perm: Array):
-        self.perm = perm
-
-    def __call__(self, x: Array) -> Array:
-        with span("permute"):
-            return gather_columns(x, self.perm)
-
-
-# The two exchanges send features as rows (x transposed), so that what one rank sends another is contiguous and
-# choosing features is the same single copy as transposing them.
-
-
-class _AllGather:
-    """Every rank's features to every rank; each then keeps those of its own rows (`naive`)."""
-
-    def __init__(self, comm: Communicator, x_cut: np.ndarray, needs: list[np.ndarray]):
-        self.comm = comm
-        self.widths = np.diff(x_cut)
-        self.mine = move(needs[comm.rank], comm.xp)
-
-    def __call__(self, x: Array) -> Array:
-        M = x.shape[0]
-        with span("exchange"):
-            every = self.comm.all_gather(x.T.ravel(), [int(w) * M for w in self.widths]).reshape(self.widths.sum(), M)
-        with span("permute"):
-            return every[self.mine].T
-
-
-class _AllToAll:
-    """Each feature to the one rank whose rows need it (`all-to-all`)."""
-
-    def __init__(self, comm: Communicator, x_cut: np.ndarray, needs: list[np.ndarray]):
-        owners = [np.searchsorted(x_cut, need, side="right") - 1 for need in needs]
-        sends = [need[owner == comm.rank] - x_cut[comm.rank] for need, owner in zip(needs, owners, strict=True)]
-        # What arrives is ordered by sender and within a sender by my rows; `place` puts it back into my rows' order.
-        place = invert(np.argsort(owners[comm.rank], kind="stable"))
-        self.comm = comm
-        self.send_counts = [len(s) for s in sends]
-        self.recv_counts = np.bincount(owners[comm.rank], minlength=comm.size).tolist()
-        self.sends, self.place = move(np.concatenate(sends), comm.xp), move(place, comm.xp)
-
-    def __call__(self, x: Array) -> Array:
-        M = x.shape[0]
-        with span("permute"):
-            outgoing = x.T[self.sends].ravel()
-        with span("exchange"):
-            arrived = self.comm.all_to_all(
-                outgoing, [n * M for n in self.send_counts], [n * M for n in self.recv_counts]
-            )
-        with span("permute"):
-            return arrived.reshape(len(self.place), M)[self.place].T
 
 
 def _even_share(N: int, comm: Communicator) -> slice:
@@ -245,7 +216,7 @@ def _even_share(N: int, comm: Communicator) -> slice:
 
 
 def _merge(weights: Sequence[Weight]) -> Sequence[Weight]:
-    """The weights as one, columns side by side, where their rows are ordered alike; else as they are."""
+    """The weights as one, columns side by side, where their g_idx and kinds are equal; else as they are."""
     plain = [w for w in weights if isinstance(w, PlainWeight)]
     quantized = [w for w in weights if isinstance(w, QuantWeight)]
     if len(weights) == 1 or len({w.bias is None for w in weights}) > 1:
@@ -253,11 +224,11 @@ def _merge(weights: Sequence[Weight]) -> Sequence[Weight]:
     if len(plain) == len(weights) and len({w.weight.dtype for w in plain}) == 1:
         return [_side_by_side(plain, "weight")]
     first = weights[0]
-    alike = all(
+    mergeable = all(
         w.bits == quantized[0].bits and w.G == quantized[0].G and bool((w.g_idx == first.g_idx).all())
         for w in quantized
     )
-    return [_side_by_side(quantized, "codes", "scales", "zeros")] if alike and not plain else weights
+    return [_side_by_side(quantized, "codes", "scales", "zeros")] if mergeable and not plain else weights
 
 
 def _side_by_side(weights: Sequence[Any], *arrays: str) -> Any:

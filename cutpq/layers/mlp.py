@@ -19,9 +19,9 @@ from .source import Source, WeightInFile
 class Mlp:
     """y = act(x @ gate) * (x @ up) @ down, or act(x @ up) @ down without a gate; biases where the weights have them.
 
-    The first product is column-parallel, the second row-parallel, and the columns of the first are those that the
-    second wants: under `tp-aware` its rows in group order, which costs nothing when the layer runs. The result is the
-    same array on every rank, bit for bit.
+    The first product is column-parallel and makes the columns that the second, row-parallel one takes. Under
+    `tp-aware` these columns are permuted when the layer is built, so that nothing is left to do when it runs. The
+    result is the same array on every rank, bit for bit.
 
     Make one with `from_checkpoint` or `from_weights`, on every rank alike.
     """
@@ -45,7 +45,8 @@ class Mlp:
 
         Every rank reads its own part from the files. `scheme`: one of cutpq.SCHEMES, or "auto".
         `codec` and `algo` are those of the all_reduce. Modules that are not quantized run too.
-        Raises CheckpointError where the checkpoint has no such MLP.
+        Raises CheckpointError where the checkpoint has no such MLP, ValueError for an unknown scheme or activation,
+        for shapes that do not fit, and for a scheme that needs more groups than there are ranks.
         """
         modules = mlp_modules(ckpt, layer) if modules is None else modules
         gate: Source | None = None
@@ -69,7 +70,10 @@ class Mlp:
         codec: str | Codec | None = None,
         algo: str = "auto",
     ) -> Mlp:
-        """From whole weights in memory: gate and up (H, I), down (I, N); gate None for a non-gated MLP."""
+        """From whole weights in memory: gate and up (H, I), down (I, N); gate None for a non-gated MLP.
+
+        Raises ValueError as from_checkpoint does.
+        """
         return cls._build(gate, up, down, comm, scheme, activation, codec, algo)
 
     @classmethod
@@ -97,20 +101,23 @@ class Mlp:
         return self.down.scheme
 
     def __call__(self, x: Array) -> Array:
-        """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank."""
+        """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank.
+
+        Collective. Raises TypeError for another dtype, ValueError for another width.
+        """
         return self.down(self._features(x))
 
-    def partial(self, x: Array, *, in_order: bool = False) -> Array:
-        """This rank's term of the sum y, of an x whose columns are in disk order, or in the order of `first.order`."""
-        return self.down.partial(self._features(x, in_order))
+    def partial(self, x: Array, *, permuted: bool = False) -> Array:
+        """This rank's term of the sum y, (M, N). `permuted`: x is given as x[:, first.perm]."""
+        return self.down.partial(self._features(x, permuted))
 
-    def _features(self, x: Array, in_order: bool = False) -> Array:
+    def _features(self, x: Array, permuted: bool = False) -> Array:
         check_array("x", x, ("M", "H"), np.float16, bfloat16, np.float32)
-        return self.first(x, in_order=in_order)
+        return self.first(x, permuted=permuted)
 
 
 def choose_scheme(down: Source, tp: int) -> str:
-    """What "auto" means for an MLP: `tp-aware`, which is free, and `local` where there are more ranks than groups."""
+    """What "auto" means for an MLP: `tp-aware`, which is free, or `local` where there are more ranks than groups."""
     return "tp-aware" if tp <= count_groups(down.g_idx) else "local"
 
 

@@ -24,14 +24,14 @@ from ..weights.schemes import GROUP_ALIGNED, SCHEMES, count_groups, refusals
 from ..weights.shard import default_bounds
 from ..weights.weight import is_ordered
 
-# Chosen by cost where tp-aware cannot be. The other two are listed, never chosen: `naive` sends what `all-to-all`
-# sends, tp times over, and `unordered` wants a kernel that looks up a row of scales for every row of weights.
-_WITHOUT_FOLD = ("local", "all-to-all")
+# Where tp-aware is impossible the cheaper of these is chosen. The other two are listed, never chosen: `naive` sends tp
+# times the bytes of `all-to-all`, and `unordered` makes the kernel look up a row of scales for every row of weights.
+_WITHOUT_TP_AWARE = ("local", "all-to-all")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A scheme that is possible for a layer, or "none" where there is no order to deal with.
+    """A scheme that is possible for a layer, or "none" where act-order costs no communication.
 
     read_bytes  that the busiest rank reads of the weight: codes, scales, zeros, index
     sent_bytes  that it sends per call, the all_reduce of a row-parallel layer included
@@ -48,17 +48,17 @@ class Option:
 class LayerPlan:
     """What to do with one quantized module.
 
-    role     "column" (output features are cut), "row" (input features) or "other" (whole on every rank)
-    order    "plain" (groups are contiguous) or "act-order"
-    options  what is possible, in the order of cutpq.SCHEMES
-    refused  what is not: scheme -> why
-    chosen   a scheme, or "none"
-    reason   for the choice, a sentence
+    role       "column" (output features are cut), "row" (input features) or "other" (whole on every rank)
+    act_order  whether rows of one group are scattered
+    options    schemes that are possible, in the order of cutpq.SCHEMES
+    refused    schemes that are not: scheme -> why
+    chosen     a scheme, or "none"
+    reason     for the choice, a sentence
     """
 
     name: str
     role: str
-    order: str
+    act_order: bool
     K: int
     N: int
     bits: int
@@ -82,7 +82,7 @@ def plan(ckpt: Checkpoint, tp: int, link: str = "a100-nvlink", M: int = 16) -> l
 
     The second layer of an MLP gets `tp-aware`. Another row-parallel layer (attention's output, whose order crosses
     heads) gets `local` or `all-to-all`, whichever is predicted to be faster. What needs nothing gets "none".
-    Reads no weights but the orders. Costs are cost.py's model, not measurements.
+    Reads g_idx of each module, and no weights. Costs are those of the model in cutpq/cost, not measurements.
     Raises ValueError for an unknown link and for tp or M below 1.
     """
     if link not in LINKS:
@@ -112,9 +112,9 @@ def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]
     form = WeightFormat(spec.bits, K if spec.group_size == -1 else spec.group_size, spec.sym)
     g_idx = ckpt.order(name)
     role = module_role(name)
-    plain = is_ordered(g_idx)
+    act_order = not is_ordered(g_idx)
     refused: dict[str, str] = {}
-    if role == "row" and not plain:
+    if role == "row" and act_order:
         refused = _refuse(g_idx, machine.tp, foldable=name in folds)
         options = [
             _option(scheme, _row_cost(scheme, g_idx, N, form, machine)) for scheme in SCHEMES if scheme not in refused
@@ -123,11 +123,11 @@ def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]
     else:
         cost = _row_cost("tp-aware", g_idx, N, form, machine) if role == "row" else _own_cost(role, K, N, form, machine)
         options = [_option("none", cost)]
-        chosen, reason = "none", _why_none(role, plain)
+        chosen, reason = "none", _why_none(role, act_order)
     return LayerPlan(
         name=name,
         role=role,
-        order="plain" if plain else "act-order",
+        act_order=act_order,
         K=K,
         N=N,
         bits=form.bits,
@@ -159,7 +159,7 @@ def _choose(
             f"the columns of {others} are permuted offline, and nothing is left to do at run time; naive would send "
             f"{naive.sent_bytes - free.sent_bytes} bytes more and take {naive.time_us - free.time_us:.1f} us longer"
         )
-    candidates = sorted((o for o in options if o.scheme in _WITHOUT_FOLD), key=lambda o: o.time_us)
+    candidates = sorted((o for o in options if o.scheme in _WITHOUT_TP_AWARE), key=lambda o: o.time_us)
     best, rest = candidates[0], candidates[1:]
     if not rest:
         return best.scheme, f"all-to-all {refused['all-to-all']}"
@@ -169,10 +169,10 @@ def _choose(
     )
 
 
-def _why_none(role: str, plain: bool) -> str:
+def _why_none(role: str, act_order: bool) -> str:
     if role == "other":
         return "not cut: every rank holds all of it"
-    if plain:
+    if not act_order:
         return "groups are contiguous"
     return "its order is a gather of x, which every rank has: no communication, whatever the scheme of the next layer"
 
@@ -190,7 +190,7 @@ def _row_cost(scheme: str, g_idx: np.ndarray, N: int, form: WeightFormat, machin
     """Cost on a rank with the most rows and the most groups that any rank has."""
     tp = machine.tp
     cut = default_bounds(g_idx, tp)
-    order = np.sort(g_idx) if scheme in GROUP_ALIGNED else g_idx
-    groups = max(count_groups(part) for part in np.split(order, cut[1:-1]))
+    rows_in_order = np.sort(g_idx) if scheme in GROUP_ALIGNED else g_idx
+    groups = max(count_groups(part) for part in np.split(rows_in_order, cut[1:-1]))
     rows = int(np.diff(cut).max())
     return row_parallel(scheme, machine.M, rows, N, tp, form, machine.gpu, machine.link, groups)

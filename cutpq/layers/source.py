@@ -1,4 +1,4 @@
-"""Where a layer's weight comes from: memory or a checkpoint, quantized or plain. Only what is taken is read."""
+"""Where a layer's weight comes from: memory or a checkpoint, quantized or plain. A rank reads only what it takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WeightInFile:
 
     @classmethod
     def whole(cls, ckpt: Checkpoint, name: str) -> WeightInFile:
-        """All columns of the module `name`."""
+        """All columns of the module `name`. Raises CheckpointError where it is missing or no matrix."""
         plain = name + ".weight"
         if not ckpt.has(plain) and name not in ckpt.weights():
             raise CheckpointError(f"{ckpt.folder}: expected a quantized module {name} or {plain}, found neither")
@@ -48,6 +48,7 @@ class WeightInFile:
 
     @property
     def is_plain(self) -> bool:
+        """Whether the module is not quantized."""
         return self.ckpt.has(self.name + ".weight")
 
     @property
@@ -60,14 +61,17 @@ class WeightInFile:
 
     @property
     def K(self) -> int:
+        """Input features."""
         return self.shape[0]
 
     @property
     def N(self) -> int:
+        """Output features: the columns first .. last."""
         return self.last - self.first
 
     @cached_property
     def g_idx(self) -> np.ndarray:
+        """(K,) int32 group of each row; each row of a plain weight is its own group."""
         return np.arange(self.K, dtype=np.int32) if self.is_plain else self.ckpt.order(self.name)
 
 
@@ -75,7 +79,12 @@ Source = QuantWeight | PlainWeight | WeightInFile
 
 
 def take(source: Source, rows: Index = EVERYTHING, columns: Index = EVERYTHING) -> Weight:
-    """The part of a whole weight at these rows and columns, with the scales of just the groups it touches."""
+    """The part of a whole weight at these rows and columns, with the scales of just the groups it touches.
+
+    rows, columns  a slice, or integers in the order wanted
+
+    Raises CheckpointError for a tensor that is missing or has another dtype.
+    """
     if isinstance(source, WeightInFile):
         if isinstance(columns, slice):
             start, stop, _ = columns.indices(source.N)
@@ -105,7 +114,7 @@ def _read_plain(source: WeightInFile, rows: Index, columns: Index) -> PlainWeigh
         )
     if not isinstance(columns, slice):
         stored = stored[columns - window.start]
-    # A copy, because a view of some rows would keep all of them in memory.
+    # Some rows are copied: a view of them would keep the whole matrix in memory.
     weight = stored.T if isinstance(rows, slice) and rows == EVERYTHING else np.ascontiguousarray(stored[:, rows]).T
     bias = source.name + ".bias"
     return PlainWeight(weight, source.ckpt.tensor(bias)[columns] if source.ckpt.has(bias) else None)

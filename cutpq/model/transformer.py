@@ -179,7 +179,7 @@ class Block:
         with span("o_proj"):
             y = self.second_norm.after(self.attention.output.partial(y), x, self.attention.output)
         with span("mlp"):
-            return next_norm.after(self.mlp.partial(y, in_order=True), x, self.mlp.down)
+            return next_norm.after(self.mlp.partial(y, permuted=True), x, self.mlp.down)
 
 
 class Attention:
@@ -207,7 +207,7 @@ class Attention:
 
     def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
         with span("qkv"):
-            qkv = self.qkv(x, in_order=True)
+            qkv = self.qkv(x, permuted=True)
         with span("attention"):
             return attention(qkv, angles, kept, batch, self.kv_of_head, self.scale, self.window)
 
@@ -220,7 +220,7 @@ class Norm:
         self.eps, self.scale = d.eps, d.residual_scale
         self.weight = parts.vector(name + ".weight", d.hidden).astype(dtype)
         self.bias = parts.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
-        self.perm = xp.arange(d.hidden, dtype=np.int32) if reader.order is None else reader.order
+        self.perm = xp.arange(d.hidden, dtype=np.int32) if reader.perm is None else reader.perm
 
     def __call__(self, x: Array) -> Array:
         with span("norm"):
@@ -282,7 +282,7 @@ class Head:
 
     def __call__(self, x: Array) -> Array:
         with span("head"):
-            y = self.linear(x, in_order=True)
+            y = self.linear(x, permuted=True)
             if self.scale != 1:
                 y = y * y.dtype.type(self.scale)
             every = self.comm.all_gather(y.reshape(-1), [len(x) * count for count in self.counts])

@@ -57,7 +57,7 @@ def test_sources_in_one_order_become_one_product():
     other = random_weight(128, 16, 16, seed=3)
     for second, products in ((same, 1), (other, 2)):
         layer = run_threads(1, lambda comm, second=second: ColumnParallelLinear([one, second], comm))[0]
-        assert len(layer.parts) == products
+        assert len(layer.products) == products
         assert_exact(layer(X), np.concatenate([matmul(X, one), matmul(X, second)], axis=1))
 
 
@@ -79,7 +79,7 @@ def test_gate_and_up_are_one_product_where_they_are_alike(xp, kinds, other, toge
     gate = random_weight(**kinds, seed=1)
     up = random_weight(**({"g_idx": gate.g_idx} | kinds | other), seed=2)
     layer = run_threads(1, lambda comm: ColumnParallelLinear([gate, up], comm, activation="silu"), xp=xp)[0]
-    assert (layer.activation is None) == together
+    assert layer.is_fused == together
     a, b = (X.astype(np.float64) @ dequantize(w) + (0 if w.bias is None else w.bias) for w in (gate, up))
     exact = a / (1 + np.exp(-a)) * b
     # gate and up may be rounded; the derivative of silu is below 1.1
@@ -87,15 +87,15 @@ def test_gate_and_up_are_one_product_where_they_are_alike(xp, kinds, other, toge
     assert_bounded(to_numpy(layer(xp.asarray(X))), exact, bound)
 
 
-def test_x_in_the_order_of_the_layer_needs_no_gather(xp):
+def test_x_permuted_for_the_layer_needs_no_gather(xp):
     x = xp.asarray(X)
     one = random_weight(128, 16, 16, seed=1)
     other = random_weight(128, 16, 16, seed=3)
     layer = run_threads(1, lambda comm: ColumnParallelLinear(one, comm), xp=xp)[0]
-    assert_exact(to_numpy(layer(x[:, layer.order], in_order=True)), to_numpy(layer(x)))
+    assert_exact(to_numpy(layer(x[:, layer.perm], permuted=True)), to_numpy(layer(x)))
     layer = run_threads(1, lambda comm: ColumnParallelLinear([one, other], comm), xp=xp)[0]
-    assert layer.order is None
-    assert_exact(to_numpy(layer(x, in_order=True)), to_numpy(layer(x)))
+    assert layer.perm is None
+    assert_exact(to_numpy(layer(x, permuted=True)), to_numpy(layer(x)))
 
 
 @pytest.mark.parametrize("bounds", [[0, 64], [0, 64, 64, 128], [0, 64, 120], [8, 64, 128], [0, 130, 128]])

@@ -87,7 +87,7 @@ def test_group_straddles_ranks_where_ranks_outnumber_groups(xp, scheme):
 @pytest.mark.parametrize("scheme", ["naive", "all-to-all", "tp-aware"])
 def test_more_ranks_than_groups_is_an_error_on_every_rank(scheme):
     weights = random_mlp(I=96, group_size=32)
-    with pytest.raises(ValueError, match="tp=8 is more than the 3 quantization groups"):
+    with pytest.raises(ValueError, match="tp=8 is more than 3 groups"):
         run(weights, tokens(2, 64), 8, scheme)
 
 
@@ -97,7 +97,7 @@ def test_groups_are_contiguous_on_a_rank_but_for_unordered(scheme):
 
     def ordered(comm):
         mlp = Mlp.from_weights(*random_mlp(same_order=False), comm, scheme)
-        return [weight.is_ordered for weight, _ in mlp.first.parts] + [mlp.down.weight.is_ordered]
+        return [product.weight.is_ordered for product in mlp.first.products] + [mlp.down.weight.is_ordered]
 
     assert run_threads(3, ordered) == [[scheme != "unordered"] * 3] * 3
 

@@ -35,7 +35,7 @@ def test_carried_checkpoint_at_tp_8() -> None:
 def test_down_proj_lists_all_schemes_with_costs() -> None:
     """H=1024 in 8 groups on 4 ranks: 256 rows and 2 groups each, or, in disk order, the scales of all 8."""
     down = planned(TINY_LLAMA, 4, M=16)["down_proj"]
-    assert (down.role, down.order) == ("row", "act-order")
+    assert (down.role, down.act_order) == ("row", True)
     assert (down.K, down.N, down.bits, down.group_size) == (1024, 256, 4, 128)
     assert tuple(o.scheme for o in down.options) == SCHEMES
     cost = {o.scheme: o for o in down.options}
@@ -52,7 +52,7 @@ def test_down_proj_lists_all_schemes_with_costs() -> None:
 
 def test_attention_output_cannot_be_folded() -> None:
     o_proj = planned(TINY_LLAMA, 2)["o_proj"]
-    assert o_proj.order == "act-order"
+    assert o_proj.act_order
     assert "heads" in o_proj.refused["tp-aware"]
     assert set(o_proj.refused) == {"tp-aware"}
     times = {o.scheme: o.time_us for o in o_proj.options}
@@ -105,20 +105,20 @@ def test_more_ranks_than_groups_leaves_what_cuts_anywhere() -> None:
     assert "tp=16 is more than 8 groups" in on_16["down_proj"].reason
 
 
-def test_plain_order_needs_nothing(tmp_path: Path) -> None:
+def test_contiguous_groups_need_nothing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, desc_act=False)
     plans = planned(tmp_path, 2)
     assert {p.chosen for p in plans.values()} == {"none"}
-    assert {p.order for p in plans.values()} == {"plain"}
+    assert {p.act_order for p in plans.values()} == {False}
     assert [o.scheme for o in plans["down_proj"].options] == ["none"]
     assert plans["down_proj"].best.sent_bytes > 0, "a row-parallel layer still ends in an all_reduce"
     assert plans["up_proj"].best.sent_bytes == 0
 
 
-def test_one_group_is_plain_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_one_group_is_contiguous_on_any_number_of_ranks(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, group_size=-1)
     down = planned(tmp_path, 8)["down_proj"]
-    assert (down.order, down.chosen, down.group_size) == ("plain", "none", 128)
+    assert (down.act_order, down.chosen, down.group_size) == (False, "none", 128)
 
 
 def test_non_gated_mlp_is_folded_into_its_one_first_layer(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_experts_are_planned_one_by_one(tmp_path: Path) -> None:
 
 def test_a_column_layer_says_that_its_order_is_local() -> None:
     q_proj = planned(TINY_LLAMA, 4)["q_proj"]
-    assert (q_proj.role, q_proj.order) == ("column", "act-order")
+    assert (q_proj.role, q_proj.act_order) == ("column", True)
     assert "gather of x" in q_proj.reason
     assert q_proj.best.read_bytes == 256 * 512 // 4 // 2 + 2 * 512 // 4 * 2
 

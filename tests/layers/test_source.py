@@ -92,7 +92,7 @@ def test_default_columns_are_an_even_share_of_each_source() -> None:
 def test_plain_sources_become_one_product_unless_only_one_has_a_bias() -> None:
     for second, products in ((plain(seed=2), 1), (plain(seed=2, bias=True), 2), (plain(seed=2, dtype=np.float32), 2)):
         layer = run_threads(1, lambda comm, second=second: ColumnParallelLinear([plain(seed=1), second], comm))[0]
-        assert len(layer.parts) == products
+        assert len(layer.products) == products
         assert_exact(layer(X), np.concatenate([matmul(X, plain(seed=1)), matmul(X, second)], axis=1))
 
 
