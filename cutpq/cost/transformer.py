@@ -13,7 +13,7 @@ import numpy as np
 
 from ..array import ceil_div
 from ..codecs.codec import Codec
-from ..model.attention import chunks
+from ..ops.score_chunks import chunks
 from .mlp import (
     ACTIVATION_BYTES,
     FP16,

@@ -1,4 +1,4 @@
-"""New tokens of several sequences, and the keys and values that are kept of the old ones."""
+"""The key/value cache of several sequences, and the new tokens that a call appends to it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, ceil_div, to_numpy
-
-# Keys are multiplied and read by so many at a time, a 16-byte word of their probabilities.
-KEYS_ALIGN = 8
+from ..array import Array, array_module, to_numpy
+from ..ops.score_chunks import aligned_keys
 
 
 class Cache:
-    """Keys and values of some sequences, in each layer for so many heads of this rank; see Transformer.new_cache.
+    """The key/value cache of some sequences; Transformer.new_cache makes one.
 
-    lengths  (batch,) tokens of each sequence so far, in host memory
-    length   most that a sequence can have
+    length   most tokens that a sequence can have
+    lengths  (batch,) int64 tokens that each sequence has so far, in host memory
+    layers   keys and values of each layer
+
+    Raises ValueError for a batch or length below 1.
     """
 
     def __init__(self, batch: int, length: int, heads: list[int], head_dim: int, dtype: np.dtype, xp: ModuleType):
@@ -26,30 +27,33 @@ class Cache:
             raise ValueError(f"a cache needs batch >= 1 and length >= 1, got batch={batch}, length={length}")
         self.length = length
         self.lengths = np.zeros(batch, np.int64)
-        self.layers = [Kept(xp, batch, n, length, head_dim, dtype) for n in heads]
+        self.layers = [LayerCache(xp, batch, n, length, head_dim, dtype) for n in heads]
 
     def clear(self) -> None:
         """Forget all tokens."""
         self.lengths[:] = 0
         for layer in self.layers:
-            layer.keys[:] = layer.values[:] = 0  # what lies beyond a sequence's end must be finite
+            layer.keys[:] = layer.values[:] = 0  # attention reads beyond a sequence's end: no NaN may stay there
 
 
-class Kept:
-    """Keys and values of one layer: (batch, heads, length, head_dim), so that those of a head are one matrix.
+class LayerCache:
+    """Keys and values of one layer, (batch, heads, length, head_dim) each: the keys of a head are one matrix.
 
     heads   key/value heads of this rank
-    length  rounded up to a multiple of KEYS_ALIGN: what lies beyond a sequence's end is zero, or some old key
+    length  is rounded up to a multiple of score_chunks.KEYS_ALIGN
+
+    Beyond a sequence's end there are zeros, or keys of a sequence that was cleared.
     """
 
     def __init__(self, xp: ModuleType, batch: int, heads: int, length: int, head_dim: int, dtype: np.dtype):
-        shape = batch, heads, ceil_div(length, KEYS_ALIGN) * KEYS_ALIGN, head_dim
+        shape = batch, heads, aligned_keys(length), head_dim
         self.keys, self.values = xp.zeros(shape, dtype), xp.zeros(shape, dtype)
 
     def extend(self, k: Array, v: Array, batch: Batch) -> tuple[Array, Array]:
-        """Put the new tokens' (M, heads, D) into their places; all that is kept up to the last of them."""
-        self.keys.swapaxes(1, 2)[batch.at] = k
-        self.values.swapaxes(1, 2)[batch.at] = v
+        """Append keys and values (M, heads, D) of the new tokens; returns views of all up to the last of them."""
+        where = batch.sequences, batch.token_positions
+        self.keys.swapaxes(1, 2)[where] = k
+        self.values.swapaxes(1, 2)[where] = v
         seen = int(batch.positions.max()) + 1
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
@@ -58,24 +62,33 @@ class Kept:
 class Batch:
     """New tokens of several sequences, M in all, one sequence after the other.
 
-    tokens     (M,) int64, in host memory
-    counts     (batch,) new tokens of each sequence, in host memory; T is the most
-    positions  (batch, T) int32 in host memory, each token's place in its sequence; -1 where a sequence has fewer than T
-    at         which sequence and which position each token has, 2 x (M,), where the rank computes
-    places     (M,) int32 index of each token in (batch * T), where the rank computes; None where all have T
-    query_positions  positions, where the rank computes
+    In host memory:
+    counts     (batch,) new tokens of each sequence; T is the largest count
+    positions  (batch, T) int32, each token's place in its sequence; -1 where a sequence has fewer than T tokens
+
+    Where the rank computes:
+    tokens           (M,) int64
+    sequences        (M,) which sequence each token belongs to
+    token_positions  (M,) its place in it
+    query_positions  (batch, T) int32, as positions
+    places           (M,) int32, each token's index among the batch * T of (batch, T); None where every count is T
     """
 
-    tokens: np.ndarray
     counts: np.ndarray
     positions: np.ndarray
-    at: tuple[Array, Array]
-    places: Array | None
+    tokens: Array
+    sequences: Array
+    token_positions: Array
     query_positions: Array
+    places: Array | None
 
     @classmethod
     def of(cls, tokens: Any, cache: Cache, vocabulary: int, xp: ModuleType) -> Batch:
-        """From what a caller passes, checked against the cache and the vocabulary."""
+        """From what a caller passes to Transformer.
+
+        Raises ValueError for a token out of range, for rows that are no integers, and for a cache that is full or of
+        another number of sequences.
+        """
         rows = [_token_row(row, i) for i, row in enumerate(tokens)]
         counts = np.array([len(row) for row in rows])
         _check_room(counts, cache)
@@ -85,9 +98,15 @@ class Batch:
             raise ValueError(f"token {flat[wrong][0]} is out of range: the vocabulary is 0 .. {vocabulary - 1}")
         new = np.arange(counts.max()) < counts[:, None]  # (batch, T)
         positions = np.where(new, cache.lengths[:, None] + np.arange(counts.max()), -1).astype(np.int32)
-        at = xp.asarray(np.nonzero(new)[0]), xp.asarray(positions[new])
-        places = None if new.all() else xp.asarray(np.flatnonzero(new).astype(np.int32))
-        return cls(flat, counts, positions, at, places, xp.asarray(positions))
+        return cls(
+            counts=counts,
+            positions=positions,
+            tokens=xp.asarray(flat),
+            sequences=xp.asarray(np.nonzero(new)[0]),
+            token_positions=xp.asarray(positions[new]),
+            query_positions=xp.asarray(positions),
+            places=None if new.all() else xp.asarray(np.flatnonzero(new).astype(np.int32)),
+        )
 
     def pad(self, q: Array) -> Array:
         """(M, ...) as (batch, T, ...), with zeros where a sequence has fewer than T."""

@@ -1,6 +1,6 @@
 """The formulas of a transformer between its products, for NumPy and CuPy alike: norms, rotation, attention.
 
-All are computed in float32 and rounded once to the dtype of x. On a GPU none of this has run yet.
+All are computed in float32 and rounded once to the dtype of x.
 """
 
 from __future__ import annotations
@@ -9,18 +9,33 @@ import numpy as np
 
 from ..array import Array, array_module
 
-# Attention goes through so many scores at a time: they stay in the cache, and keys that no query of them sees yet
-# are left out.
+# cos and sin of each token's angles, (M, head_dim / 2) float32 each; None for a model without rotary embedding
+Angles = tuple[Array, Array] | None
+
+# Scores that attention computes at a time: few enough to stay in a CPU's cache, and keys that none of these queries
+# sees are skipped.
 _SCORES = 1 << 20
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, along the last axis. x (M, H) -> (M, H)"""
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, along the last axis. x (M, H) -> (M, H)."""
     xp = array_module(x, weight, bias)
     v = x.astype(xp.float32)
     v = v - v.mean(axis=-1, keepdims=True)
     scale = 1 / xp.sqrt((v * v).mean(axis=-1, keepdims=True) + np.float32(eps))
     return (v * scale * weight.astype(xp.float32) + bias.astype(xp.float32)).astype(x.dtype)
+
+
+def cos_and_sin(rope: Array | None, positions: Array) -> Angles:
+    """cos and sin of positions[:, None] * rope, computed in float64 and rounded to float32.
+
+    rope (head_dim / 2,) float64, angle per position of each pair of features; positions (M,) integers
+    """
+    if rope is None:
+        return None
+    xp = array_module(positions)
+    angle = positions[:, None] * xp.asarray(rope)
+    return xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -36,13 +51,17 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def softmax(scores: Array, hidden: Array) -> Array:
-    """exp(scores) / sum along the last axis over what is not hidden, else 0; a row that is all hidden is all 0."""
+    """exp(scores) / sum along the last axis, over the scores that are not hidden; 0 for those that are.
+
+    scores float32, changed in place; hidden bool, of a shape that broadcasts to theirs
+    """
     xp = array_module(scores, hidden)
     scores = xp.where(hidden, np.float32(-np.inf), scores)
     largest = scores.max(axis=-1, keepdims=True)
     scores -= xp.where(largest == -np.inf, np.float32(0), largest)
     xp.exp(scores, out=scores)
-    scores /= xp.maximum(scores.sum(axis=-1, keepdims=True), np.float32(1))  # the largest alone is 1
+    # The largest score alone gives exp(0) = 1, so that the maximum only changes sums of rows that are all hidden.
+    scores /= xp.maximum(scores.sum(axis=-1, keepdims=True), np.float32(1))
     return scores
 
 

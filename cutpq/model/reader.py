@@ -6,38 +6,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-import numpy as np
-
 from ..array import Array
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..codecs.codec import Codec
 from ..layers.source import WeightInFile
 from ..ranks.init import Communicator
-from ..weights.schemes import GROUP_ALIGNED
+from ..weights.schemes import GROUP_ALIGNED, count_groups
 from ..weights.shard import even_bounds
 from .decoder import Decoder
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What every part of a model is built from.
+class Reader:
+    """What the modules of a model read themselves from.
 
-    scheme   as asked for; planned: what `plan` chose for each module, by name
-    codec    of the all_reduces in a block, with their algo
+    scheme       of the row-parallel layers, as the caller asked for it
+    plan_scheme  what `plan` chose for each module, by name
+    codec, algo  of the two all_reduces in a block
+
+    All methods raise CheckpointError, which names folder and tensor, for what is missing or has another shape.
     """
 
     ckpt: Checkpoint
     decoder: Decoder
     comm: Communicator
     scheme: str
-    planned: dict[str, str]
+    plan_scheme: dict[str, str]
     codec: Codec | None
     algo: str
 
     @property
     def vocabulary(self) -> tuple[int, int]:
-        """First and last of this rank's part of the vocabulary."""
+        """First row of this rank's part of the vocabulary, and the row after its last."""
         bounds = even_bounds(self.decoder.vocabulary, self.comm.size)
         return int(bounds[self.comm.rank]), int(bounds[self.comm.rank + 1])
 
@@ -51,25 +52,25 @@ class Parts:
             )
         return source
 
-    def qkv(self, at: str) -> Sequence[WeightInFile]:
-        """q, k and v of a block, from three modules or one."""
+    def qkv(self, prefix: str) -> Sequence[WeightInFile]:
+        """q, k and v of the block whose modules begin with `prefix`: three modules, or columns of one."""
         d = self.decoder
         ends = [0, *accumulate(n * d.head_dim for n in (d.heads, d.kv_heads, d.kv_heads))]
         if len(d.qkv) == 1:
-            fused = self.source(at + d.qkv[0], d.hidden, ends[-1])
+            fused = self.source(prefix + d.qkv[0], d.hidden, ends[-1])
             return [fused.columns(i, j) for i, j in pairwise(ends)]
-        return [self.source(at + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
+        return [self.source(prefix + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
 
     def output_scheme(self, output: WeightInFile) -> str:
-        """The scheme of attention's output: the one asked for, or the plan's where that is not possible."""
-        planned = self.planned.get(output.name, "local")
-        impossible = self.scheme in GROUP_ALIGNED and self.comm.size > len(np.unique(output.g_idx))
+        """The scheme of attention's output projection: the one asked for, or the plan's where that is impossible."""
+        planned = self.plan_scheme.get(output.name, "local")
+        impossible = self.scheme in GROUP_ALIGNED and self.comm.size > count_groups(output.g_idx)
         if self.scheme in ("auto", "tp-aware") or impossible:
             return "local" if planned == "none" else planned
         return self.scheme
 
     def table(self, name: str, rows: int, wanted: slice) -> Array:
-        """Rows of an embedding's (rows, hidden) table."""
+        """The rows `wanted` of an embedding's (rows, hidden) table."""
         name += ".weight"
         self.check(name, (rows, self.decoder.hidden))
         return self.comm.xp.asarray(self.ckpt.tensor(name, rows=wanted))
@@ -85,19 +86,7 @@ class Parts:
         if found != shape:
             raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
 
-    def check_biases(self, at: str) -> None:
-        """Raise where a module of a block lacks the bias that its family has."""
+    def check_biases(self, prefix: str) -> None:
+        """Raise where a module of the block lacks the bias that its family has."""
         for name in self.decoder.biased:
-            self.ckpt.tensor_shape(at + name + ".bias")
-
-
-def head_bounds(heads: int, kv_heads: int, tp: int) -> np.ndarray:
-    """(tp + 1,) bounds of the ranks' query heads: between key/value heads while there are enough of these.
-
-    Raises ValueError for more ranks than heads.
-    """
-    if tp > heads:
-        raise ValueError(f"tp={tp} ranks cannot share {heads} attention heads: at most tp={heads}")
-    if tp <= kv_heads:
-        return even_bounds(kv_heads, tp) * (heads // kv_heads)
-    return even_bounds(heads, tp)
+            self.ckpt.tensor_shape(prefix + name + ".bias")

@@ -6,8 +6,8 @@
     logits = model([[9], [31]], cache)                # decode: one more token each
 
 Attention is cut by heads, the MLP by its features, embedding and head by the vocabulary. Two all_reduces in a block
-add the ranks' parts, and may carry a codec; what they add to, the norm that follows and the order of columns that the
-next weight wants belong to the same step. Everything else is exact or rounded once. Where there are fewer
+add the ranks' partial sums, and may carry a codec. One fused step sums the ranks, adds the residual, normalizes, and
+writes columns in the order of the next weight's rows. Everything else is exact or rounded once. Where there are fewer
 key/value heads than ranks, ranks hold copies of those that their query heads need.
 """
 
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
-from ..checkpoint.errors import CheckpointError
+from ..array import Array, bfloat16
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.mlp_names import mlp_modules
 from ..codecs.codec import Codec
@@ -33,24 +32,14 @@ from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.init import Communicator
 from ..trace import span
 from ..weights.schemes import SCHEMES
-from ..weights.shard import even_bounds
+from ..weights.shard import even_bounds, head_bounds
 from ..weights.weight import PlainWeight
-from . import bigcode, llama, phi3
-from . import formulas as ref
-from .attention import Angles, attention
-from .cache import Batch, Cache, Kept
-from .decoder import Config, Decoder
-from .reader import Parts, head_bounds
-
-# By model_type.
-FAMILIES = {
-    "llama": llama,
-    "mistral": llama,
-    "qwen2": llama,
-    "granite": llama,
-    "gpt_bigcode": bigcode,
-    "phi3": phi3,
-}
+from .attention import attention
+from .cache import Batch, Cache, LayerCache
+from .decoder import Config
+from .families import read_decoder
+from .formulas import Angles, cos_and_sin, layer_norm
+from .reader import Reader
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
 
@@ -75,7 +64,8 @@ def load_model(
                  float32 or missing
 
     Quantized and plain modules may be mixed. Raises CheckpointError for an unknown architecture, a config or a
-    tensor that is missing or wrong, ValueError for more ranks than heads.
+    tensor that is missing or wrong; ValueError for an unknown scheme, algo, codec, link or dtype, and for more ranks
+    than heads.
     """
     ckpt = open_checkpoint(folder) if isinstance(folder, (str, Path)) else folder
     decoder = read_decoder(ckpt)
@@ -85,39 +75,24 @@ def load_model(
         raise ValueError(f"algo {algo!r} is not one of {', '.join(ALGOS)}")
     codec = None if codec is None else find_codec(codec)
     planned = {layer.name: layer.chosen for layer in plan(ckpt, comm.size, link)}
-    parts = Parts(ckpt, decoder, comm, scheme, planned, codec, algo)
-    return Transformer(parts, _activation_dtype(ckpt, dtype))
-
-
-def read_decoder(ckpt: Checkpoint) -> Decoder:
-    """What kind of transformer a checkpoint holds. Raises CheckpointError for one that cannot be run."""
-    config = Config(ckpt.config, str(ckpt.folder / "config.json"))
-    family = config.word("model_type", "")
-    if family not in FAMILIES:
-        raise config.refuse("model_type", f"one of {', '.join(FAMILIES)}")
-    decoder: Decoder = FAMILIES[family].read(config)
-    if decoder.heads % decoder.kv_heads:
-        raise CheckpointError(
-            f"{config.where}: expected a number of key/value heads that divides {decoder.heads} heads, "
-            f"found {decoder.kv_heads}"
-        )
-    return decoder
+    reader = Reader(ckpt, decoder, comm, scheme, planned, codec, algo)
+    return Transformer(reader, _activation_dtype(ckpt, dtype))
 
 
 class Transformer:
-    """What load_model gives.
+    """A model on this rank; load_model makes one.
 
     decoder  its sizes and formulas
     comm     its ranks
     dtype    of activations, cache and logits
     """
 
-    def __init__(self, parts: Parts, dtype: np.dtype):
-        self.decoder, self.comm, self.dtype = parts.decoder, parts.comm, dtype
-        self.embedding = Embedding(parts, dtype)
-        self.blocks = [Block(parts, layer, dtype) for layer in range(parts.decoder.layers)]
-        self.head = Head(parts, self.embedding)
-        self.norm = Norm(parts, parts.decoder.last_norm, self.head.linear, dtype)
+    def __init__(self, reader: Reader, dtype: np.dtype):
+        self.decoder, self.comm, self.dtype = reader.decoder, reader.comm, dtype
+        self.embedding = Embedding(reader, dtype)
+        self.blocks = [Block(reader, layer, dtype) for layer in range(reader.decoder.layers)]
+        self.head = Head(reader, self.embedding)
+        self.norm = Norm(reader, reader.decoder.last_norm, self.head.linear, dtype)
 
     def __call__(self, tokens: Any, cache: Cache, *, last_only: bool = False) -> Array:
         """Logits after each of the new tokens, which are appended to the cache: (M, vocabulary), on all ranks equal.
@@ -130,25 +105,31 @@ class Transformer:
         before anything is computed, for a token out of range and a cache that is full.
         """
         batch = Batch.of(tokens, cache, self.decoder.vocabulary, self.comm.xp)
-        angles = _cos_and_sin(self.decoder.rope, batch.at[1])
+        angles = cos_and_sin(self.decoder.rope, batch.token_positions)
         x = self.embedding(batch)
         norms = [*(block.first_norm for block in self.blocks), self.norm]
         y = norms[0](x)
-        for block, kept, next_norm in zip(self.blocks, cache.layers, norms[1:], strict=True):
-            y = block(x, y, batch, kept, angles, next_norm)
+        for block, layer_cache, next_norm in zip(self.blocks, cache.layers, norms[1:], strict=True):
+            y = block(x, y, batch, layer_cache, angles, next_norm)
         cache.lengths += batch.counts
         if last_only:
             y = y[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
         return self.head(y)
 
     def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:
-        """From now on the two all_reduces of each block carry this codec; to be called on every rank alike."""
+        """From now on the two all_reduces of each block carry this codec; to be called on every rank alike.
+
+        An unknown codec or algo raises ValueError in the next call of the model.
+        """
         for block in self.blocks:
             for layer in (block.attention.output, block.mlp.down):
                 layer.codec, layer.algo = codec, algo
 
     def new_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` sequences of at most `length` tokens each."""
+        """An empty cache for `batch` sequences of at most `length` tokens each.
+
+        Raises ValueError for a batch or length below 1, and for more positions than the model has learned.
+        """
         if self.decoder.positions is not None and length > self.decoder.max_positions:
             raise ValueError(f"length={length} is more than the {self.decoder.max_positions} positions of the model")
         heads = [block.attention.kv_heads for block in self.blocks]
@@ -158,24 +139,23 @@ class Transformer:
 class Block:
     """x + output(attention(norm(x))), then x + mlp(norm(x)).
 
-    A sum over the ranks, what it adds to x, and the norm that follows, in the order of columns that its reader wants,
-    are one step: see Norm.after.
+    A sum over the ranks, its addition to x and the norm that follows are one step: see Norm.after.
     """
 
-    def __init__(self, parts: Parts, layer: int, dtype: np.dtype):
-        at, d = parts.decoder.block.format(layer) + ".", parts.decoder
-        parts.check_biases(at)
-        self.attention = Attention(parts, at)
-        modules = mlp_modules(parts.ckpt, layer)
+    def __init__(self, reader: Reader, layer: int, dtype: np.dtype):
+        prefix, d = reader.decoder.block.format(layer) + ".", reader.decoder
+        reader.check_biases(prefix)
+        self.attention = Attention(reader, prefix)
+        modules = mlp_modules(reader.ckpt, layer)
         self.mlp = Mlp.from_checkpoint(
-            parts.ckpt, comm=parts.comm, scheme=parts.scheme, modules=modules, codec=parts.codec, algo=parts.algo
+            reader.ckpt, comm=reader.comm, scheme=reader.scheme, modules=modules, codec=reader.codec, algo=reader.algo
         )
-        self.first_norm = Norm(parts, at + d.first_norm, self.attention.qkv, dtype)
-        self.second_norm = Norm(parts, at + d.second_norm, self.mlp.first, dtype)
+        self.first_norm = Norm(reader, prefix + d.first_norm, self.attention.qkv, dtype)
+        self.second_norm = Norm(reader, prefix + d.second_norm, self.mlp.first, dtype)
 
-    def __call__(self, x: Array, y: Array, batch: Batch, kept: Kept, angles: Angles, next_norm: Norm) -> Array:
-        """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x)."""
-        y = self.attention(y, batch, kept, angles)
+    def __call__(self, x: Array, y: Array, batch: Batch, cache: LayerCache, angles: Angles, next_norm: Norm) -> Array:
+        """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x), (M, H)."""
+        y = self.attention(y, batch, cache, angles)
         with span("o_proj"):
             y = self.second_norm.after(self.attention.output.partial(y), x, self.attention.output)
         with span("mlp"):
@@ -183,53 +163,58 @@ class Block:
 
 
 class Attention:
-    """What this rank's heads attend to, which `output` multiplies."""
+    """The heads of this rank: their q, k and v, attention, and the rows of the output projection that they bring."""
 
-    def __init__(self, parts: Parts, at: str):
-        d, comm = parts.decoder, parts.comm
+    def __init__(self, reader: Reader, prefix: str):
+        d, comm = reader.decoder, reader.comm
         bounds = head_bounds(d.heads, d.kv_heads, comm.size)
         heads = slice(int(bounds[comm.rank]), int(bounds[comm.rank + 1]))
         kv_of_head = np.arange(d.heads)[heads] // (d.heads // d.kv_heads)
         kv = slice(int(kv_of_head[0]), int(kv_of_head[-1]) + 1)
-        output = parts.source(at + d.output, d.heads * d.head_dim, d.hidden)
-        scheme = parts.output_scheme(output)
+        output = reader.source(prefix + d.output, d.heads * d.head_dim, d.hidden)
+        scheme = reader.output_scheme(output)
         self.qkv = ColumnParallelLinear(
-            parts.qkv(at),
+            reader.qkv(prefix),
             comm,
             [slice(h.start * d.head_dim, h.stop * d.head_dim) for h in (heads, kv, kv)],
             sort=scheme != "unordered",
         )
         self.output = RowParallelLinear(
-            output, comm, scheme, (bounds * d.head_dim).tolist(), codec=parts.codec, algo=parts.algo
+            output, comm, scheme, (bounds * d.head_dim).tolist(), codec=reader.codec, algo=reader.algo
         )
         self.scale, self.window = d.attention_scale, d.window
         self.kv_heads, self.kv_of_head = kv.stop - kv.start, kv_of_head - kv.start
 
-    def __call__(self, x: Array, batch: Batch, kept: Kept, angles: Angles) -> Array:
+    def __call__(self, x: Array, batch: Batch, cache: LayerCache, angles: Angles) -> Array:
+        """x (M, H), permuted by qkv.perm -> (M, heads of this rank * head_dim), which `output` multiplies."""
         with span("qkv"):
             qkv = self.qkv(x, permuted=True)
         with span("attention"):
-            return attention(qkv, angles, kept, batch, self.kv_of_head, self.scale, self.window)
+            return attention(qkv, angles, cache, batch, self.kv_of_head, self.scale, self.window)
 
 
 class Norm:
-    """RMSNorm or LayerNorm, on every rank alike, its columns in the order that `reader` wants."""
+    """RMSNorm or LayerNorm, on every rank alike, that writes its columns in the order `next_linear.perm`."""
 
-    def __init__(self, parts: Parts, name: str, reader: ColumnParallelLinear, dtype: np.dtype):
-        d, xp = parts.decoder, parts.comm.xp
+    def __init__(self, reader: Reader, name: str, next_linear: ColumnParallelLinear, dtype: np.dtype):
+        d, xp = reader.decoder, reader.comm.xp
         self.eps, self.scale = d.eps, d.residual_scale
-        self.weight = parts.vector(name + ".weight", d.hidden).astype(dtype)
-        self.bias = parts.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
-        self.perm = xp.arange(d.hidden, dtype=np.int32) if reader.perm is None else reader.perm
+        self.weight = reader.vector(name + ".weight", d.hidden).astype(dtype)
+        self.bias = reader.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
+        self.perm = xp.arange(d.hidden, dtype=np.int32) if next_linear.perm is None else next_linear.perm
 
     def __call__(self, x: Array) -> Array:
+        """x (M, H) -> its norm, (M, H), columns permuted."""
         with span("norm"):
             if self.bias is None:
                 return rmsnorm_gather(x, self.weight, self.perm, self.eps)
-            return gather_columns(ref.layer_norm(x, self.weight, self.bias, self.eps), self.perm)
+            return gather_columns(layer_norm(x, self.weight, self.bias, self.eps), self.perm)
 
     def after(self, term: Array, x: Array, layer: RowParallelLinear) -> Array:
-        """x += the sum over the ranks of the terms that `layer` gave them, in place -> norm(x)."""
+        """x += sum over the ranks of `term`, in place -> norm(x).
+
+        term, x  (M, H); term is this rank's partial sum of `layer`, whose codec and algo the all_reduce takes
+        """
         if self.scale != 1:
             term = term * term.dtype.type(self.scale)
         if self.bias is None:
@@ -242,45 +227,47 @@ class Norm:
 
 
 class Embedding:
-    """The table's row of each token, plus that of its position where positions are learned.
+    """The embedding of each token, plus that of its position where positions are learned.
 
     A rank holds the rows of its part of the vocabulary. The sum over the ranks is exact: all but one add zero.
     """
 
-    def __init__(self, parts: Parts, dtype: np.dtype):
-        d, self.comm, self.dtype = parts.decoder, parts.comm, dtype
-        self.first, last = parts.vocabulary
-        self.table = parts.table(d.embedding, d.vocabulary, slice(self.first, last))
-        self.positions = None if d.positions is None else parts.table(d.positions, d.max_positions, slice(None))
+    def __init__(self, reader: Reader, dtype: np.dtype):
+        d, self.comm, self.dtype = reader.decoder, reader.comm, dtype
+        self.first, last = reader.vocabulary
+        self.table = reader.table(d.embedding, d.vocabulary, slice(self.first, last))
+        self.positions = None if d.positions is None else reader.table(d.positions, d.max_positions, slice(None))
         self.scale = d.embedding_scale
 
     def __call__(self, batch: Batch) -> Array:
+        """(M, H), the same on every rank. Collective."""
         xp = self.comm.xp
         with span("embedding"):
-            row = xp.asarray(batch.tokens) - self.first
+            row = batch.tokens - self.first
             mine = (row >= 0) & (row < len(self.table))
             x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
             x[~mine] = 0
             x = all_reduce(x, self.comm)
             if self.positions is not None:
-                x = x + self.positions[batch.at[1]].astype(self.dtype)
+                x = x + self.positions[batch.token_positions].astype(self.dtype)
             return x if self.scale == 1 else x * self.dtype.type(self.scale)
 
 
 class Head:
     """Logits: each rank computes those of its part of the vocabulary, then all gather them."""
 
-    def __init__(self, parts: Parts, embedding: Embedding):
-        d, self.comm = parts.decoder, parts.comm
+    def __init__(self, reader: Reader, embedding: Embedding):
+        d, self.comm = reader.decoder, reader.comm
         self.counts = np.diff(even_bounds(d.vocabulary, self.comm.size)).tolist()
         if d.tied:
             self.linear = ColumnParallelLinear(PlainWeight(embedding.table.T), self.comm, slice(None))
         else:
-            source = parts.source(d.head, d.hidden, d.vocabulary)
-            self.linear = ColumnParallelLinear(source, self.comm, slice(*parts.vocabulary))
+            source = reader.source(d.head, d.hidden, d.vocabulary)
+            self.linear = ColumnParallelLinear(source, self.comm, slice(*reader.vocabulary))
         self.scale = d.logits_scale
 
     def __call__(self, x: Array) -> Array:
+        """x (M, H), permuted by linear.perm -> (M, vocabulary), the same on every rank. Collective."""
         with span("head"):
             y = self.linear(x, permuted=True)
             if self.scale != 1:
@@ -300,11 +287,3 @@ def _activation_dtype(ckpt: Checkpoint, asked: Any) -> np.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
     return DTYPES[name]
-
-
-def _cos_and_sin(rope: np.ndarray | None, positions: Array) -> Angles:
-    if rope is None:
-        return None
-    xp = array_module(positions)
-    angle = positions[:, None] * xp.asarray(rope)
-    return xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32)

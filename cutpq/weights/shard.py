@@ -63,6 +63,18 @@ def default_bounds(g_idx: Array, tp: int) -> np.ndarray:
     return group_bounds(g_idx, tp) if tp <= count_groups(g_idx) else even_bounds(len(g_idx), tp, multiple=8)
 
 
+def head_bounds(heads: int, kv_heads: int, tp: int) -> np.ndarray:
+    """(tp + 1,) int64 bounds of the ranks' query heads: between key/value heads while there are enough of these.
+
+    Raises ValueError for more ranks than heads.
+    """
+    if tp > heads:
+        raise ValueError(f"tp={tp} ranks cannot share {heads} attention heads: at most tp={heads}")
+    if tp <= kv_heads:
+        return even_bounds(kv_heads, tp) * (heads // kv_heads)
+    return even_bounds(heads, tp)
+
+
 def shard_rows(w: QuantWeight, rows: slice | Array) -> QuantWeight:
     """The rows of `w` that a rank holds, with the scales and zeros of just the groups these rows belong to.
 

@@ -17,7 +17,6 @@ from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.codecs.codec import codec as find_codec
 from cutpq.cost.mlp import twoshot_sent
 from cutpq.kernels import kernel as kernels
-from cutpq.model.reader import head_bounds
 from cutpq.model.transformer import load_model
 from cutpq.ranks.communicator import SelfCommunicator
 from cutpq.ranks.init import run_threads
@@ -206,13 +205,6 @@ def test_codec_is_for_two_all_reduces_of_each_block(tmp_path) -> None:
         return runner([TOKENS], runner.new_cache(1, M))
 
     assert np.array_equal(run_threads(tp, switched)[0], results[0])
-
-
-def test_bounds_of_heads_follow_the_key_value_heads_while_there_are_enough() -> None:
-    assert head_bounds(16, 8, 3).tolist() == [0, 6, 12, 16]
-    assert head_bounds(16, 8, 8).tolist() == list(range(0, 17, 2))
-    assert head_bounds(8, 2, 3).tolist() == [0, 3, 6, 8]
-    assert head_bounds(48, 1, 5).tolist() == [0, 10, 20, 30, 39, 48]
 
 
 def test_ranks_hold_only_the_key_value_heads_that_they_need(tmp_path) -> None:

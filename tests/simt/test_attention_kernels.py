@@ -10,9 +10,11 @@ from truth.reference import unit_roundoff
 
 from cutpq.array import to_numpy
 from cutpq.kernels import config as configs
-from cutpq.model import attention as module
-from cutpq.model.attention import Chunk, attention, rotate_qkv, softmax
+from cutpq.kernels import kernel as kernels
+from cutpq.model.attention import attention, rotate_qkv, softmax
 from cutpq.model.cache import Batch, Cache
+from cutpq.ops import score_chunks
+from cutpq.ops.score_chunks import Chunk
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 EPS = 2.0**-24  # unit roundoff of float32
@@ -44,8 +46,8 @@ class Case:
         cache = Cache(len(self.past), self.length, [self.KV], self.D, self.dtype, xp)
         cache.lengths[:] = self.past
         for b, n in enumerate(self.past):
-            for kept in cache.layers[0].keys, cache.layers[0].values:
-                kept[b, :, :n] = xp.asarray(rng.standard_normal((self.KV, n, self.D)).astype(self.dtype))
+            for array in cache.layers[0].keys, cache.layers[0].values:
+                array[b, :, :n] = xp.asarray(rng.standard_normal((self.KV, n, self.D)).astype(self.dtype))
         batch = Batch.of([[0] * n for n in self.new], cache, 1, xp)
         M = sum(self.new)
         qkv = rng.standard_normal((M, (self.H + 2 * self.KV) * self.D)).astype(self.dtype)
@@ -92,10 +94,10 @@ def rotate(x, cos, sin):
 @pytest.mark.parametrize("name", CASES)
 def test_rotate_qkv(checked_xp, name):
     case = CASES[name]
-    qkv, angles, kept, batch = case.run(checked_xp)
-    old = to_numpy(kept.keys.copy()), to_numpy(kept.values.copy())
-    q = to_numpy(rotate_qkv(qkv, angles, kept, batch))
-    qkv, keys, values = (to_numpy(a) for a in (qkv, kept.keys, kept.values))
+    qkv, angles, cache, batch = case.run(checked_xp)
+    old = to_numpy(cache.keys.copy()), to_numpy(cache.values.copy())
+    q = to_numpy(rotate_qkv(qkv, angles, cache, batch))
+    qkv, keys, values = (to_numpy(a) for a in (qkv, cache.keys, cache.values))
     assert q.shape == (len(case.new), case.KV, max(case.new), case.H // case.KV, case.D)
     assert q.dtype == qkv.dtype
 
@@ -120,23 +122,23 @@ def test_rotate_qkv(checked_xp, name):
 
 def test_rotate_qkv_of_more_than_a_block(checked_xp):
     case = Case((0, 5), (40, 19), 12, 4, 64, length=40)
-    qkv, angles, kept, batch = case.run(checked_xp)
-    q = to_numpy(rotate_qkv(qkv, angles, kept, batch))
+    qkv, angles, cache, batch = case.run(checked_xp)
+    q = to_numpy(rotate_qkv(qkv, angles, cache, batch))
     heads, angles = to_numpy(qkv).reshape(len(qkv), -1, case.D), list(map(to_numpy, angles))
     got_q = np.stack([q[b, :, t].reshape(case.H, case.D) for b, t, _ in case.tokens])
-    got_k = np.stack([to_numpy(kept.keys)[b, :, p] for b, _, p in case.tokens])
+    got_k = np.stack([to_numpy(cache.keys)[b, :, p] for b, _, p in case.tokens])
     assert_bounded(got_q, *rotate(heads[:, : case.H], *angles))
     assert_bounded(got_k, *rotate(heads[:, case.H : -case.KV], *angles))
 
 
 def test_rotate_qkv_reads_what_is_not_aligned(xp):
     case = CASES["gqa"]
-    want_kept = case.run(xp)[2]
-    qkv, angles, kept, batch = case.run(xp)
-    want = rotate_qkv(qkv, angles, want_kept, batch)
+    want_cache = case.run(xp)[2]
+    qkv, angles, cache, batch = case.run(xp)
+    want = rotate_qkv(qkv, angles, want_cache, batch)
     apart = [xp.concatenate([a[:, :1], a], axis=1)[:, 1:] for a in (qkv, *angles)]
-    assert_exact(to_numpy(rotate_qkv(apart[0], tuple(apart[1:]), kept, batch)), to_numpy(want))
-    assert_exact(to_numpy(kept.keys), to_numpy(want_kept.keys))
+    assert_exact(to_numpy(rotate_qkv(apart[0], tuple(apart[1:]), cache, batch)), to_numpy(want))
+    assert_exact(to_numpy(cache.keys), to_numpy(want_cache.keys))
 
 
 # ---- softmax
@@ -251,15 +253,15 @@ def attend(q, keys, values, position, scale, window):
 @pytest.mark.parametrize("score_bytes", [1, 1 << 25], ids=["query_by_query", "all_queries"])
 @pytest.mark.parametrize("name", CASES)
 def test_attention(xp, name, score_bytes, monkeypatch):
-    monkeypatch.setattr(module, "SCORE_BYTES", score_bytes)
+    monkeypatch.setattr(score_chunks, "SCORE_BYTES", score_bytes)
     case = CASES[name]
-    qkv, angles, kept, batch = case.run(xp)
+    qkv, angles, cache, batch = case.run(xp)
     kv_of_head = np.arange(case.H) // (case.H // case.KV)
-    y = to_numpy(attention(qkv, angles, kept, batch, kv_of_head, 0.3, case.window))
+    y = to_numpy(attention(qkv, angles, cache, batch, kv_of_head, 0.3, case.window))
     assert y.dtype == case.dtype
     again = case.run(xp)[2]
     q = to_numpy(rotate_qkv(qkv, angles, again, batch))
-    keys, values = to_numpy(kept.keys), to_numpy(kept.values)
+    keys, values = to_numpy(cache.keys), to_numpy(cache.values)
     assert_exact(keys, to_numpy(again.keys))
     exact, bound = np.empty((2, len(qkv), case.H, case.D))
     for m, (b, t, p) in enumerate(case.tokens):
@@ -272,7 +274,7 @@ def test_attention(xp, name, score_bytes, monkeypatch):
 
 def test_what_the_kernels_cannot_do_takes_the_formulas(monkeypatch):
     """Ten features of a head, float32, and heads that share keys unevenly."""
-    monkeypatch.setattr(module.kernels, "load", lambda *_: pytest.fail("a kernel"))
+    monkeypatch.setattr(kernels, "load", lambda *_: pytest.fail("a kernel"))
     cases = [
         (Case((2,), (3,), 2, 1, 10), [0, 0]),
         (Case((2,), (3,), 2, 1, 16, dtype=np.dtype(np.float32)), [0, 0]),
@@ -297,8 +299,8 @@ def test_what_the_kernels_cannot_do_takes_the_formulas(monkeypatch):
     ids=["columns", "dtype", "scale"],
 )
 def test_wrong_operands(changed, error, message):
-    qkv, angles, kept, batch = CASES["gqa"].run()
-    arguments = dict(qkv=qkv, angles=angles, kept=kept, batch=batch, kv_of_head=np.arange(6) // 3, scale=0.3)
+    qkv, angles, cache, batch = CASES["gqa"].run()
+    arguments = dict(qkv=qkv, angles=angles, cache=cache, batch=batch, kv_of_head=np.arange(6) // 3, scale=0.3)
     with pytest.raises(error, match=message):
         attention(**(arguments | changed))
 

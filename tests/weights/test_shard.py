@@ -9,7 +9,7 @@ from random_weight import random_weight
 
 from cutpq.ops.dequant import dequantize
 from cutpq.weights.permutation import sort_groups
-from cutpq.weights.shard import even_bounds, group_bounds, shard_columns, shard_rows
+from cutpq.weights.shard import even_bounds, group_bounds, head_bounds, shard_columns, shard_rows
 
 
 def test_qwen2_72b_over_8_ranks():
@@ -80,3 +80,10 @@ def test_column_shards_take_bias_along():
     shard = shard_columns(w, columns)
     assert_exact(dequantize(shard), dequantize(w)[:, columns])
     assert_exact(shard.bias, w.bias[columns])
+
+
+def test_bounds_of_heads_follow_the_key_value_heads_while_there_are_enough() -> None:
+    assert head_bounds(16, 8, 3).tolist() == [0, 6, 12, 16]
+    assert head_bounds(16, 8, 8).tolist() == list(range(0, 17, 2))
+    assert head_bounds(8, 2, 3).tolist() == [0, 3, 6, 8]
+    assert head_bounds(48, 1, 5).tolist() == [0, 10, 20, 30, 39, 48]

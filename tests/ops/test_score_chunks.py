@@ -1,11 +1,10 @@
-"""In which chunks attention computes its scores. Its kernels are tested in simt/test_attention_kernels.py."""
+"""Chunks of attention's scores: every query once, with all keys that it sees, within the bytes allowed."""
 
 import numpy as np
 import pytest
 
-from cutpq.model import attention
-from cutpq.model.attention import CHUNK_ROWS, SCORE_BYTES, chunks
-from cutpq.model.cache import Batch, Cache
+from cutpq.ops import score_chunks
+from cutpq.ops.score_chunks import CHUNK_ROWS, SCORE_BYTES, chunks
 
 PROMPT = np.arange(3000)[None]
 RAGGED = np.array([[500, 501, 502, 503], [70, -1, -1, -1], [90, 91, -1, -1]])
@@ -48,17 +47,7 @@ def test_fewer_heads_rather_than_fewer_rows() -> None:
     assert first.shape(4)[1] == CHUNK_ROWS
 
 
-def test_places_of_a_batch_and_of_what_it_lacks() -> None:
-    cache = Cache(3, 12, [1], 16, np.dtype(np.float16), np)
-    cache.lengths[:] = 4, 0, 9
-    batch = Batch.of([[1, 1], [1], [1, 1, 1]], cache, 2, np)
-    assert batch.positions.tolist() == batch.query_positions.tolist() == [[4, 5, -1], [0, -1, -1], [9, 10, 11]]
-    assert batch.places.tolist() == [0, 1, 3, 6, 7, 8]
-    assert batch.query_positions.dtype == batch.places.dtype == np.int32
-    assert Batch.of([[1], [1], [1]], cache, 2, np).places is None
-
-
 def test_a_query_that_does_not_fit_is_a_chunk_of_its_own(monkeypatch) -> None:
-    monkeypatch.setattr(attention, "SCORE_BYTES", 1000)
+    monkeypatch.setattr(score_chunks, "SCORE_BYTES", 1000)
     made = list(chunks(np.array([[300, 301]]), 3, 2, None))
     assert [chunk.shape(2)[:2] for chunk in made] == [(1, 2)] * 6
