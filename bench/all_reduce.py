@@ -40,8 +40,9 @@ from truth.verifiable import rounded_sum, slices, sum_and_bound, term, verify
 import cutpq as cq
 from cutpq.array import Array, bfloat16, ceil_div, to_numpy
 from cutpq.codecs.codec import Codec
-from cutpq.cost.mlp import LINKS, all_reduce_us, compressed_all_reduce_us
-from cutpq.ranks.init import Communicator
+from cutpq.cost.all_reduce import compressed_all_reduce_us
+from cutpq.cost.links import LINKS, all_reduce_us
+from cutpq.ranks.communicator import Communicator
 
 ALGOS = ("plain", "oneshot", "twoshot", "auto")
 CODECS = "mxfp8-e4m3,mxfp4"
@@ -97,7 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-c", "--check", type=int, choices=(0, 1), default=1, help="compare with the float64 sum (1)")
     add("-d", "--datatype", choices=DTYPES, default="float16", help="(float16)")
     add(
-        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/codec.py ({CODECS})"
+        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/names.py ({CODECS})"
     )
     add("--algos", type=names(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
     add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="columns, or none")
@@ -227,7 +228,7 @@ def plain_sent(count: int, ranks: int) -> int:
 
 
 def project(args: argparse.Namespace, ranks: int) -> Iterator[Row]:
-    """What cutpq/cost/mlp.py says of the same rows on other machines; `auto` is one of the others."""
+    """What cutpq/cost/all_reduce.py says of the same rows on other machines; `auto` is one of the others."""
     n = ranks if ranks > 1 else PROJECTED_RANKS
     itemsize = np.dtype(DTYPES[args.datatype]).itemsize
     for count in counts(args):
@@ -264,7 +265,7 @@ def source(projected: list[Row]) -> list[str]:
     if not projected:
         return []
     return [
-        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost/mlp.py",
+        f"# proj(us): PROJECTED, not measured, for {projected[0]['ranks']} GPUs on that link, by cutpq/cost",
         "#           from NCCL 2.30.7's latency and bandwidth constants and the GPUs' data sheets",
     ]
 

@@ -22,7 +22,7 @@ import numpy as np
 from harness.report import Column, Table, header, time_us, write_json
 
 from cutpq.codecs.codec import Codec, codec
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
 NAMED = (
     "mxint8",

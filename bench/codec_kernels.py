@@ -37,7 +37,7 @@ from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
 from cutpq.kernels import config as configs
 from cutpq.kernels import kernel as kernels
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
 CODECS = "mxfp8-e4m3,mxfp4"
 SIZES = (32 << 20, 128 << 20)  # bytes of float16
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "-b", "--bytes", dest="sizes", type=nbytes, nargs="+", metavar="B", help="of float16, with K, M or G (32M 128M)"
     )
     add(
-        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/codec.py ({CODECS})"
+        "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/names.py ({CODECS})"
     )
     add("--predict", action="store_true", help="count instructions and bytes instead")
     add("--json", type=Path, metavar="FILE", help="write one object a row")

@@ -45,7 +45,7 @@ from cutpq.kernels import kernel as kernels
 from cutpq.ops import formulas as ref
 from cutpq.ops.gather import gather_columns
 from cutpq.ops.gemm import matmul
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 from cutpq.weights.pack import PackedWeight, pack
 from cutpq.weights.permutation import sort_groups
 from cutpq.weights.weight import QuantWeight

@@ -45,9 +45,9 @@ from cutpq.array import to_numpy
 from cutpq.checkpoint.mlp_names import MlpModules
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS
-from cutpq.cost.mlp import LINKS
+from cutpq.cost.links import LINKS
 from cutpq.kernels import config as configs
-from cutpq.ranks.init import Communicator
+from cutpq.ranks.communicator import Communicator
 from cutpq.weights.schemes import count_groups, refusals
 from cutpq.weights.weight import is_ordered
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from harness.gpu_clock import NoGpu, gpu_module
 from harness.report import header
 
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 470.0

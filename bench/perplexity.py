@@ -31,8 +31,8 @@ from harness.report import Column, Table, header, progress, same_on_ranks, write
 
 import cutpq as cq
 from cutpq.array import to_numpy
-from cutpq.ranks.communicator import SelfCommunicator
-from cutpq.ranks.init import Communicator
+from cutpq.ranks.alone import SelfCommunicator
+from cutpq.ranks.communicator import Communicator
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 CODECS = "mxint8,e2m2-b32,int4-b8,mxfp4,e1m1"

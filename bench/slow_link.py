@@ -14,7 +14,7 @@ time(us)      as bench/all_reduce.py takes it
 speedup       time of plain over this one's
 wire_bytes    payload that the rank that sends most says it sends
 cable_bytes   what the cable of the busiest rank carried in one call, by the interface's counter, headers included
-predicted_us  by cutpq/cost/mlp.py with the latency and bandwidth that messages between two ranks had in this run, its
+predicted_us  by cutpq/cost with the latency and bandwidth that messages between two ranks had in this run, its
               ring and GPU kernels: what the link costs, but not what NumPy takes to encode and decode
 check         as in bench/all_reduce.py, and FAIL if a cable carried less than its rank says it sent
 
@@ -47,8 +47,9 @@ from truth.verifiable import term
 
 import cutpq as cq
 from cutpq.array import to_numpy
-from cutpq.cost.mlp import Link, Protocol, all_reduce_us, compressed_all_reduce_us
-from cutpq.ranks.init import Communicator
+from cutpq.cost.all_reduce import compressed_all_reduce_us
+from cutpq.cost.links import Link, Protocol, all_reduce_us
+from cutpq.ranks.communicator import Communicator
 
 DEFAULT = ["-b", "16K", "-e", "4M", "-f", "4", "-n", "5", "--codecs", "mxfp4,mxfp8-e4m3"]
 MTU = 9000  # with packets of 1500 bytes, two cores that also compute do not fill 1 Gbit/s

@@ -37,8 +37,8 @@ from predict import ttft as projection
 
 import cutpq as cq
 from cutpq.array import to_numpy
-from cutpq.cost.mlp import LINKS
-from cutpq.ranks.init import Communicator
+from cutpq.cost.links import LINKS
+from cutpq.ranks.communicator import Communicator
 from cutpq.trace import record
 
 CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"

@@ -23,7 +23,9 @@ from .ops.dequant import dequantize
 from .ops.gemm import matmul
 from .quantize.solver import quantize_weight
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
-from .ranks.init import Communicator, init, run_threads
+from .ranks.communicator import Communicator
+from .ranks.init import init
+from .ranks.threads import run_threads
 from .weights.permutation import invert, permute_columns, sort_groups
 from .weights.schemes import SCHEMES
 from .weights.shard import even_bounds, group_bounds, shard_columns, shard_rows

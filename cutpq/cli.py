@@ -25,7 +25,7 @@ from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.mlp_names import module_role
 from .convert.convert import Conversion, convert
 from .convert.reader import ConversionError
-from .cost.mlp import LINKS
+from .cost.links import LINKS
 from .layers.plan import LayerPlan, plan
 from .weights.schemes import count_groups
 

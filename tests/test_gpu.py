@@ -13,8 +13,8 @@ from cutpq.array import bfloat16, to_numpy
 from cutpq.layers.mlp import Mlp
 from cutpq.ops.gemm import matmul, prepare
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import run_threads
 from cutpq.ranks.nccl import DTYPES, NcclCommunicator
+from cutpq.ranks.threads import run_threads
 from cutpq.weights.pack import pack
 from cutpq.weights.permutation import permute_columns
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 from harness.report import header
 
 REPLAYS = 3

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutpq.array import to_numpy
-from cutpq.ranks.init import Communicator
+from cutpq.ranks.communicator import Communicator
 
 
 def header(comm: Communicator) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from models.gemm_layers import GROUP_SIZE, ZERO, Layer
 
 from cutpq.array import ceil_div
-from cutpq.cost.mlp import GPUS
+from cutpq.cost.gpus import GPUS
 from cutpq.kernels import config as configs
 from cutpq.kernels.config import Device, GemmConfig, GemmProblem
 from predict import machine_code

@@ -2,7 +2,7 @@
 
 The paper (arXiv 2402.04925) measured its Algorithm 2 (naive) against its Algorithm 3 (TP-aware) with fp16 weights,
 for M = 1 to 16 on 8 A100 and 8 H100, on two matrices, X W1 W2, without a gate. So `fp16` rows have no gate here
-either; int4 rows are the model as it is. Constants and their sources are in cutpq/cost/mlp.py; none is fitted to it.
+either; int4 rows are the model as it is. Constants and their sources are in cutpq/cost/; none is fitted to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from harness.report import Column, Table
 from models.shapes import MODELS
 
-from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS, MlpShape, WeightFormat, mlp_cost
+from cutpq.cost.gpus import FP16, GPUS, INT4, WeightFormat
+from cutpq.cost.links import LINKS
+from cutpq.cost.mlp import MlpShape, mlp_cost
 
 TPS = (1, 2, 4, 8)
 SCHEMES = ("naive", "local", "tp-aware")

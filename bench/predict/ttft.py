@@ -10,7 +10,8 @@ from harness.report import Column, Table
 from models.shapes import TRANSFORMERS
 
 from cutpq.codecs.codec import Codec
-from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS
+from cutpq.cost.gpus import FP16, GPUS, INT4
+from cutpq.cost.links import LINKS
 from cutpq.cost.transformer import ModelShape, Step, rank_bytes, reduce_us, step_cost
 
 WEIGHTS = {"int4": INT4, "fp16": FP16}

@@ -19,7 +19,7 @@ import numpy as np
 from cutpq.array import Array, bfloat16, ceil_div, to_numpy
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS, carry_threshold, magnitudes, scale_values
-from cutpq.ranks.init import Communicator
+from cutpq.ranks.communicator import Communicator
 from truth.reference import EPS32
 
 CHUNK = 1 << 16  # elements that share a generator

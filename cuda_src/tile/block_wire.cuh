@@ -1,4 +1,4 @@
-// Reads and writes the wire of a block codec, whose bytes cutpq/codecs/codec.py documents. A group is eight consecutive
+// Reads and writes the wire of a block codec, whose bytes cutpq/codecs/layout.py sizes. A group is eight consecutive
 // numbers of a share, the work of one thread; a tile is THREADS groups.
 #pragma once
 #include "../target.cuh"

@@ -1,5 +1,5 @@
 // Cuts n numbers into one share a rank, of whole granules, the first ones a granule larger than the others. The wires
-// of all shares follow each other. Codec.shares in cutpq/codecs/codec.py computes the same.
+// of all shares follow each other. Layout.shares in cutpq/codecs/layout.py computes the same.
 #pragma once
 #include "../target.cuh"
 

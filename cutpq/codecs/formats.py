@@ -29,6 +29,7 @@ class Element:
 
     @property
     def bits(self) -> int:
+        """Bits of a code: sign, exponent and mantissa."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
@@ -43,6 +44,7 @@ class Element:
 
     @property
     def largest(self) -> float:
+        """The largest finite magnitude."""
         return float(magnitudes(self)[self.largest_code])
 
 
@@ -56,12 +58,12 @@ def _element(name: str) -> Element:
     return Element(name, exponent_bits, mantissa_bits, bias, 2 ** (exponent_bits + mantissa_bits) - 1)
 
 
-_PLAIN = ("e1m1", "e2m0", "e1m2", "e2m1", "e3m0", "e2m2", "e1m3", "e3m1", "e2m3", "e3m2")
+_WITHOUT_INF = ("e1m1", "e2m0", "e1m2", "e2m1", "e3m0", "e2m2", "e1m3", "e3m1", "e2m3", "e3m2")
 _INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
 E4M3 = Element("e4m3", 4, 3, 7, 0x7E)  # 0x7f is NaN
 E5M2 = Element("e5m2", 5, 2, 15, 0x7B)  # 0x7c is Inf, above it NaN
 
-ELEMENTS = {e.name: e for e in (*map(_element, _PLAIN), E4M3, E5M2, *map(_element, _INTEGERS))}
+ELEMENTS = {e.name: e for e in (*map(_element, _WITHOUT_INF), E4M3, E5M2, *map(_element, _INTEGERS))}
 
 
 @cache
@@ -178,7 +180,7 @@ def error_bound(element: Element, scale: Scale, rule: str) -> Bound:
         low, high = low * element.largest, high * element.largest
         smallest = element.largest * 2.0 ** (1 - scale.bias)
         largest = element.largest * float(scale_values(scale)[scale.largest_code])
-        rounding = 1 + 2.0**-20  # of v / X and of the decoder's product, in float32
+        rounding = 1 + 2.0**-20  # float32 rounds v / X, and again the decoder's product
     else:
         high = math.ldexp(carry_threshold(element, rule), element.max_exponent)
         low = high / 2

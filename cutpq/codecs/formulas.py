@@ -14,7 +14,7 @@ import numpy as np
 from ..array import Array, array_module
 from .formats import Element, Scale, carry_threshold, scale_values, values
 
-_MANTISSA = 23  # of float32
+_MANTISSA = 23  # bits of float32's
 
 
 def scale_codes(amax: Array, element: Element, scale: Scale, rule: str) -> Array:
@@ -65,7 +65,7 @@ def encode_elements(y: Array, element: Element) -> Array:
     xp = array_module(y)
     M = element.mantissa_bits
     first_binade = (element.min_exponent + 127) << _MANTISSA
-    magnitude = xp.abs(y)  # from here on in place: a fresh array for each step would cost more than the step
+    magnitude = xp.abs(y)  # the steps below work in place: a new array for each would cost more than the step
     xp.minimum(magnitude, xp.float32(element.largest), out=magnitude)
     binade = magnitude.view(xp.int32) & 0x7F800000
     xp.maximum(binade, first_binade, out=binade)

@@ -1,6 +1,6 @@
 """The steps of a compressed sum, each one kernel: for CuPy, and for NumPy where kernels run on the CPU.
 
-A wire here is that of `shares` shares (Codec.shares), one behind the other; of one share it is Codec.encode's. The
+A wire here is that of `shares` shares (Layout.shares), one behind the other; of one share it is Codec.encode's. The
 formulas of the same steps, for NumPy, are in codec.py and all_reduce.py; the bits are equal.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +16,16 @@ from ..array import Array, address, aligned, array_module
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
 from ..kernels.config import WireConfig
-
-if TYPE_CHECKING:
-    from .codec import Codec
+from .layout import Layout
 
 
-def takes(codec: Codec, xp: ModuleType, n: int) -> bool:
+def takes(codec: Layout, xp: ModuleType, n: int) -> bool:
     """Whether kernels make and read wires of n elements: of every codec without its options."""
     return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= configs.MOST_ELEMENTS
 
 
-def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Array | None = None) -> Array:
-    """The wires of the shares of x: uint8 (sum of Codec.wire_bytes of each share + (padding > 0),).
+def encode(x: Array, codec: Layout, shares: int = 1, *, padding: int = 0, out: Array | None = None) -> Array:
+    """The wires of the shares of x: uint8 (sum of Layout.wire_bytes of each share + (padding > 0),).
 
     x        (n,) float16, bfloat16 or float32; the last block is filled with zeros
     padding  how many of them there are, for a wire that ends with their number; 0 for one that does not
@@ -47,7 +45,7 @@ def encode(x: Array, codec: Codec, shares: int = 1, *, padding: int = 0, out: Ar
     return wire if out is None else out
 
 
-def decode_sum(wires: Array, codec: Codec, n: int, dtype: Any, shares: int = 1) -> Array:
+def decode_sum(wires: Array, codec: Layout, n: int, dtype: Any, shares: int = 1) -> Array:
     """sum over ranks of what their wires say, in float32 and in rank order, rounded once to dtype: (n,).
 
     wires  (ranks, bytes) uint8, each of `shares` shares of n elements
@@ -61,7 +59,7 @@ def decode_sum(wires: Array, codec: Codec, n: int, dtype: Any, shares: int = 1) 
     return y
 
 
-def decode_sum_encode(wires: Array, codec: Codec, n: int) -> Array:
+def decode_sum_encode(wires: Array, codec: Layout, n: int) -> Array:
     """The wire of the sum over ranks of what their wires say; the sum itself is never in memory.
 
     wires  (ranks, bytes) uint8, of n elements, whole blocks -> (bytes,) uint8
@@ -69,14 +67,14 @@ def decode_sum_encode(wires: Array, codec: Codec, n: int) -> Array:
     xp = array_module(wires)
     wires = xp.ascontiguousarray(wires)
     total = xp.empty(wires.shape[1], np.uint8)
-    config = _config(codec, np.float16, len(wires))  # the type of numbers in memory, of which there are none
+    config = _config(codec, np.float16, len(wires))  # dtype is unused: this kernel reads and writes wires only
     kernel = kernels.load("decode_sum_encode", config, xp)
     grid, blocks = (config.blocks(n),), n // codec.block
     kernel(grid, config.THREADS, wires, total, wires.shape[1], blocks, smem_bytes=config.scratch_bytes)
     return total
 
 
-def takes_rows(codec: Codec, residual: Array) -> bool:
+def takes_rows(codec: Layout, residual: Array) -> bool:
     """Whether decode_sum_rmsnorm can take this residual, (M, K) float16 or bfloat16."""
     xp, K = array_module(residual), residual.shape[1]
     if not takes(codec, xp, residual.size) or K % 8 or residual.dtype.itemsize != 2:
@@ -87,7 +85,7 @@ def takes_rows(codec: Codec, residual: Array) -> bool:
 
 
 def decode_sum_rmsnorm(
-    wires: Array, codec: Codec, residual: Array, weight: Array, perm: Array, epsilon: float, shares: int = 1
+    wires: Array, codec: Layout, residual: Array, weight: Array, perm: Array, epsilon: float, shares: int = 1
 ) -> Array:
     """residual += decode_sum(wires), in place; rmsnorm_gather(residual, weight, perm, epsilon). One pass.
 
@@ -108,5 +106,5 @@ def decode_sum_rmsnorm(
 
 
 @cache
-def _config(codec: Codec, dtype: Any, ranks: int = 1) -> WireConfig:
+def _config(codec: Layout, dtype: Any, ranks: int = 1) -> WireConfig:
     return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)

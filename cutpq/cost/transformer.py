@@ -1,8 +1,8 @@
-"""What a transformer's forward pass costs on a named machine: cost.py's products and collectives, block by block.
+"""What a transformer's forward pass costs on a named machine: the products and collectives of mlp.py, block by block.
 
 Besides those it counts: norms and residual sums, each read and written once, one launch each; attention as
-attention.py computes it, whose scores pass through L2. Weights of blocks have `form`; embedding and head are float16.
-Elementwise work inside the MLP is fused into its products. Nothing here is fitted to a measurement.
+model/attention.py computes it, whose scores pass through L2. Weights of blocks have `form`; embedding and head are
+float16. Elementwise work inside the MLP is fused into its products. Nothing here is fitted to a measurement.
 """
 
 from __future__ import annotations
@@ -14,21 +14,10 @@ import numpy as np
 from ..array import ceil_div
 from ..codecs.codec import Codec
 from ..ops.score_chunks import chunks
-from .mlp import (
-    ACTIVATION_BYTES,
-    FP16,
-    Gpu,
-    Link,
-    MlpShape,
-    WeightFormat,
-    all_gather_us,
-    all_reduce_us,
-    compressed_all_reduce_us,
-    gemm_us,
-    mlp_cost,
-    row_parallel,
-    weight_bytes,
-)
+from .all_reduce import compressed_all_reduce_us
+from .gpus import ACTIVATION_BYTES, FP16, Gpu, WeightFormat, gemm_us, weight_bytes
+from .links import Link, all_gather_us, all_reduce_us
+from .mlp import MlpShape, mlp_cost, row_parallel
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,7 @@ class Step:
 
     @property
     def tokens(self) -> int:
+        """Rows of the activations."""
         return self.batch * self.new
 
 
@@ -73,10 +63,12 @@ class BlockCost:
 
     @property
     def total_us(self) -> float:
+        """All steps of the block, one after the other."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
     def collectives_us(self) -> float:
+        """The two all_reduces."""
         return self.all_reduce_1_us + self.all_reduce_2_us
 
 
@@ -94,6 +86,7 @@ class StepCost:
 
     @property
     def total_us(self) -> float:
+        """Computing and collectives, one after the other."""
         return self.compute_us + self.collectives_us
 
 
@@ -121,7 +114,10 @@ def step_cost(
 def block_cost(
     shape: ModelShape, step: Step, tp: int, form: WeightFormat, gpu: Gpu, link: Link, codec: Codec | None
 ) -> BlockCost:
-    """One block: attention's output `local`, the MLP `tp-aware` (`local` on more ranks than groups)."""
+    """One block: attention's output `local`, the MLP `tp-aware` (`local` on more ranks than groups).
+
+    Raises ValueError for more ranks than heads.
+    """
     if tp > shape.heads:
         raise ValueError(f"tp={tp} ranks cannot share {shape.heads} attention heads: at most tp={shape.heads}")
     M, D = step.tokens, shape.head_dim
@@ -147,12 +143,12 @@ def block_cost(
 
 
 def attention_us(step: Step, heads: int, kv_heads: int, head_dim: int, gpu: Gpu) -> float:
-    """Time of attention over a rank's heads, by attention.py's launches.
+    """Time of attention over a rank's heads, by the launches of model/attention.py.
 
     Rotation with the cache's append; for each chunk two products and the softmax between them, which write and read a
     score's 4 bytes and its probability's 2 in L2; and the float32 heads of a token rounded and put together.
     """
-    features = step.batch * head_dim  # of one token or key, and one head, in every sequence
+    features = step.batch * head_dim  # one head's features of one token or key, in all sequences
     moved = 2 * step.new * (heads + 2 * kv_heads) * features * ACTIVATION_BYTES
     moved += step.new * heads * features * (4 + ACTIVATION_BYTES)
     total_us = 2 * gpu.launch_us + gpu.read_us(moved)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..array import Array, move
 from ..ops.gather import gather_columns
-from ..ranks.init import Communicator
+from ..ranks.communicator import Communicator
 from ..trace import span
 from ..weights.permutation import invert
 

@@ -33,7 +33,7 @@ from ..ops import formulas as ref
 from ..ops.gather import gather_columns
 from ..ops.gemm import gated_matmul, matmul, prepare
 from ..ranks.all_reduce import all_reduce
-from ..ranks.init import Communicator
+from ..ranks.communicator import Communicator
 from ..trace import span
 from ..weights.pack import PackedWeight, can_interleave, interleave
 from ..weights.permutation import sort_groups, sorting_permutation

@@ -9,7 +9,7 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules, mlp_modules
 from ..codecs.codec import Codec
 from ..ops import formulas as ref
-from ..ranks.init import Communicator
+from ..ranks.communicator import Communicator
 from ..weights.schemes import count_groups
 from ..weights.weight import Weight
 from .linear import ColumnParallelLinear, RowParallelLinear

@@ -10,16 +10,9 @@ import numpy as np
 from ..array import ceil_div
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import mlps, module_role
-from ..cost.mlp import (
-    GPUS,
-    LINKS,
-    Gpu,
-    LayerCost,
-    Link,
-    WeightFormat,
-    column_parallel,
-    row_parallel,
-)
+from ..cost.gpus import GPUS, Gpu, WeightFormat
+from ..cost.links import LINKS, Link
+from ..cost.mlp import LayerCost, column_parallel, row_parallel
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES, count_groups, refusals
 from ..weights.shard import default_bounds
 from ..weights.weight import is_ordered

@@ -11,7 +11,7 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..codecs.codec import Codec
 from ..layers.source import WeightInFile
-from ..ranks.init import Communicator
+from ..ranks.communicator import Communicator
 from ..weights.schemes import GROUP_ALIGNED, count_groups
 from ..weights.shard import even_bounds
 from .decoder import Decoder

@@ -29,7 +29,7 @@ from ..layers.mlp import Mlp
 from ..layers.plan import plan
 from ..ops.gather import gather_columns, rmsnorm_gather
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
-from ..ranks.init import Communicator
+from ..ranks.communicator import Communicator
 from ..trace import span
 from ..weights.schemes import SCHEMES
 from ..weights.shard import even_bounds, head_bounds

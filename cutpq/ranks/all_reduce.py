@@ -13,28 +13,21 @@ block has NaN or Inf, the block of the result is NaN.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..array import Array, array_module, bfloat16, check_array, to_float32
-from ..codecs import launch as wire
+from ..codecs import launch
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
-from ..cost.mlp import LINKS, Link, choose_all_reduce
 from ..ops.gather import rmsnorm_gather
 from ..trace import span
-from .communicator import in_words
-from .init import Communicator
+from . import auto
+from .communicator import Communicator, in_words
 
 ALGOS = ("auto", "plain", "oneshot", "twoshot")
-
-# Of each communicator: the link that `auto` decides for, and what it has said already.
-_links: WeakKeyDictionary[Communicator, Link] = WeakKeyDictionary()
-_said: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
 
 
 def all_reduce(
@@ -48,15 +41,13 @@ def all_reduce(
 
     x      any shape and size, the same on all ranks; NumPy or CuPy, as comm takes it. For "oneshot" and
            "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
-    codec  of the payload: a Codec or a name (see codec.py), the same on all ranks; None sends x as it is
-    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": the quickest by
-           cost.choose_all_reduce, which rank 0 prints once. It decides for the link that CUTPQ_LINK names on
-           rank 0, else for the one that such a GPU mostly has, else (NumPy) for l4-pcie. Without a codec, "auto"
-           and "twoshot" are "plain"
+    codec  of the payload: a Codec or a name (see codecs/names.py), the same on all ranks; None sends x as it is
+    algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": what is predicted to be the quickest
+           (auto.py). Without a codec, "auto" and "twoshot" are "plain"
     out    x's shape and dtype; may be x
 
-    Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" cost.oneshot_sent,
-    "twoshot" cost.twoshot_sent. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
+    Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" oneshot_sent and "twoshot"
+    twoshot_sent of cost/all_reduce.py. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
     of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype.
 
     Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
@@ -102,9 +93,9 @@ def all_reduce_rmsnorm(
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
         algo = _agreed(x, comm, chosen, algo)
-        if chosen is not None and algo in _TRAVEL and wire.takes_rows(chosen, residual):
+        if chosen is not None and algo in _TRAVEL and launch.takes_rows(chosen, residual):
             wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
-            return wire.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
+            return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
         residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
@@ -118,11 +109,11 @@ def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
 
 
 def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
-    """The algo of this call, the same on all ranks."""
+    """The algorithm of this call, after a check that all ranks call alike; auto is resolved."""
     if codec is None:
         return algo
     _check_agreement(x, comm, codec, algo)
-    return _choose(x, comm, codec) if algo == "auto" else algo
+    return auto.choose(x, comm, codec) if algo == "auto" else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
@@ -137,10 +128,10 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
         total = _add(map(to_float32, comm.all_gather(_flat(x))))
     else:
         wires, shares = _TRAVEL[algo](_flat(x), comm, codec)
-        if wire.takes(codec, array_module(wires), x.size):
-            return wire.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
+        if launch.takes(codec, array_module(wires), x.size):
+            return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
         total = _decode_sum(wires, codec, x.size, shares)
-    with np.errstate(over="ignore"):  # a sum beyond x's dtype is Inf
+    with np.errstate(over="ignore"):  # a sum beyond the range of x's dtype becomes Inf
         return total[: x.size].reshape(x.shape).astype(x.dtype)
 
 
@@ -166,16 +157,16 @@ _TRAVEL = {"oneshot": _oneshot, "twoshot": _twoshot}
 def _encode(x: Array, codec: Codec, shares: int) -> Array:
     """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
     xp = array_module(x)
-    if wire.takes(codec, xp, x.size):
-        return wire.encode(x, codec, shares)
+    if launch.takes(codec, xp, x.size):
+        return launch.encode(x, codec, shares)
     pieces = _split(_padded(x, codec), codec.shares(codec.padded(x.size), shares))
     return xp.concatenate([codec.encode(piece) for piece in pieces])
 
 
 def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
     """(ranks, bytes) -> (bytes,), the wire of the sum of n elements."""
-    if wire.takes(codec, array_module(wires), n):
-        return wire.decode_sum_encode(wires, codec, n)
+    if launch.takes(codec, array_module(wires), n):
+        return launch.decode_sum_encode(wires, codec, n)
     return codec.encode(_decode_sum(wires, codec, n, 1))
 
 
@@ -193,7 +184,7 @@ def _add(terms: Iterable[Array]) -> Array:
     """The sum of float32 arrays from the first to the last, in place of the first."""
     rest = iter(terms)
     total = next(rest)
-    with np.errstate(over="ignore", invalid="ignore"):  # Inf, and NaN of Inf - Inf
+    with np.errstate(over="ignore", invalid="ignore"):  # sums may overflow to Inf, and Inf - Inf is NaN
         for term in rest:
             total += term
     return total
@@ -216,9 +207,9 @@ def _split(x: Array, sizes: list[int]) -> list[Array]:
 
 
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:
-    """Compare with rank 0 what cannot be seen by the number of bytes. Two codecs may make wires of one size.
+    """Raise ValueError where shape, dtype, codec or algo differ from rank 0's: their wires may have equal sizes.
 
-    Not where ranks do not wait for each other on the host.
+    Not where ranks meet only on their GPUs: there failures/watch.py compares the calls.
     """
     if comm.size == 1 or not comm.waits_on_host:
         return
@@ -235,32 +226,3 @@ def _call(array: str, codec: Codec | None, algo: str) -> str:
     if codec is None:
         return f"{array}, {'oneshot' if algo == 'oneshot' else 'plain'}"
     return f"{array} by {codec.name}, {algo}"
-
-
-def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
-    """What `auto` takes. Rank 0 says so once for each codec and choice."""
-    algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, _link(comm))
-    said = _said.setdefault(comm, set())
-    if comm.rank == 0 and (codec.name, algo) not in said:
-        said.add((codec.name, algo))
-        ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-        call = f"all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}"
-        print(f"# cutpq: {call}: {algo} ({why})", flush=True)
-    return algo
-
-
-def _link(comm: Communicator) -> Link:
-    """The link to decide for: rank 0's choice on all ranks."""
-    if comm not in _links:
-        _links[comm] = LINKS[comm.bcast(_link_name(comm) if comm.rank == 0 else None)]
-    return _links[comm]
-
-
-def _link_name(comm: Communicator) -> str:
-    name = os.environ.get("CUTPQ_LINK")
-    if name is not None and name not in LINKS:
-        raise ValueError(f"CUTPQ_LINK={name!r} is not one of {', '.join(LINKS)}")
-    if name is None and comm.xp is not np:
-        gpu = comm.xp.cuda.runtime.getDeviceProperties(comm.device or 0)["name"].decode().lower()
-        name = next((link.name for link in LINKS.values() if link.gpu in gpu), None)
-    return name or "l4-pcie"

@@ -1,12 +1,12 @@
-"""What a communicator is: some ranks, the collectives between them, and how many bytes those send.
+"""Communicator: the ranks, the collectives between them, and how many bytes those send.
 
-A backend moves bytes; what they mean is decided here, once.
+A backend moves bytes from rank to rank; shapes, dtypes, checks and sums are the same for all backends and stand here.
 Every rank must call the same collectives in the same order.
 """
 
 from __future__ import annotations
 
-import os
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,34 +14,19 @@ from functools import cache
 from itertools import accumulate
 from operator import index
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..array import Array, array_module, bfloat16
-
-if TYPE_CHECKING:
-    from .failures.watch import Post, Watch
-
-
-class RanksDisagreeError(RuntimeError):
-    """The ranks do not make the same sequence of collective calls, or one of them is gone."""
-
-
-def patience_s() -> float:
-    """How long a rank waits for another in one collective: CUTPQ_TIMEOUT in seconds, 60 unless set."""
-    text = os.environ.get("CUTPQ_TIMEOUT") or "60"
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 4e3:
-        raise ValueError(f"CUTPQ_TIMEOUT={text!r} is no number of seconds between 0 and 4000")
-    return seconds
+from ..weights.shard import even_shares
+from .failures.abort import at_job_end
+from .failures.patience import patience_s
+from .failures.watch import Channel, Watch
 
 
 class Communicator(ABC):
-    """Some ranks, seen from one of them.
+    """Some ranks, as one of them sees the others.
 
     rank, size   this rank's number and the number of ranks
     backend      "self", "threads", "mpi", "nccl", "ipc" or "host", and the `reason` why it was chosen
@@ -50,7 +35,7 @@ class Communicator(ABC):
                  its own part stays at home and is not counted, nor are barrier and bcast
     calls, call  how many collectives this rank has called, and the last of them in words; one that is made of others
                  counts once
-    watch        what compares them with the calls of the other ranks, if anything does
+    watch        the thread that compares these calls with the other ranks', if there is one
     """
 
     backend: str
@@ -74,7 +59,7 @@ class Communicator(ABC):
 
     @contextmanager
     def calling(self, what: str) -> Iterator[None]:
-        """A collective, for as long as the block lasts; in another one it is a part of that.
+        """Count and report a collective, which lasts as long as the block; inside another one it is a part of that.
 
         what  the call in words: the same on all ranks, if they make the same call
         """
@@ -95,9 +80,22 @@ class Communicator(ABC):
         """The name of the call that this rank is in."""
         return self.call.partition(" of ")[0]
 
-    def post(self) -> Post | None:
-        """A way to tell rank 0 things from a thread; None where there is none. Collective."""
+    def open_channel(self) -> Channel | None:
+        """A channel to rank 0 for a thread of each rank; None where this backend has none. Collective."""
         return None
+
+    def start_watch(self, control: Communicator | None = None) -> None:
+        """From now on a thread of each rank compares this communicator's calls with the others'. Collective.
+
+        control  the same ranks by a backend that has a channel, where this one has none
+
+        Does nothing for one rank, or without a channel. Where ranks wait for each other on the host, they find out
+        themselves who is late: then the watch looks only for calls that differ.
+        """
+        channel = (control or self).open_channel() if self.size > 1 else None
+        if channel is not None:
+            self.watch = Watch(self.rank, self.size, channel, math.inf if self.waits_on_host else patience_s())
+            at_job_end(self.watch.end)
 
     @abstractmethod
     def barrier(self) -> None:
@@ -105,11 +103,14 @@ class Communicator(ABC):
 
     @abstractmethod
     def bcast(self, obj: Any, root: int = 0) -> Any:
-        """The picklable object that rank `root` passed, on every rank."""
+        """The picklable object that rank `root` passed, on every rank. Raises ValueError for a root that is no rank."""
 
     @abstractmethod
     def split(self, color: int, key: int = 0) -> Communicator:
-        """A communicator of the ranks with the same `color` (an int >= 0), ordered by `key`, then by rank."""
+        """A communicator of the ranks with the same `color`, ordered by `key`, then by rank.
+
+        Raises ValueError for a negative color.
+        """
 
     def all_gather(self, x: Array, counts: Sequence[int] | None = None) -> Array:
         """Every rank's x, on every rank.
@@ -179,11 +180,12 @@ class Communicator(ABC):
 
         Each rank adds an even share of the elements: it receives its share of every rank's x (all_to_all), adds,
         rounds, and everyone receives that (all_gather). Sends (n + (size - 2) * share) * itemsize bytes, where n
-        is x.size and share is n / size, rounded up on the first n % size ranks and down on the others.
+        is x.size and share is n / size, rounded up on the first n % size ranks and down on the others. Raises TypeError
+        for a dtype that is none of these.
         """
         self._check_array(x)
-        dtype = _sum_dtype(x.dtype)
-        shares = [x.size // self.size + (r < x.size % self.size) for r in range(self.size)]
+        dtype = sum_dtype(x.dtype)
+        shares = even_shares(x.size, self.size)
         mine = shares[self.rank]
         with self.calling(f"all_reduce of {in_words(x)}"):
             terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
@@ -195,19 +197,19 @@ class Communicator(ABC):
     def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
         """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
 
-        codec  a Codec, or None for a plain payload
+        codec  a Codec, or None for a payload that is not compressed
         """
         return None
 
     @abstractmethod
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
-        """Send x[starts[r] : starts[r] + send_counts[r]] to every rank r; what arrives, in rank order.
+        """Send x[starts[r] : starts[r] + send_counts[r]] to every rank r; return what arrives, in rank order.
 
-        This is all that a backend has to do with arrays. x and the result are 1-D uint8, contiguous.
+        The only array operation that a backend must have. x and the result are 1-D uint8, contiguous.
         """
 
     def _all_gather(self, x: Array, counts: list[int]) -> Array:
-        """The same to every rank, for a backend that can do it better. counts: bytes of each rank."""
+        """Send x to every rank; a backend with a faster way overrides this. counts: bytes that each rank sends."""
         return self._exchange(x, [0] * self.size, [x.size] * self.size, counts)
 
     def _check_array(self, x: Array) -> None:
@@ -218,7 +220,7 @@ class Communicator(ABC):
                 f"move it with comm.xp.asarray (or cupy.asnumpy)"
             )
         if x.dtype.hasobject:
-            raise TypeError(f"x must have a dtype of plain numbers, got {x.dtype}; send objects with bcast")
+            raise TypeError(f"x must have a dtype of numbers, got {x.dtype}; send objects with bcast")
 
     def _check_counts(self, name: str, counts: Sequence[int]) -> list[int]:
         numbers = [index(n) for n in counts]
@@ -234,7 +236,7 @@ def in_words(x: Array) -> str:
 
 @cache
 def _name(dtype: np.dtype) -> str:
-    return dtype.name  # which takes NumPy longer than a dictionary
+    return dtype.name  # cached: NumPy computes it anew on every access
 
 
 def _as_bytes(x: Array) -> Array:
@@ -242,7 +244,8 @@ def _as_bytes(x: Array) -> Array:
     return array_module(x).ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
-def _sum_dtype(dtype: np.dtype) -> np.dtype:
+def sum_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that all_reduce adds numbers of this dtype in. Raises TypeError for one that it does not add."""
     if dtype in (np.float16, bfloat16, np.float32):
         return np.dtype(np.float32)
     if dtype == np.float64 or dtype.kind in "iu":
@@ -250,36 +253,6 @@ def _sum_dtype(dtype: np.dtype) -> np.dtype:
     raise TypeError(
         f"all_reduce adds float16, bfloat16, float32, float64 and integers, got {dtype}; convert it with .astype"
     )
-
-
-class SelfCommunicator(Communicator):
-    """One rank alone: every collective is a copy."""
-
-    backend = "self"
-    takes_any_module = True
-
-    def __init__(self, reason: str = "one process", xp: ModuleType = np, device: int | None = None):
-        super().__init__(0, 1, reason, xp, device)
-
-    def barrier(self) -> None:
-        if self.device is not None:
-            self.xp.cuda.get_current_stream().synchronize()
-
-    def bcast(self, obj: Any, root: int = 0) -> Any:
-        check_root(root, 1)
-        return obj
-
-    def split(self, color: int, key: int = 0) -> SelfCommunicator:
-        check_color(color)
-        return SelfCommunicator(self.reason, self.xp, self.device)
-
-    def all_reduce(self, x: Array) -> Array:
-        self._check_array(x)
-        _sum_dtype(x.dtype)
-        return x.copy()
-
-    def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
-        return x[starts[0] : starts[0] + send_counts[0]].copy()
 
 
 def check_color(color: int) -> None:

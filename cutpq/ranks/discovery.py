@@ -1,4 +1,4 @@
-"""What the ranks were given: a launcher, an MPI library, GPUs; and the backend that follows from it."""
+"""What the ranks find: a launcher, an MPI library, GPUs; and which backend follows from that."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def find_gpu(number: int) -> Gpu:
         ipc = _exports_memory(cupy, device)
     except ModuleNotFoundError:
         return Gpu(host, problem="CuPy is not installed")
-    except Exception as error:  # no driver, no device, a CUDA that does not fit: all of it means no GPU
+    except Exception as error:  # no driver, no device or the wrong CUDA: in each case no usable GPU
         return Gpu(host, problem=f"CuPy finds no GPU ({type(error).__name__}: {error})")
     try:
         from cupy.cuda import nccl
 
         nccl.get_version()
-    except Exception as error:  # no library, or one that does not fit: all of it means no NCCL
+    except Exception as error:  # no library or the wrong one: in both cases no usable NCCL
         return Gpu(host, device, bus, ipc=ipc, problem=f"CuPy finds no NCCL ({type(error).__name__}: {error})")
     return Gpu(host, device, bus, nccl=True, ipc=ipc)
 
@@ -116,7 +116,7 @@ def _exports_memory(cupy: ModuleType, device: int) -> bool:
     try:
         with cupy.cuda.Device(device):
             cupy.cuda.runtime.ipcGetMemHandle(cupy.cuda.memory.Memory(1 << 21).ptr)
-    except Exception:  # a container, a driver or a kind of memory that does not allow it
+    except Exception:  # the container, the driver or the kind of memory forbids it
         return False
     return True
 
@@ -138,7 +138,7 @@ def choose(found: list[Gpu]) -> tuple[str, str]:
 
 
 def require(backend: str, found: list[Gpu]) -> tuple[str, str]:
-    """(backend, reason) for "nccl", "ipc" or "host" when asked for; RuntimeError on all ranks if it cannot be."""
+    """(backend, reason) for "nccl", "ipc" or "host" when asked for; RuntimeError on all ranks where it cannot run."""
     for rank, gpu in enumerate(found):
         if gpu.device is None or (backend == "nccl" and not gpu.nccl):
             raise RuntimeError(f"backend {backend} cannot run: on rank {rank} ({gpu.host}), {gpu.problem}")

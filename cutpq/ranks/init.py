@@ -20,13 +20,10 @@ import os
 import socket
 from typing import Any
 
-from . import discovery as launch
-from .communicator import Communicator, RanksDisagreeError, SelfCommunicator
-from .failures import watch
+from . import discovery
+from .alone import SelfCommunicator
+from .communicator import Communicator
 from .failures.abort import end_job_on_failure
-from .threads import run_threads
-
-__all__ = ["BACKENDS", "Communicator", "RanksDisagreeError", "SelfCommunicator", "init", "run_threads"]
 
 BACKENDS = ("auto", "self", "threads", "mpi", "nccl", "ipc", "host")
 
@@ -64,7 +61,7 @@ def init(backend: str = "auto") -> Communicator:
 def _connect(asked: str) -> Communicator:
     if asked == "self":
         return _alone("asked for")
-    mpi = launch.start_mpi(required=asked != "auto")
+    mpi = discovery.start_mpi(required=asked != "auto")
     if mpi is None:
         return _alone("one process, and no MPI installed")
     world = mpi.COMM_WORLD
@@ -75,14 +72,14 @@ def _connect(asked: str) -> Communicator:
 
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         _print_processes(world)
-    world = world.Dup()  # its messages cannot be taken for those of other users of MPI
+    world = world.Dup()  # a communicator of our own: its messages never match those of other users of MPI
     from .mpi import HostCommunicator, MpiCommunicator
 
     if asked == "mpi":
         return _watched(MpiCommunicator(world, "asked for"))
-    mine = launch.find_gpu(launch.node_rank(mpi))
+    mine = discovery.find_gpu(discovery.node_rank(mpi))
     found = world.allgather(mine)
-    chosen, reason = launch.choose(found) if asked == "auto" else launch.require(asked, found)
+    chosen, reason = discovery.choose(found) if asked == "auto" else discovery.require(asked, found)
     if chosen == "mpi":
         return _watched(MpiCommunicator(world, reason))
 
@@ -93,7 +90,8 @@ def _connect(asked: str) -> Communicator:
         return _watched(HostCommunicator(world, reason, mine.device))
 
     if chosen == "ipc":
-        from .ipc import CudaMemory, IpcCommunicator
+        from .ipc import IpcCommunicator
+        from .slab import CudaMemory
 
         memory = CudaMemory(cupy, cupy.cuda.Device().id)
         return IpcCommunicator(MpiCommunicator(world, reason), memory, mine.bus, mine.device)
@@ -106,20 +104,20 @@ def _connect(asked: str) -> Communicator:
 
 
 def _print_processes(world: Any) -> None:
-    """Which process each rank is, for whoever reads what a launcher says of them."""
+    """Print which process each rank is: launchers name processes, not ranks."""
     processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
     for rank, process in enumerate(processes or ()):
         print(f"# cutpq: rank {rank} is {process}", flush=True)
 
 
 def _watched(comm: Communicator) -> Communicator:
-    """One whose ranks wait for each other on the host; the others see to it themselves."""
-    comm.watch = watch.start(comm, waits_on_host=True)
+    """Start the watch of a communicator whose ranks wait on the host; nccl and ipc start their own."""
+    comm.start_watch()
     return comm
 
 
 def _alone(reason: str) -> SelfCommunicator:
-    gpu = launch.find_gpu(0)
+    gpu = discovery.find_gpu(0)
     if gpu.device is None:
         return SelfCommunicator(reason)
 

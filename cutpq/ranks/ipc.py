@@ -1,7 +1,7 @@
 """Ranks as processes of one machine whose GPUs read each other's memory: CUDA IPC.
 
-Each rank owns a slab of GPU memory and opens those of its peers. What a rank gives it lays down in its own slab; what
-it takes it reads from the others'. Sums are the kernels all_reduce_oneshot and all_reduce_twoshot.
+Each rank owns a slab of GPU memory and opens those of its peers. A rank writes what it sends into its own slab, and
+reads what it receives from the others' slabs. Sums are the kernels all_reduce_oneshot and all_reduce_twoshot.
 
     ranks have        they meet                                            a sum
     a GPU each        in the kernel, by flags in each other's slabs        is asynchronous, one launch
@@ -13,7 +13,6 @@ and the steps that meet on the host are tested on the CPU.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +20,15 @@ import numpy as np
 from ..array import Array, aligned, bfloat16, ceil_div
 from ..kernels import config as configs
 from ..kernels import kernel as kernels
-from .communicator import Communicator, RanksDisagreeError, check_received, in_words, offsets, patience_s
-from .failures import watch
+from .communicator import Communicator, check_received, in_words, offsets
+from .failures.patience import RanksDisagreeError, patience_s
+from .slab import HALF_ALIGN, MOST_BYTES, SLAB_UNIT, half_bytes, share_bytes
 
 if TYPE_CHECKING:
     from ..codecs.codec import Codec
 
-# CUDA packs smaller allocations into one piece of memory, whose handle would open its neighbours, too.
-SLAB_UNIT = 2 << 20
-MOST_BYTES = 1 << 31  # of half a slab
-
-# Up to here a plain sum goes in one shot.
+# Up to here an uncompressed sum goes in one shot: a second meeting of the GPUs would cost more than the bytes that it
+# saves. vLLM's custom all-reduce has the same bound for 8 ranks.
 ONESHOT_BYTES = 256 << 10
 
 _STEPS = {"oneshot": 2, "twoshot": 3}
@@ -39,51 +36,6 @@ _STEPS = {"oneshot": 2, "twoshot": 3}
 
 class IpcError(RuntimeError):
     """The ranks cannot read each other's GPU memory; raised on all ranks alike."""
-
-
-class CudaMemory:
-    """What IpcCommunicator needs of CUDA, through CuPy."""
-
-    def __init__(self, cupy: ModuleType, device: int):
-        self.xp, self.device = cupy, device
-
-    def allocate(self, nbytes: int) -> Array:
-        """A slab of zeros, by a cudaMalloc of its own: memory of CuPy's pool cannot be opened piece by piece."""
-        slab = self._array(self.xp.cuda.memory.Memory(nbytes), nbytes)
-        slab[...] = 0
-        return slab
-
-    def handle(self, slab: Array) -> bytes:
-        """What another process needs to open it."""
-        return self.xp.cuda.runtime.ipcGetMemHandle(slab.data.ptr)
-
-    def open(self, handle: bytes, nbytes: int) -> Array:
-        """Another process's slab."""
-        pointer = self.xp.cuda.runtime.ipcOpenMemHandle(handle)
-        return self._array(self.xp.cuda.UnownedMemory(pointer, nbytes, self, self.device), nbytes)
-
-    def close(self, slab: Array) -> None:
-        """Give back what `open` returned, before its owner frees it."""
-        self.xp.cuda.runtime.ipcCloseMemHandle(slab.data.ptr)
-
-    def addresses(self, slabs: list[Array]) -> Any:
-        """A device array of where they lie, as kernels take it."""
-        return self.xp.array([slab.data.ptr for slab in slabs], np.uint64)
-
-    def status(self) -> tuple[np.ndarray, Array]:
-        """A word of host memory that kernels can write: as the host and as the device sees it."""
-        import cupyx
-
-        word = cupyx.zeros_pinned(1, np.uint32)
-        memory = self.xp.cuda.UnownedMemory(word.ctypes.data, word.nbytes, word, self.device)
-        return word, self.xp.ndarray((1,), np.uint32, self.xp.cuda.MemoryPointer(memory, 0))
-
-    def stream(self) -> Any:
-        """CuPy's current stream."""
-        return self.xp.cuda.get_current_stream()
-
-    def _array(self, memory: Any, nbytes: int) -> Array:
-        return self.xp.ndarray((nbytes,), np.uint8, self.xp.cuda.MemoryPointer(memory, 0))
 
 
 class IpcCommunicator(Communicator):
@@ -111,7 +63,8 @@ class IpcCommunicator(Communicator):
         self._slabs: list[Array] = []
         self._half_bytes = 0
         self.reserve(SLAB_UNIT)
-        self.watch = None if self.shared else watch.start(control, waits_on_host=False)
+        if not self.shared:
+            self.start_watch(control)
 
     def barrier(self) -> None:
         with self.calling("barrier"):
@@ -126,31 +79,34 @@ class IpcCommunicator(Communicator):
         return type(self)(self._control.split(color, key), self._memory, self._bus, self.device)
 
     def reserve(self, half_bytes: int) -> None:
-        """Make room for `half_bytes` in each half of every slab. Collective, if there is less."""
+        """Make room for `half_bytes` in each half of every slab. Collective, if there is less.
+
+        Raises ValueError for more than MOST_BYTES, IpcError where new slabs cannot be shared.
+        """
         if half_bytes <= self._half_bytes:
             return
         if half_bytes > MOST_BYTES:
             raise ValueError(f"a collective of {half_bytes} bytes is beyond {MOST_BYTES}; cut it into pieces")
         if self._slabs:
-            self.barrier()  # nobody reads them any more
+            self.barrier()  # after it no rank reads the old slabs
             for rank, slab in enumerate(self._slabs):
                 if rank != self.rank:
                     self._memory.close(slab)
-            self._control.barrier()  # nobody has them open any more
+            self._control.barrier()  # after it no rank has the old slabs open
         self._slabs = []
         nbytes = ceil_div(self._data_at + 2 * half_bytes, SLAB_UNIT) * SLAB_UNIT
         self._slabs = self._open(self._memory.allocate(nbytes), nbytes)
         self._addresses = self._memory.addresses(self._slabs)
-        self._half_bytes = (nbytes - self._data_at) // 512 * 256
+        self._half_bytes = (nbytes - self._data_at) // 2 // HALF_ALIGN * HALF_ALIGN
 
     def _open(self, own: Array, nbytes: int) -> list[Array]:
-        """Every rank's slab, after a look whether what they write can be seen: drivers have promised it in vain."""
+        """Open every rank's slab, and check that what its owner wrote can be read: opening alone proves nothing."""
         own[self._data_at] = self.rank + 1
         self._memory.stream().synchronize()
         problem, handle, slabs = "", b"", [own] * self.size
         try:
             handle = self._memory.handle(own)
-        except Exception as error:  # whatever CUDA has against it
+        except Exception as error:  # CUDA's reason why it cannot be shared
             problem = f"{type(error).__name__}: {error}"
         handles = [self._control.bcast(handle, root) for root in range(self.size)]
         try:
@@ -187,8 +143,8 @@ class IpcCommunicator(Communicator):
             return None
         self._check_peers_came()
         self._check_stream()
-        shares = _share_bytes(x, codec, self.size)
-        self.reserve(_half_bytes(shares, sum(shares), algo))
+        shares = share_bytes(x, codec, self.size)
+        self.reserve(half_bytes(shares, sum(shares), algo))
         out = self._launch(aligned(x).reshape(-1), codec, algo).reshape(x.shape)
         mine = shares[self.rank]
         others = (self.size - 1) * mine
@@ -214,7 +170,7 @@ class IpcCommunicator(Communicator):
         return out
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
-        self._synchronize()  # so that after the next meeting nobody is still in a sum
+        self._synchronize()  # finish pending sums: after the all_gather below, slabs may be overwritten
         mine = np.array([x.size, *starts, *send_counts], np.int64)
         of_rank = self._control.all_gather(mine)
         for source in range(self.size):
@@ -241,7 +197,7 @@ class IpcCommunicator(Communicator):
             )
 
     def _check_stream(self) -> None:
-        """Two streams on one communicator could wait for each other for ever."""
+        """Raise ValueError for a second stream: two streams on one communicator could wait for each other for ever."""
         stream = self._memory.stream().ptr
         self._stream = stream if self._stream is None else self._stream
         if stream != self._stream:
@@ -249,17 +205,3 @@ class IpcCommunicator(Communicator):
                 "this communicator has been used on another stream; a communicator is for one stream: "
                 "make another by comm.split(0, comm.rank)"
             )
-
-
-def _share_bytes(x: Array, codec: Codec | None, size: int) -> list[int]:
-    """Bytes of each rank's share on the wire; plain shares are whole groups of eight numbers."""
-    if codec:
-        return [codec.wire_bytes(share) for share in codec.shares(x.size, size)]
-    each, more = divmod(ceil_div(x.size, 8), size)
-    return [8 * (each + (rank < more)) * x.itemsize for rank in range(size)]
-
-
-def _half_bytes(shares: list[int], whole: int, algo: str) -> int:
-    """What a sum takes of half a slab: all shares and the sum of one, in places of equal size; or one wire."""
-    place = ceil_div(shares[0], 16) * 16
-    return (len(shares) + 1) * place if algo == "twoshot" else whole + 16

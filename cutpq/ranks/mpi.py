@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
 from typing import Any
@@ -12,16 +11,15 @@ import numpy as np
 from ..array import Array
 from .communicator import (
     Communicator,
-    RanksDisagreeError,
     check_color,
     check_received,
     check_root,
     offsets,
-    patience_s,
 )
-from .failures.watch import Post
+from .failures.patience import Patience, RanksDisagreeError, patience_s
+from .failures.watch import Channel
 
-# Tags of the messages, so that an object is not taken for a piece of an array.
+# Tags of the messages: MPI cannot take an object for a piece of an array.
 ARRAY, OBJECT, HERE = 1, 2, 3
 
 
@@ -41,7 +39,7 @@ class MpiCommunicator(Communicator):
         self._mpi = mpi
 
     def barrier(self) -> None:
-        here = np.empty(0, np.uint8)  # a message between all pairs, so that it is seen who has not come
+        here = np.empty(0, np.uint8)  # empty messages between all pairs show which rank has not come
         others = self._others()
         with self.calling("barrier"):
             requests = [self._mpi.Irecv(here, r, HERE) for r in others]
@@ -53,7 +51,7 @@ class MpiCommunicator(Communicator):
             return self._bcast(obj, root)
 
     def _bcast(self, obj: Any, root: int) -> Any:
-        """What travels is the object, with the call that it belongs to: it is not taken for another's."""
+        """Send the object together with the number and name of its call, so that a skipped call is noticed."""
         if self.rank == root:
             pickled = np.frombuffer(pickle.dumps((self.calls, self.kind, obj)), np.uint8)
             others = self._others()
@@ -61,7 +59,7 @@ class MpiCommunicator(Communicator):
             return obj
         from mpi4py import MPI
 
-        patience, status = _Patience(), MPI.Status()
+        patience, status = Patience(), MPI.Status()
         while (message := self._mpi.Improbe(root, OBJECT, status)) is None:
             if patience.is_over():
                 raise self._away(f"a bcast from rank {root}", [root])
@@ -75,11 +73,11 @@ class MpiCommunicator(Communicator):
             )
         return theirs
 
-    def post(self) -> MpiPost | None:
+    def open_channel(self) -> MpiChannel | None:
         from mpi4py import MPI
 
         every = all(self._mpi.allgather(MPI.Query_thread() == MPI.THREAD_MULTIPLE))
-        return MpiPost(self._mpi.Dup()) if every else None
+        return MpiChannel(self._mpi.Dup()) if every else None
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         check_color(color)
@@ -87,7 +85,7 @@ class MpiCommunicator(Communicator):
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
         # Messages between all pairs at once: measured up to 20 times faster than MPICH's Allgatherv and Alltoallv
-        # with 4 MiB on 4 ranks, and as fast as its Allgather. Empty messages go, too, so that counts are compared.
+        # with 4 MiB on 4 ranks, and as fast as its Allgather. Empty messages are sent as well: so counts are compared.
         from mpi4py import MPI
 
         out = self._empty(sum(recv_counts))
@@ -113,10 +111,16 @@ class MpiCommunicator(Communicator):
         return [(self.rank + step) % self.size for step in range(1, self.size)]
 
     def _wait(self, requests: list[Any], peers: list[int], what: str, statuses: list[Any] | None = None) -> None:
-        """Return when all requests are done; peers: whose they are."""
+        """Return when all requests are done.
+
+        peers  the rank at the other end of each request
+        what   the operation, for the error
+
+        Raises RanksDisagreeError after CUTPQ_TIMEOUT, with the ranks whose requests are pending.
+        """
         from mpi4py import MPI
 
-        patience = _Patience()
+        patience = Patience()
         while not MPI.Request.Testall(requests, statuses):
             if patience.is_over():
                 pending = [p for p, request in zip(peers, requests, strict=True) if not request.Get_status()]
@@ -132,26 +136,8 @@ class MpiCommunicator(Communicator):
         return np.empty(nbytes, np.uint8)
 
 
-class _Patience:
-    """The time that a rank waits for others, while it lets them have its core.
-
-    Where ranks outnumber cores (launch.py says so to MPICH, too) it sleeps: a bare yield took twice as long.
-    """
-
-    def __init__(self) -> None:
-        self.end = time.monotonic() + patience_s()
-        self.crowded = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"
-
-    def is_over(self) -> bool:
-        if self.crowded:
-            time.sleep(1e-6)
-        else:
-            os.sched_yield()
-        return time.monotonic() > self.end
-
-
-class MpiPost(Post):
-    """By messages of an MPI communicator of its own; MPI must allow several threads at once."""
+class MpiChannel(Channel):
+    """Messages of an MPI communicator of its own; MPI must allow several threads at once."""
 
     def __init__(self, mpi: Any):
         self._mpi = mpi

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..array import Array, bfloat16
 from .communicator import Communicator, in_words, offsets
-from .failures import watch
 
 # ncclDataType_t and ncclRedOp_t of nccl.h
 UINT8 = 1
@@ -37,8 +36,8 @@ class NcclCommunicator(Communicator):
     all_reduce is NCCL's own, with NCCL's rounding: float16 and bfloat16 are rounded at every step of its ring or
     tree, so that its sums differ from the other backends' in their last bits.
 
-    Ranks that call different things, or of which one skips a call, would wait on their GPUs for ever: watch.py sees it
-    and ends the job.
+    Ranks that call different things, or of which one skips a call, would wait on their GPUs for ever: failures/watch.py
+    notices and ends the job.
 
     An array made on another stream must stay alive until the collective is done, as with any CuPy kernel.
     """
@@ -52,7 +51,7 @@ class NcclCommunicator(Communicator):
         self._control, self._nccl = control, nccl
         unique_id = control.bcast(nccl.get_unique_id() if control.rank == 0 else None)
         self._link = nccl.NcclCommunicator(control.size, unique_id, control.rank)
-        self.watch = watch.start(control, waits_on_host=False)
+        self.start_watch(control)
 
     def barrier(self) -> None:
         with self.calling("barrier"):
@@ -71,7 +70,8 @@ class NcclCommunicator(Communicator):
 
         x  any shape; float16, bfloat16, float32, float64, and integers of 8, 32 and 64 bits
 
-        Counts 2 (size - 1) / size * x.nbytes as sent: what a ring sends, whatever NCCL chooses.
+        Counts 2 (size - 1) / size * x.nbytes as sent: what a ring sends, whatever NCCL chooses. Raises TypeError for
+        another dtype.
         """
         self._check_array(x)
         if x.dtype not in DTYPES:

@@ -13,24 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..array import Array, array_module
-from .communicator import (
-    Communicator,
-    RanksDisagreeError,
-    check_color,
-    check_received,
-    check_root,
-    patience_s,
-)
+from .communicator import Communicator, check_color, check_received, check_root
+from .failures.patience import RanksDisagreeError, patience_s
 
 T = TypeVar("T")
 
 
 class _Stopped(BaseException):
-    """Unwinds a thread that waited for a rank which failed. Not an Exception, so that nobody handles it by chance."""
+    """Unwinds a thread that waited for a rank which failed. Not an Exception: no handler of the user's may catch it."""
 
 
 class _Job:
-    """What all threads of one `run_threads` share: who is still there, and the first failure."""
+    """State that all threads of one `run_threads` share: which ranks have finished, and the first failure."""
 
     def __init__(self, timeout_s: float):
         self.timeout_s = timeout_s
@@ -49,8 +43,8 @@ class _Job:
             self.changed.notify_all()
 
 
-class _Table:
-    """Where the ranks of one communicator meet: each lays something down, and takes what it wants of the others'.
+class _MeetingPoint:
+    """Where the ranks of one communicator meet: each puts something in its slot and reads the others' slots.
 
     members  the ranks' numbers in the job, by their number in this communicator
     """
@@ -95,9 +89,9 @@ class ThreadsCommunicator(Communicator):
     backend = "threads"
     takes_any_module = True
 
-    def __init__(self, table: _Table, rank: int, xp: ModuleType, device: int | None):
-        super().__init__(rank, len(table.members), f"{len(table.members)} threads", xp, device)
-        self._table = table
+    def __init__(self, meeting_point: _MeetingPoint, rank: int, xp: ModuleType, device: int | None):
+        super().__init__(rank, len(meeting_point.members), f"{len(meeting_point.members)} threads", xp, device)
+        self._meeting_point = meeting_point
 
     def barrier(self) -> None:
         _wait_for_gpu(self.xp)
@@ -114,15 +108,15 @@ class ThreadsCommunicator(Communicator):
         check_color(color)
         with self._meeting("split", (color, key)) as posted:
             group = [r for _, r in sorted((k, r) for r, (c, k) in enumerate(posted) if c == color)]
-        table = _Table(self._table.job, [self._table.members[r] for r in group])
-        with self._meeting("split", table) as tables:
-            return ThreadsCommunicator(tables[group[0]], group.index(self.rank), self.xp, self.device)
+        meeting_point = _MeetingPoint(self._meeting_point.job, [self._meeting_point.members[r] for r in group])
+        with self._meeting("split", meeting_point) as meeting_points:
+            return ThreadsCommunicator(meeting_points[group[0]], group.index(self.rank), self.xp, self.device)
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
         xp = array_module(x)
         _wait_for_gpu(xp)
         with self._meeting("exchange of arrays", (x, starts, send_counts)) as posted:
-            pieces = [theirs[at[self.rank] :][: sent[self.rank]] for theirs, at, sent in posted]
+            pieces = [theirs[first[self.rank] :][: sent[self.rank]] for theirs, first, sent in posted]
             array_module(*pieces)  # NumPy and CuPy do not mix
             for source, (piece, count) in enumerate(zip(pieces, recv_counts, strict=True)):
                 check_received(self.rank, source, piece.size, count)
@@ -131,18 +125,18 @@ class ThreadsCommunicator(Communicator):
             return out
 
     @contextmanager
-    def _meeting(self, collective: str, thing: Any) -> Iterator[list[Any]]:
-        """What every rank brought, by rank; to be used within the block, at whose end the owners go on."""
-        table = self._table
+    def _meeting(self, collective: str, item: Any) -> Iterator[list[Any]]:
+        """The items of all ranks, by rank. They may be read until the block ends: then their owners go on."""
+        meeting_point = self._meeting_point
         with self.calling(collective):
-            table.slots[self.rank] = (collective, self.kind, thing)
-            table.meet(self.rank, f"its call {self.calls}, {self.call},")
-            for at in range(2):
-                called = [slot[at] for slot in table.slots]
+            meeting_point.slots[self.rank] = (collective, self.kind, item)
+            meeting_point.meet(self.rank, f"its call {self.calls}, {self.call},")
+            for field in range(2):
+                called = [slot[field] for slot in meeting_point.slots]
                 if len(set(called)) > 1:
                     raise RanksDisagreeError(f"ranks called different collectives: {dict(enumerate(called))}")
-            yield [thing for *_, thing in table.slots]
-            table.meet(self.rank, f"its call {self.calls}, {self.call},")
+            yield [item for *_, item in meeting_point.slots]
+            meeting_point.meet(self.rank, f"its call {self.calls}, {self.call},")
 
 
 def run_threads(
@@ -160,14 +154,14 @@ def run_threads(
         raise ValueError(f"size must be at least 1, got {size}")
     device = None if xp is np else xp.cuda.Device().id
     job = _Job(patience_s() if timeout_s is None else timeout_s)
-    table = _Table(job, list(range(size)))
+    meeting_point = _MeetingPoint(job, list(range(size)))
     results: dict[int, T] = {}
 
     def run(rank: int) -> None:
         try:
             if device is not None:
                 xp.cuda.Device(device).use()  # the current device belongs to a thread
-            results[rank] = fn(ThreadsCommunicator(table, rank, xp, device), *args)
+            results[rank] = fn(ThreadsCommunicator(meeting_point, rank, xp, device), *args)
             job.finish(rank)
         except _Stopped:
             pass

@@ -25,10 +25,11 @@ import cutpq as cq
 from cutpq.array import bfloat16
 from cutpq.codecs import formulas as ref_codec
 from cutpq.codecs.codec import Codec, codec
-from cutpq.cost.mlp import oneshot_sent, twoshot_sent
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
+from cutpq.ranks.alone import SelfCommunicator
+from cutpq.ranks.communicator import Communicator
 from cutpq.ranks.discovery import find_gpu
-from cutpq.ranks.init import Communicator, run_threads
+from cutpq.ranks.threads import run_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = (
@@ -423,7 +424,7 @@ def test_projected_columns_stand_beside_the_measured_ones_and_are_marked() -> No
     lines = bench.table(measured, projected, args)
     at = next(i for i, line in enumerate(lines) if "time" in line and "algbw" in line)
     assert "".join(lines[1:at]).startswith(
-        "# proj(us): PROJECTED, not measured, for 4 GPUs on that link, by cutpq/cost/mlp.py"
+        "# proj(us): PROJECTED, not measured, for 4 GPUs on that link, by cutpq/cost"
     )
     heading = lines[at].splitlines()
     assert heading[0].split()[-4:] == ["rel_err", "a100-nvlink", "l4-pcie", "check"]

@@ -20,8 +20,8 @@ from predict import mlp as projection
 
 import cutpq as cq
 from cutpq.codecs.codec import codec
-from cutpq.cost.mlp import oneshot_sent, twoshot_sent
-from cutpq.ranks.init import run_threads
+from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
+from cutpq.ranks.threads import run_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = "scheme codec tp M K H N group_size time_us wire_bytes max_err rel_err check speedup"

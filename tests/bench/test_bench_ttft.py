@@ -17,7 +17,7 @@ from predict import ttft as projection
 
 import cutpq as cq
 from cutpq.ops.dequant import dequantize
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parents[2]
 

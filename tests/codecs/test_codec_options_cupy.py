@@ -8,7 +8,7 @@ from assertions import assert_exact
 from cutpq.array import array_module
 from cutpq.codecs.codec import codec
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 
 NAMES = ["mxfp4", "mxfp6-e3m2", "mxint8", "nvfp4", "e2m2-b128-e5m0-rceil", "int4-b8-float16", "e3m1-b16-e4m0-even"]
 OUTLIERS = np.arange(96) % 17 == 3

@@ -6,26 +6,18 @@ from itertools import pairwise
 
 import pytest
 
-from cutpq.cost.mlp import (
-    FP16,
-    GPUS,
-    INT4,
+from cutpq.cost.gpus import FP16, GPUS, INT4, WeightFormat, gemm_us, permute_us, weight_bytes
+from cutpq.cost.links import (
     LINKS,
-    SCHEMES,
-    MlpShape,
-    WeightFormat,
     all_gather_sent,
     all_gather_us,
     all_reduce_sent,
     all_reduce_us,
     all_to_all_sent,
     all_to_all_us,
-    gemm_us,
-    mlp_cost,
-    permute_us,
-    row_parallel,
-    weight_bytes,
 )
+from cutpq.cost.mlp import MlpShape, mlp_cost, row_parallel
+from cutpq.weights.schemes import SCHEMES
 
 LLAMA_70B = MlpShape("llama-70b", 8192, 28672, 8192, gated=True)
 A100, A100_LINK = GPUS["a100"], LINKS["a100-nvlink"]

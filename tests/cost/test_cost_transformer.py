@@ -6,8 +6,11 @@ import pytest
 from models.shapes import TRANSFORMERS
 
 from cutpq.codecs.codec import codec
-from cutpq.cost import mlp as cost
-from cutpq.cost.mlp import FP16, GPUS, INT4, LINKS
+from cutpq.cost import gpus, links
+from cutpq.cost.all_reduce import compressed_all_reduce_us
+from cutpq.cost.gpus import FP16, GPUS, INT4
+from cutpq.cost.links import LINKS
+from cutpq.cost.mlp import MlpShape, mlp_cost
 from cutpq.cost.transformer import Step, attention_us, block_cost, rank_bytes, reduce_us, step_cost
 
 LLAMA = TRANSFORMERS["llama-2-7b"]
@@ -55,15 +58,15 @@ def test_attention_leaves_out_keys_that_a_chunk_does_not_see_and_reads_the_cache
 
 def test_parts_of_a_block_are_those_of_cost() -> None:
     block = block_cost(LLAMA, Step(2, 64), 4, INT4, L4, PCIE, None)
-    assert block.all_reduce_1_us == block.all_reduce_2_us == cost.all_reduce_us(128 * 4096 * 2, 4, PCIE)
-    assert block.qkv_us == cost.gemm_us(128, 3 * 8 * 128, 4096, INT4, L4)
-    mlp = cost.mlp_cost(cost.MlpShape("", 4096, 11008, 4096, True), 128, 4, "tp-aware", INT4, L4, PCIE)
+    assert block.all_reduce_1_us == block.all_reduce_2_us == links.all_reduce_us(128 * 4096 * 2, 4, PCIE)
+    assert block.qkv_us == gpus.gemm_us(128, 3 * 8 * 128, 4096, INT4, L4)
+    mlp = mlp_cost(MlpShape("", 4096, 11008, 4096, True), 128, 4, "tp-aware", INT4, L4, PCIE)
     assert block.mlp_us == pytest.approx(mlp.gemm1_us + mlp.gemm2_us)
     whole = step_cost(LLAMA, Step(2, 64), 4, INT4, L4, PCIE)
-    ends = cost.all_reduce_us(128 * 4096 * 2, 4, PCIE) + cost.all_gather_us(2 * 32000 * 2, 4, PCIE)
+    ends = links.all_reduce_us(128 * 4096 * 2, 4, PCIE) + links.all_gather_us(2 * 32000 * 2, 4, PCIE)
     assert whole.collectives_us == pytest.approx(32 * 2 * block.all_reduce_1_us + ends)
     own = block.norm_us + block.qkv_us + block.attention_us + block.o_proj_us + block.mlp_us
-    head = cost.gemm_us(2, 8000, 4096, FP16, L4)
+    head = gpus.gemm_us(2, 8000, 4096, FP16, L4)
     assert whole.compute_us == pytest.approx(32 * own + head, rel=0.01)
     assert whole.total_us == whole.compute_us + whole.collectives_us
 
@@ -71,21 +74,21 @@ def test_parts_of_a_block_are_those_of_cost() -> None:
 def test_key_value_heads_are_replicated_beyond_their_number() -> None:
     """Granite's one head is on every rank: its part of qkv does not shrink."""
     block = block_cost(GRANITE, Step(1, 512), 8, INT4, L4, PCIE, None)
-    assert block.qkv_us == cost.gemm_us(512, (6 + 2) * 128, 6144, INT4, L4)
+    assert block.qkv_us == gpus.gemm_us(512, (6 + 2) * 128, 6144, INT4, L4)
 
 
 def test_order_costs_a_permutation_that_float16_does_not_have() -> None:
     step = Step(1, 128)
     quantized, plain = (block_cost(LLAMA, step, 2, form, L4, PCIE, None) for form in (INT4, FP16))
-    assert plain.o_proj_us == pytest.approx(cost.gemm_us(128, 4096, 2048, FP16, L4))
-    assert quantized.o_proj_us > cost.gemm_us(128, 4096, 2048, INT4, L4) + L4.launch_us
+    assert plain.o_proj_us == pytest.approx(gpus.gemm_us(128, 4096, 2048, FP16, L4))
+    assert quantized.o_proj_us > gpus.gemm_us(128, 4096, 2048, INT4, L4) + L4.launch_us
 
 
 def test_codec_takes_the_quicker_of_its_two_ways() -> None:
     mxfp4 = codec("mxfp4")
     for count, algo in ((4096, "oneshot"), (1 << 22, "twoshot")):
         us, chosen = reduce_us(count, 8, PCIE, mxfp4)
-        both = {a: cost.compressed_all_reduce_us(a, count, 2, 8, mxfp4, PCIE) for a in ("oneshot", "twoshot")}
+        both = {a: compressed_all_reduce_us(a, count, 2, 8, mxfp4, PCIE) for a in ("oneshot", "twoshot")}
         assert (us, chosen) == (min(both.values()), algo)
     assert reduce_us(4096, 1, PCIE, mxfp4) == (0.0, "plain")
 

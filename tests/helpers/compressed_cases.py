@@ -1,16 +1,16 @@
 """What a compressed all_reduce must do on every backend, as cases that each rank runs.
 
-By threads in test_compressed_all_reduce.py, and there by mpirun: mpirun -n 3 python tests/helpers/compressed_cases.py
+By threads in test_compressed_all_reduce.py, and there by mpirun:
+PYTHONPATH=bench mpirun -n 3 python tests/helpers/compressed_cases.py
 """
 
-import conftest  # noqa: F401  puts bench/ on the path
 import numpy as np
 from assertions import assert_bounded, assert_exact, assert_same_on_ranks
 
 import cutpq as cq
 from cutpq.array import bfloat16, to_numpy
 from cutpq.codecs.codec import codec
-from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
 from cutpq.ranks.init import init
 
 ALGOS = ("oneshot", "twoshot")

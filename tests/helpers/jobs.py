@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 HELPERS = Path(__file__).resolve().parent
+BENCH_PATH = os.pathsep.join([str(HELPERS.parents[1] / "bench"), os.environ.get("PYTHONPATH", "")])
 MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", ""))
 
 needs_mpi = pytest.mark.skipif(

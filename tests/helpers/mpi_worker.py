@@ -210,7 +210,7 @@ def all_ranks_exit(comm):
 
 
 def one_rank_works_longer(comm):
-    time.sleep(abort.PATIENCE_S + 1 if comm.rank == 0 else 0)
+    time.sleep(abort.EXIT_GRACE_S + 1 if comm.rank == 0 else 0)
     print(f"rank {comm.rank} is done")
     sys.exit()
 
@@ -368,7 +368,7 @@ ENDINGS = {
 
 def main():
     backend, *names = sys.argv[1:]
-    abort.PATIENCE_S = 2.0
+    abort.EXIT_GRACE_S = 2.0
     comm = init(backend)
     for name in names:
         (CASES | TWO_SHOT_CASES | ENDINGS | DEATHS)[name](comm)

@@ -9,7 +9,7 @@ from cutpq.array import to_numpy
 from cutpq.layers.linear import ColumnParallelLinear, RowParallelLinear
 from cutpq.ops.dequant import dequantize
 from cutpq.ops.gemm import matmul
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 from cutpq.weights.schemes import SCHEMES
 
 X = np.random.default_rng(5).integers(-1, 2, (3, 128)).astype(np.float16)

@@ -15,7 +15,7 @@ from cutpq.checkpoint.mlp_names import mlps
 from cutpq.layers.mlp import Mlp
 from cutpq.ops import formulas as ref
 from cutpq.ops.dequant import dequantize
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 from cutpq.weights.permutation import sorting_permutation
 from cutpq.weights.schemes import SCHEMES
 from cutpq.weights.shard import even_bounds, group_bounds

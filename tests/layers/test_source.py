@@ -17,7 +17,7 @@ from cutpq.layers.mlp import Mlp
 from cutpq.layers.source import WeightInFile, take
 from cutpq.ops.dequant import dequantize
 from cutpq.ops.gemm import matmul
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 from cutpq.weights.schemes import SCHEMES
 from cutpq.weights.weight import PlainWeight
 

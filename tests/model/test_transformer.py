@@ -15,11 +15,11 @@ from cutpq.array import bfloat16, to_numpy
 from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.codecs.codec import codec as find_codec
-from cutpq.cost.mlp import twoshot_sent
+from cutpq.cost.all_reduce import twoshot_sent
 from cutpq.kernels import kernel as kernels
 from cutpq.model.transformer import load_model
-from cutpq.ranks.communicator import SelfCommunicator
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.alone import SelfCommunicator
+from cutpq.ranks.threads import run_threads
 from cutpq.weights.schemes import SCHEMES
 
 TOKENS = np.random.default_rng(5).integers(0, 101, 19)

@@ -8,7 +8,7 @@ from assertions import assert_bounded
 from make_model import CONFIGS, write_model
 
 from cutpq.model.transformer import load_model
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

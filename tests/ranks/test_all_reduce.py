@@ -8,7 +8,7 @@ from mpi_worker import normal
 
 from cutpq.array import bfloat16
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 
 # Half the distance from 1 to the next number.
 ROUNDOFF = {np.float16: 2.0**-11, bfloat16: 2.0**-8, np.float32: 2.0**-24, np.float64: 2.0**-53}

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from cutpq.ranks import discovery as launch
+from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.discovery import Gpu
-from cutpq.ranks.init import RanksDisagreeError, SelfCommunicator, init, run_threads
+from cutpq.ranks.failures.patience import RanksDisagreeError
+from cutpq.ranks.init import init
+from cutpq.ranks.threads import run_threads
 
 SIZES = range(1, 9)
 
@@ -164,7 +167,7 @@ x6 = np.arange(6, dtype=np.float32)
 
 BAD = {
     "gather_list": (TypeError, "builtins", lambda c: c.all_gather([1, 2])),
-    "gather_objects": (TypeError, "plain numbers, got object", lambda c: c.all_gather(np.array([c, c]))),
+    "gather_objects": (TypeError, "dtype of numbers, got object", lambda c: c.all_gather(np.array([c, c]))),
     "gather_counts_too_few": (ValueError, r"must be 2 numbers >= 0.* got \[6\]", lambda c: c.all_gather(x6, [6])),
     "gather_count_negative": (ValueError, r"got \[-6, 6\]", lambda c: c.all_gather(x6, [-6, 6])),
     "gather_count_fraction": (TypeError, "float", lambda c: c.all_gather(x6, [6.0, 6.0])),

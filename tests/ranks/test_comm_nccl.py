@@ -13,8 +13,8 @@ import mpi_worker
 import numpy as np
 import pytest
 
-from cutpq.ranks.init import run_threads
 from cutpq.ranks.nccl import NcclCommunicator
+from cutpq.ranks.threads import run_threads
 
 STREAM = 4711
 TYPES = [

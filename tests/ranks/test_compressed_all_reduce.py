@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 from assertions import assert_exact, assert_same_on_ranks
 from compressed_cases import ALGOS, CASES, expected, term, terms
-from jobs import HELPERS, MPIRUN, needs_mpi, run
+from jobs import BENCH_PATH, HELPERS, MPIRUN, needs_mpi, run
 
 from cutpq.codecs.codec import codec
 from cutpq.codecs.formats import ELEMENTS
-from cutpq.cost.mlp import (
-    LINKS,
-    all_reduce_us,
-    choose_all_reduce,
-    compressed_all_reduce_us,
-    oneshot_sent,
-    twoshot_sent,
-)
+from cutpq.cost.all_reduce import choose_all_reduce, compressed_all_reduce_us, oneshot_sent, twoshot_sent
+from cutpq.cost.links import LINKS, all_reduce_us
+from cutpq.ranks import auto
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 
 # On a GPU each number of ranks takes kernels of its own: one has to do.
 RANKS = [*(("numpy", size) for size in range(1, 9)), pytest.param("cupy", 3, marks=pytest.mark.gpu)]
@@ -35,7 +30,8 @@ def test_threads(xp, case, size):
 @needs_mpi
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpi(ranks):
-    job = run([MPIRUN, "-n", str(ranks), sys.executable, str(HELPERS / "compressed_cases.py")], 120)
+    command = [MPIRUN, "-n", str(ranks), sys.executable, str(HELPERS / "compressed_cases.py")]
+    job = run(command, 120, PYTHONPATH=BENCH_PATH)
     assert job.status == 0, job.err
     said = [line for line in job.out.splitlines() if not line.startswith("#")]
     assert said == [f"passed {name}" for name in CASES]
@@ -189,9 +185,8 @@ def test_auto_says_once_what_it_chose_and_why(capsys, monkeypatch):
 
 def test_link_is_that_of_rank_0(monkeypatch):
     """A process whose environment names another link must not choose another algorithm."""
-    module = sys.modules[all_reduce.__module__]
-    monkeypatch.setattr(module, "_link_name", lambda comm: list(LINKS)[comm.rank + 1])
-    assert {link.name for link in run_threads(3, module._link)} == {"h100-nvlink"}
+    monkeypatch.setattr(auto, "_link_name", lambda comm: list(LINKS)[comm.rank + 1])
+    assert {link.name for link in run_threads(3, auto.link)} == {"h100-nvlink"}
 
 
 # errors

@@ -7,38 +7,38 @@ import time
 import pytest
 
 from cutpq.ranks.failures import watch
-from cutpq.ranks.failures.watch import Post, Roll, Watch
-from cutpq.ranks.init import RanksDisagreeError
+from cutpq.ranks.failures.patience import RanksDisagreeError
+from cutpq.ranks.failures.watch import CallLog, Channel, Watch
 
 
 def heard(size, *told, patience_s=10.0, now=0.0):
-    """A roll that has heard (rank, calls) one after the other, a second between them."""
-    roll = Roll(size, patience_s, now)
+    """A log that has heard (rank, calls) one after the other, a second between them."""
+    log = CallLog(size, patience_s, now)
     for second, (rank, calls) in enumerate(told):
-        roll.hear(rank, calls.split(), now + second)
-    return roll
+        log.add(rank, calls.split(), now + second)
+    return log
 
 
 def test_the_same_calls_at_different_times_are_fine():
-    roll = heard(3, (0, "a b c d"), (2, "a"), (1, "a b"), (2, "b"), (1, "c d"), (2, "c"))
-    assert roll.complaint(6.0) is None
-    roll.hear(2, ["d"], 7.0)
-    assert roll.complaint(1000.0) is None, "nobody waits for anybody"
+    log = heard(3, (0, "a b c d"), (2, "a"), (1, "a b"), (2, "b"), (1, "c d"), (2, "c"))
+    assert log.problem(6.0) is None
+    log.add(2, ["d"], 7.0)
+    assert log.problem(1000.0) is None, "nobody waits for anybody"
 
 
 def test_different_calls_of_a_number_are_named_with_their_ranks():
-    roll = heard(4, (0, "a b c"), (1, "a b c"), (3, "a c"))
-    assert roll.complaint(3.0) == "ranks make different calls as their number 2: ranks [0, 1] b; rank 3 c"
-    roll.hear(2, ["a", "b"], 3.0)
-    assert roll.complaint(3.0) == "ranks make different calls as their number 2: ranks [0, 1, 2] b; rank 3 c"
+    log = heard(4, (0, "a b c"), (1, "a b c"), (3, "a c"))
+    assert log.problem(3.0) == "ranks make different calls as their number 2: ranks [0, 1] b; rank 3 c"
+    log.add(2, ["a", "b"], 3.0)
+    assert log.problem(3.0) == "ranks make different calls as their number 2: ranks [0, 1, 2] b; rank 3 c"
 
 
 def test_numbers_count_from_the_first_call_on():
-    roll = Roll(2, 10.0, 0.0)
+    log = CallLog(2, 10.0, 0.0)
     for call in range(1000):
         for rank in range(2):
-            roll.hear(rank, ["x" if rank and call == 700 else "y"], 0.0)
-        found = roll.complaint(0.0)
+            log.add(rank, ["x" if rank and call == 700 else "y"], 0.0)
+        found = log.problem(0.0)
         assert (found is None) == (call < 700)
         if found:
             assert "number 701: rank 0 y; rank 1 x" in found
@@ -46,30 +46,30 @@ def test_numbers_count_from_the_first_call_on():
 
 
 def test_a_rank_that_calls_nothing_while_others_go_on_is_late():
-    roll = heard(3, (0, "a b"), (1, "a b"), (2, "a"))  # rank 2 at second 2
-    assert roll.complaint(11.9) is None
-    text = roll.complaint(12.1)
+    log = heard(3, (0, "a b"), (1, "a b"), (2, "a"))  # rank 2 at second 2
+    assert log.problem(11.9) is None
+    text = log.problem(12.1)
     assert text.startswith(
         "rank 2 made 1 calls, and none in the last 10 s (CUTPQ_TIMEOUT); ranks [0, 1] went on to call 2, b"
     )
 
 
 def test_a_rank_is_behind_from_when_others_went_on():
-    roll = heard(2, (0, "a"), (1, "a"))
-    assert roll.complaint(500.0) is None, "all are at the same call for a long time"
-    roll.hear(1, ["b"], 501.0)
-    assert roll.complaint(510.0) is None
-    assert "rank 0 made 1 calls" in roll.complaint(512.0)
+    log = heard(2, (0, "a"), (1, "a"))
+    assert log.problem(500.0) is None, "all are at the same call for a long time"
+    log.add(1, ["b"], 501.0)
+    assert log.problem(510.0) is None
+    assert "rank 0 made 1 calls" in log.problem(512.0)
 
 
 def test_a_rank_that_makes_progress_is_not_late():
-    roll = heard(2, (0, "a " * 50))
+    log = heard(2, (0, "a " * 50))
     for second in range(0, 45, 9):
-        roll.hear(1, ["a"], float(second))
-        assert roll.complaint(second + 8.9) is None
+        log.add(1, ["a"], float(second))
+        assert log.problem(second + 8.9) is None
 
 
-class Mail(Post):
+class Mail(Channel):
     """Between threads."""
 
     def __init__(self, box, rank):
@@ -134,10 +134,10 @@ def test_a_difference_waits_a_tick_for_the_other_ranks_to_tell(raised, monkeypat
     box = queue.Queue()
     first = Watch(0, 3, Mail(box, 0), 10.0)
     box.put((1, ["b"]))
-    first._compare(first._roll, ["a"])
+    first._compare(first._log, ["a"])
     box.put((2, ["a"]))
     with pytest.raises(RanksDisagreeError, match=r"number 1: ranks \[0, 2\] a; rank 1 b"):
-        first._compare(first._roll, [])
+        first._compare(first._log, [])
     end([first])
     assert len(raised) == 1, "by its thread, too"
 

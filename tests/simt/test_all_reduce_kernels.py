@@ -17,7 +17,7 @@ from cutpq.codecs.codec import codec
 from cutpq.kernels import config as configs
 from cutpq.kernels import kernel as kernels
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FOREVER_US = 2**32 - 1

@@ -15,10 +15,10 @@ from assertions import assert_exact
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
 from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
-from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
 from cutpq.ops.gather import rmsnorm_gather
 from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
-from cutpq.ranks.init import run_threads
+from cutpq.ranks.threads import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -16,10 +16,12 @@ from harness.gpu_clock import gpu_module
 
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
-from cutpq.cost.mlp import oneshot_sent, twoshot_sent
+from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
 from cutpq.ranks.all_reduce import all_reduce
-from cutpq.ranks.init import RanksDisagreeError, run_threads
-from cutpq.ranks.ipc import SLAB_UNIT, CudaMemory, IpcCommunicator, IpcError
+from cutpq.ranks.failures.patience import RanksDisagreeError
+from cutpq.ranks.ipc import IpcCommunicator, IpcError
+from cutpq.ranks.slab import SLAB_UNIT, CudaMemory
+from cutpq.ranks.threads import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

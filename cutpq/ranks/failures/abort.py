@@ -14,26 +14,26 @@ from typing import Any, NoReturn
 from . import witness
 
 # How long a rank that leaves with a nonzero status waits for the others to leave as well.
-PATIENCE_S = 5.0
+EXIT_GRACE_S = 5.0
 
 # How long a failed rank waits for the launcher to pass on what it wrote. Without this wait MPICH's mpirun lost the
 # traceback in 4 of 80 jobs; with it in none.
-LAST_WORDS_S = 0.5
+FLUSH_S = 0.5
 
-# What is to be done when all ranks are at their end, before MPI is.
-_last_deeds: list[Callable[[], None]] = []
+# Callbacks that run after every rank has reached its exit, before MPI_Finalize.
+_end_callbacks: list[Callable[[], None]] = []
 
 
-def when_all_have_left(deed: Callable[[], None]) -> None:
-    """Do this when all ranks of the job are at their end; nothing if it is aborted."""
-    _last_deeds.append(deed)
+def at_job_end(callback: Callable[[], None]) -> None:
+    """Call this when every rank of the job has reached its exit; never, if the job is aborted."""
+    _end_callbacks.append(callback)
 
 
 def end_job_on_failure(mpi: ModuleType) -> None:
     """From now on a rank that fails ends the job, since the others would wait for it in their next collective.
 
     An uncaught exception, in any thread, prints its traceback, each line with its rank, and aborts at once. A rank
-    that leaves by `sys.exit` with a nonzero status gives the others PATIENCE_S seconds to leave too (a program may
+    that leaves by `sys.exit` with a nonzero status gives the others EXIT_GRACE_S seconds to leave too (a program may
     end so on all ranks) and then aborts. `raise SystemExit` cannot be seen: write sys.exit. A rank that is killed is
     named by a witness.
 
@@ -44,12 +44,12 @@ def end_job_on_failure(mpi: ModuleType) -> None:
 
 
 class _Rank:
-    """One rank of the job on its way out."""
+    """How one rank of the job ends: in good order with the others, or by aborting all of them."""
 
     def __init__(self, mpi: ModuleType):
         self.mpi = mpi
         self.number = mpi.COMM_WORLD.Get_rank()
-        self.farewell = mpi.COMM_WORLD.Dup()  # its barrier cannot be taken for one of the program's
+        self.exit_ranks = mpi.COMM_WORLD.Dup()  # a communicator of its own: no barrier of the program's can match
         self.presence = witness.start(mpi)
         self.status = 0
         self.exit = sys.exit
@@ -65,7 +65,7 @@ class _Rank:
         self.abort("".join(traceback.format_exception(kind, error, trace)))
 
     def on_thread_error(self, args: Any) -> None:
-        if args.exc_type is not SystemExit:  # which ends a thread in silence
+        if args.exc_type is not SystemExit:  # SystemExit ends a thread without a traceback
             self.on_error(args.exc_type, args.exc_value, args.exc_traceback)
 
     def on_exit(self, status: Any = None) -> NoReturn:
@@ -79,14 +79,14 @@ class _Rank:
             self.presence.end(witness.LEFT)
 
     def wait_for_others(self) -> None:
-        all_left = self.farewell.Ibarrier()
-        deadline = time.monotonic() + PATIENCE_S
+        all_left = self.exit_ranks.Ibarrier()
+        deadline = time.monotonic() + EXIT_GRACE_S
         while not all_left.Test():
             if self.status and time.monotonic() > deadline:
                 self.abort(f"left with exit status {self.status} while other ranks still run: ending the job")
             time.sleep(0.001)
-        for deed in _last_deeds:
-            deed()
+        for callback in _end_callbacks:
+            callback()
 
     def abort(self, text: str) -> None:
         if self.presence:
@@ -94,5 +94,5 @@ class _Rank:
         sys.stdout.flush()
         sys.stderr.write("".join(f"[rank {self.number}] {line}\n" for line in text.splitlines()))
         sys.stderr.flush()
-        time.sleep(LAST_WORDS_S)
+        time.sleep(FLUSH_S)
         self.mpi.COMM_WORLD.Abort(self.status or 1)

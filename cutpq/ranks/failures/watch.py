@@ -1,72 +1,57 @@
-"""Whether all ranks make the same calls: a thread of every rank tells rank 0's thread, which compares.
+"""Whether all ranks make the same calls: a thread of every rank reports them to rank 0's thread, which compares.
 
-It tells a few times a second what was called since it last did. What rank 0's finds it raises, and an error in any
-thread ends the job (abort.py). No call waits for this, and CUDA is asked nothing, so that it sees calls alone: not
-what a replayed CUDA graph does, nor why a GPU does not come to an end.
+Every TICK_S each rank sends rank 0 its new calls. Rank 0 compares them and raises RanksDisagreeError; an error in any
+thread ends the job (abort.py). No collective waits for this, and CUDA is asked nothing. So the watch sees calls alone:
+not what a replayed CUDA graph does, nor why a kernel does not end.
 
 A rank that skips one of many equal calls is seen when the calls differ again, or end.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from itertools import zip_longest
 
-from ..communicator import Communicator, RanksDisagreeError, patience_s
-from . import abort
+from .patience import RanksDisagreeError
 
 TICK_S = 0.25
 
 
-def start(control: Communicator, waits_on_host: bool) -> Watch | None:
-    """This rank's thread of a watch over the ranks of `control`; None where there is no way or no need. Collective.
-
-    waits_on_host  ranks find out themselves who is late, and the watch only what differs
-    """
-    post = control.post() if control.size > 1 else None
-    if post is None:
-        return None
-    watch = Watch(control.rank, control.size, post, math.inf if waits_on_host else patience_s())
-    abort.when_all_have_left(watch.end)
-    return watch
-
-
-class Post(ABC):
-    """Small objects to rank 0, from a thread of its own, without waiting for anybody."""
+class Channel(ABC):
+    """Carries small messages from a thread of each rank to rank 0's. Sending and receiving return at once."""
 
     @abstractmethod
     def send(self, calls: list[str] | None) -> None:
-        """To rank 0."""
+        """Send rank 0 this rank's next calls; None says that there will be no more."""
 
     @abstractmethod
     def receive(self) -> list[tuple[int, list[str] | None]]:
-        """(rank, object) of all that has come to rank 0, of each rank in the order of sending."""
+        """(rank, message) of all messages that have come to rank 0; those of one rank in the order of sending."""
 
     @abstractmethod
     def flush(self) -> None:
         """Return when all that was sent has been received."""
 
 
-class Roll:
-    """What each rank has called, and what is wrong with it; kept by rank 0."""
+class CallLog:
+    """What each rank has called, as far as rank 0 has heard, and what is wrong with it."""
 
     def __init__(self, size: int, patience_s: float, now: float):
         self._patience_s = patience_s
-        self._agreed = 0  # calls that all ranks have made alike
-        self._calls: list[deque[str]] = [deque() for _ in range(size)]  # of each rank, beyond those
-        self._since = [now] * size  # when it was last heard of, or not behind any other
+        self._agreed = 0  # how many calls all ranks have made alike
+        self._calls: list[deque[str]] = [deque() for _ in range(size)]  # each rank's calls beyond those
+        self._since = [now] * size  # when each rank last called, or was last not behind the others
 
-    def hear(self, rank: int, calls: list[str], now: float) -> None:
-        """The next calls of a rank."""
+    def add(self, rank: int, calls: list[str], now: float) -> None:
+        """Append the next calls of a rank."""
         self._calls[rank].extend(calls)
         self._since[rank] = now
 
-    def complaint(self, now: float) -> str | None:
-        """Ranks whose calls of the same number differ; else ranks that others have been waiting for too long."""
+    def problem(self, now: float) -> str | None:
+        """Which ranks' calls of the same number differ; else which ranks are late; None if all is well."""
         while all(self._calls) and len({calls[0] for calls in self._calls}) == 1:
             self._agreed += 1
             for calls in self._calls:
@@ -104,12 +89,12 @@ def _ranks(ranks: list[int]) -> str:
 
 
 class Watch:
-    """This rank's thread."""
+    """The thread of one rank that reports its calls, and on rank 0 compares them."""
 
-    def __init__(self, rank: int, size: int, post: Post, patience_s: float):
-        self._rank, self._post = rank, post
-        self._roll = Roll(size, patience_s, time.monotonic()) if rank == 0 else None
-        self._left = set(range(1, size))  # ranks that rank 0 has to hear the end of
+    def __init__(self, rank: int, size: int, channel: Channel, patience_s: float):
+        self._rank, self._channel = rank, channel
+        self._log = CallLog(size, patience_s, time.monotonic()) if rank == 0 else None
+        self._left = set(range(1, size))  # ranks that have not yet told rank 0 that they make no more calls
         self._calls: deque[str] = deque()
         self._found_before = False
         self._ended = threading.Event()
@@ -117,7 +102,7 @@ class Watch:
         self._thread.start()
 
     def called(self, what: str) -> None:
-        """The next collective of this rank. Costs as much as an append."""
+        """Note the next collective of this rank; costs an append to a deque."""
         self._calls.append(what)
 
     def end(self) -> None:
@@ -127,32 +112,32 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(TICK_S):
-            self._tell()
-        self._tell()
-        if self._roll is None:
-            self._post.send(None)
-            self._post.flush()
+            self._report()
+        self._report()
+        if self._log is None:
+            self._channel.send(None)
+            self._channel.flush()
             return
         while self._left:
             time.sleep(TICK_S / 10)
-            self._tell()
-        self._tell()
+            self._report()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
-        if self._roll is not None:
-            self._compare(self._roll, calls)
+        if self._log is not None:
+            self._compare(self._log, calls)
         elif calls:
-            self._post.send(calls)
+            self._channel.send(calls)
 
-    def _compare(self, roll: Roll, calls: list[str]) -> None:
+    def _compare(self, log: CallLog, calls: list[str]) -> None:
         now = time.monotonic()
-        for rank, theirs in [(0, calls), *self._post.receive()]:
+        for rank, theirs in [(0, calls), *self._channel.receive()]:
             if theirs:
-                roll.hear(rank, theirs, now)
+                log.add(rank, theirs, now)
             elif theirs is None:
                 self._left.discard(rank)
-        found = roll.complaint(now)
-        if found and self._found_before:  # a tick later, when all have told what they call
+        found = log.problem(now)
+        if found and self._found_before:  # still there a tick later, when every rank has reported
             raise RanksDisagreeError(found)
         self._found_before = found is not None

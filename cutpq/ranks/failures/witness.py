@@ -19,29 +19,29 @@ import sys
 import tempfile
 from typing import Any
 
-CLOSE_WRITE, MOVED_TO = 0x8, 0x80  # of <sys/inotify.h>
-EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+CLOSE_WRITE, MOVED_TO = 0x8, 0x80  # masks in <sys/inotify.h>
+EVENT = struct.Struct("iIII")  # struct inotify_event: watch, mask, cookie, length of the name that follows
 
 LEFT, ABORTED = "left", "aborted"
 
 
 class Presence:
-    """This rank's open file."""
+    """The file that this rank keeps open for as long as it lives."""
 
     def __init__(self, folder: str, rank: int):
         self._path = os.path.join(folder, f"{rank} {os.getpid()}")
         self._file = open(self._path, "w")  # noqa: SIM115  the kernel closes it
 
     def end(self, how: str) -> None:
-        """LEFT or ABORTED: whatever comes now has been told. The first call counts."""
+        """Say how this rank ends, LEFT or ABORTED, so that the witness stays silent. The first call counts."""
         try:
             os.rename(self._path, f"{self._path} {how}")
-        except OSError:  # renamed already, or the folder is gone
+        except OSError:  # an earlier call renamed it, or the folder is gone
             return
 
 
 def start(mpi: Any) -> Presence | None:
-    """A witness for the ranks of each machine; None where there is nothing to see. Collective over mpi.COMM_WORLD."""
+    """Start a witness on each machine. Returns this rank's Presence, or None. Collective over COMM_WORLD."""
     if mpi.COMM_WORLD.Get_size() == 1 or not sys.platform.startswith("linux"):
         return None
     node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
@@ -54,7 +54,7 @@ def start(mpi: Any) -> Presence | None:
 
 
 def _start_process(ranks: int, host: str) -> str | None:
-    """The folder that it watches. None where the machine does not allow it: a job runs without as well."""
+    """Start the witness and return the folder that it watches; None where the machine allows no witness."""
     folder = tempfile.mkdtemp(prefix="cutpq-ranks-")
     command = [sys.executable, "-I", "-S", __file__, folder, str(ranks), host]
     try:
@@ -68,7 +68,10 @@ def _start_process(ranks: int, host: str) -> str | None:
 
 
 def watch(folder: str, ranks: int, host: str) -> None:
-    """Until all ranks of this machine are at their end."""
+    """Name the first rank that dies without a word; return when all ranks of this machine have ended.
+
+    Exits with status 1 where the machine does not allow inotify.
+    """
     libc = ctypes.CDLL(None)
     queue = libc.inotify_init()
     if queue < 0 or libc.inotify_add_watch(queue, folder.encode(), CLOSE_WRITE | MOVED_TO) < 0:

@@ -1,0 +1,82 @@
+"""Slabs: the GPU memory of each rank that its peers read, and how much of it a sum takes (tile/slab.cuh)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..array import Array, ceil_div
+from ..codecs.layout import Layout
+from ..weights.shard import even_shares
+
+# CUDA packs smaller allocations into one piece of memory, whose IPC handle would open its neighbours, too.
+SLAB_UNIT = 2 << 20
+
+# Kernels take the size of half a slab as 32 bits.
+MOST_BYTES = 1 << 31
+
+# Halves start where a cudaMalloc would: any load that is aligned in an array is aligned in them.
+HALF_ALIGN = 256
+
+
+class CudaMemory:
+    """What IpcCommunicator needs of CUDA, through CuPy."""
+
+    def __init__(self, cupy: ModuleType, device: int):
+        self.xp, self.device = cupy, device
+
+    def allocate(self, nbytes: int) -> Array:
+        """A slab of zeros, by a cudaMalloc of its own: memory of CuPy's pool cannot be opened piece by piece."""
+        slab = self._array(self.xp.cuda.memory.Memory(nbytes), nbytes)
+        slab[...] = 0
+        return slab
+
+    def handle(self, slab: Array) -> bytes:
+        """What another process needs to open it."""
+        return self.xp.cuda.runtime.ipcGetMemHandle(slab.data.ptr)
+
+    def open(self, handle: bytes, nbytes: int) -> Array:
+        """Another process's slab."""
+        pointer = self.xp.cuda.runtime.ipcOpenMemHandle(handle)
+        return self._array(self.xp.cuda.UnownedMemory(pointer, nbytes, self, self.device), nbytes)
+
+    def close(self, slab: Array) -> None:
+        """Give back what `open` returned, before its owner frees it."""
+        self.xp.cuda.runtime.ipcCloseMemHandle(slab.data.ptr)
+
+    def addresses(self, slabs: list[Array]) -> Any:
+        """A device array of where they lie, as kernels take it."""
+        return self.xp.array([slab.data.ptr for slab in slabs], np.uint64)
+
+    def status(self) -> tuple[np.ndarray, Array]:
+        """A word of host memory that kernels can write: as the host and as the device sees it."""
+        import cupyx
+
+        word = cupyx.zeros_pinned(1, np.uint32)
+        memory = self.xp.cuda.UnownedMemory(word.ctypes.data, word.nbytes, word, self.device)
+        return word, self.xp.ndarray((1,), np.uint32, self.xp.cuda.MemoryPointer(memory, 0))
+
+    def stream(self) -> Any:
+        """CuPy's current stream."""
+        return self.xp.cuda.get_current_stream()
+
+    def _array(self, memory: Any, nbytes: int) -> Array:
+        return self.xp.ndarray((nbytes,), np.uint8, self.xp.cuda.MemoryPointer(memory, 0))
+
+
+def share_bytes(x: Array, codec: Layout | None, size: int) -> list[int]:
+    """Bytes of each rank's share on the wire; uncompressed shares are whole groups of eight numbers."""
+    if codec:
+        return [codec.wire_bytes(share) for share in codec.shares(x.size, size)]
+    return [8 * groups * x.itemsize for groups in even_shares(ceil_div(x.size, 8), size)]
+
+
+def half_bytes(shares: list[int], whole: int, algo: str) -> int:
+    """What a sum takes of half a slab: "twoshot" all shares and the sum of one, in places of equal size; else a wire.
+
+    whole  bytes of the wire of one rank
+    """
+    place = ceil_div(shares[0], 16) * 16
+    return (len(shares) + 1) * place if algo == "twoshot" else whole + 16
