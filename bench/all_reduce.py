@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from typing import Any
 import codec_kernels
 import numpy as np
 from harness import blas  # noqa: F401  before NumPy
-from harness.flags import codecs, names, nbytes
-from harness.report import Column, Table, header, progress, time_us, write_json
+from harness.flags import at_least, codecs, figure_file, names, nbytes
+from harness.report import Column, Table, header, progress, pyplot, time_us, write_json
 from truth.verifiable import rounded_sum, slices, sum_and_bound, term, verify
 
 import cutpq as cq
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--algos", type=names(ALGOS), default="plain,oneshot,twoshot", metavar="A,A,...", help=f"of {ALGOS}")
     add("--project", type=names([*LINKS, "none"]), default=PROJECTED_LINKS, metavar="LINK,...", help="columns, or none")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
-    add("--plot", type=Path, metavar="FILE", help="time against size, and error against bits per value")
+    add("--plot", type=figure_file, metavar="FILE", help="time against size, and error against bits per value")
     add("--smoke", action="store_true", help="few sizes and repetitions: does everything work?")
     args = parser.parse_args(argv)
     smallest, largest = (1 << 10, 1 << 16) if args.smoke else (1 << 10, 1 << 22)
@@ -115,23 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"-e {args.maxbytes} is less than -b {args.minbytes}")
     if args.minbytes < np.dtype(DTYPES[args.datatype]).itemsize:
         parser.error(f"-b {args.minbytes} is less than one {args.datatype}")
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
     return args
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `least` on."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return int(text)
-
-    return read
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -304,12 +288,7 @@ def table(rows: list[Row], projected: list[Row], args: argparse.Namespace) -> li
 
 def plot(path: Path, rows: list[Row]) -> None:
     """Time against size for each algo and codec; error against bits per value at the greatest size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (times, errors) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (times, errors) = pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     kinds = list(dict.fromkeys((row["algo"], row["codec"]) for row in rows))
     for algo, name in kinds:
         of_kind = [row for row in rows if (row["algo"], row["codec"]) == (algo, name)]

@@ -140,8 +140,11 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
     for codec in codecs:
         wires = xp.stack([wire.encode(xp.roll(x, 4099 * rank), codec) for rank in range(max(RANKS))])
         one = wires[0]
-        add("encode", codec, 1, x.nbytes + one.nbytes, lambda i, c=codec: wire.encode(xs[i % len(xs)], c),
-            _encodes(x, one, codec))  # fmt: skip
+
+        def encode(i: int, c: Codec = codec) -> Array:
+            return wire.encode(xs[i % len(xs)], c)
+
+        add("encode", codec, 1, x.nbytes + one.nbytes, encode, _encodes(x, one, codec))
         for ranks in (1, *RANKS):
             moved = ranks * one.nbytes + x.nbytes
             several = _rotated(wires[:ranks], moved, xp)

@@ -35,8 +35,8 @@ from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, q
 from harness.report import Column, Table, header, progress, write_json
 from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
 from models.shapes import MODELS
-from predict import gemm as gemm_model
-from predict import machine_code
+from predict.gemm import MACHINES, Machine, library_us, predict
+from predict.machine_code import DisassemblerMissing
 from truth.reference import gemm_bound, outside, unit_roundoff
 
 from cutpq.array import ceil_div, to_numpy
@@ -98,7 +98,7 @@ Row = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.predict:
-        return predict(args)
+        return print_prediction(args)
     try:
         xp = np if args.smoke else gpu_module()
     except NoGpu as error:
@@ -281,28 +281,32 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
     for M in tokens:
         x, y = xp.full((M, layer.K), 0.01, np.float16), xp.empty((M, layer.N), np.float16)
         calls = max(LEAST_CALLS if M < 1024 else 2, len(weights))
-        found[M] = queued_us(lambda i, x=x, y=y: xp.matmul(x, weights[i % len(weights)], out=y), calls, xp)
+
+        def product(i: int, x: Any = x, y: Any = y) -> None:
+            xp.matmul(x, weights[i % len(weights)], out=y)
+
+        found[M] = queued_us(product, calls, xp)
     return found
 
 
 # --- predicting ----------------------------------------------------------------------------------------------------
 
 
-def predict(args: argparse.Namespace) -> int:
+def print_prediction(args: argparse.Namespace) -> int:
     """Print the predicted table; 2 where the compiler or the disassembler is missing."""
     print(f"# all predicted, nothing measured: bench/predict/gemm.py; cuda_src {kernels.source_digest()}")
-    for machine in gemm_model.MACHINES.values():
+    for machine in MACHINES.values():
         print(f"# {machine}")
     print(PREDICTED_TABLE.heading())
     rows = []
     try:
-        for machine in gemm_model.MACHINES.values():
+        for machine in MACHINES.values():
             for layer in layers(args.model, args.tp):
                 for M in args.m:
                     for scheme in args.schemes:
                         rows.append(predicted_row(layer, M, scheme, machine))
                         print(PREDICTED_TABLE.line(rows[-1]))
-    except (kernels.KernelError, machine_code.DisassemblerMissing, ImportError) as error:
+    except (kernels.KernelError, DisassemblerMissing, ImportError) as error:
         print(f"gemm.py: --predict: {error}", file=sys.stderr)
         return 2
     if args.json:
@@ -310,10 +314,10 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def predicted_row(layer: Layer, M: int, scheme: str, machine: gemm_model.Machine) -> Row:
+def predicted_row(layer: Layer, M: int, scheme: str, machine: Machine) -> Row:
     """One row of the predicted table, with the parts that it was made of."""
-    p = gemm_model.predict(layer, M, scheme, machine)
-    library = gemm_model.library_us(M, layer.K, layer.N, machine)
+    p = predict(layer, M, scheme, machine)
+    library = library_us(M, layer.K, layer.N, machine)
     rate = p.read_bytes / p.time_us / 1e3
     return {
         "machine": machine.name, "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": layer.K,

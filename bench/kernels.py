@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -14,6 +15,8 @@ from cutpq import __version__
 from cutpq.kernels import config as configs
 from cutpq.kernels import kernel as kernels
 from cutpq.kernels import nvrtc
+from cutpq.kernels.config import Config
+from cutpq.kernels.kernel import Cubin
 
 
 def main() -> int:
@@ -28,7 +31,7 @@ def main() -> int:
     for arch in arches:
         shipped = configs.shipped(int(arch[3:].rstrip("a")))
         with ThreadPoolExecutor() as pool:
-            cubins = list(pool.map(lambda s, a=arch: kernels.compile_kernel(*s, a), shipped))
+            cubins = list(pool.map(compile_for(arch), shipped))
         for (name, config), cubin in zip(shipped, cubins, strict=True):
             made = cubin.resources
             smem = config.smem_bytes if isinstance(config, configs.GemmConfig) else 0
@@ -36,6 +39,11 @@ def main() -> int:
             print(f"  {arch:8}{made.registers:10}{smem:12}{made.spill_bytes:13}  {name} {constants}")
             spills += made.spill_bytes
     return 1 if spills else 0
+
+
+def compile_for(arch: str) -> Callable[[tuple[str, Config]], Cubin]:
+    """What compiles a kernel and its configuration for an architecture."""
+    return lambda shipped: kernels.compile_kernel(*shipped, arch)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 from harness import blas  # noqa: F401  before NumPy
-from harness.flags import codecs, names, positive_numbers
-from harness.report import Column, Table, header, progress, same_on_ranks, time_us, write_json
+from harness.flags import CARRIED, codecs, figure_file, names, positive_numbers
+from harness.report import Column, Table, header, progress, pyplot, same_on_ranks, time_us, write_json
 from models.shapes import MODELS, RandomCheckpoint
-from predict import mlp as projection
+from predict.mlp import projected_lines, projected_rows
 from truth.reference import Features, outside, reference_mlp, unit_roundoff
 from truth.verifiable import coding_bound
 
@@ -51,7 +51,6 @@ from cutpq.ranks.communicator import Communicator
 from cutpq.weights.schemes import count_groups, refusals
 from cutpq.weights.weight import is_ordered
 
-CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 PROJECTED_MODELS = ("llama-70b", "granite-20b")
 PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
 CHECKED_COLUMNS = 1024  # of y, against float64: all there are, or this many spread over a large layer
@@ -85,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, refused = measure(job, args, comm)
     failed = comm.bcast(not rows or any(row["check"] == "FAIL" for row in rows))
     if comm.rank == 0:
-        projected = projection.rows([args.model] if args.model else PROJECTED_MODELS, args.project, args.m)
+        projected = projected_rows([args.model] if args.model else PROJECTED_MODELS, args.project, args.m)
         print("\n".join([*header(comm), *job.describe(comm.size), *table(rows, refused)]))
         if projected:
-            print("\n".join(["#", *projection.lines(projected)]))
+            print("\n".join(["#", *projected_lines(projected)]))
         if args.json:
             write_json(args.json, [{k: v for k, v in row.items() if k != "why"} for row in rows] + projected)
         if args.plot:
@@ -116,7 +115,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="with a codec (twoshot)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="latency against M per TP, naive beside tp-aware")
+    parser.add_argument(
+        "--plot", type=figure_file, metavar="FILE", help="latency against M per TP, naive beside tp-aware"
+    )
     parser.add_argument(
         "--project",
         type=names([*LINKS, "none"]),
@@ -125,11 +126,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="one layer, few repetitions: does everything work?")
     args = parser.parse_args(argv)
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
     args.m = args.m or ((1, 16) if args.smoke else (1, 2, 4, 8, 16))
     links = PROJECTED_LINKS if args.project is None else args.project
     args.plot_projected = args.project not in (None, ("none",))
@@ -402,14 +398,9 @@ def label(row: Row) -> str:
 
 def plot(path: Path, rows: list[Row]) -> None:
     """Latency against M per TP, naive and tp-aware side by side: the paper's figures 5 to 8."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     kinds = list(dict.fromkeys(kind(row) for row in rows))
     tps = sorted({row["tp"] for row in rows})
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         len(kinds), len(tps), figsize=(3 * len(tps) + 1, 2.6 * len(kinds)), squeeze=False, layout="constrained"
     )
     for line, of_kind in zip(axes, kinds, strict=True):

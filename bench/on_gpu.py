@@ -105,7 +105,7 @@ def steps(out: Path) -> list[Step]:
         Step("packages", (PYTHON, "-m", "pip", "list", "--format=freeze"), 15),
         *(Step(f"tests-{name}", tests(*which), limit_s) for name, (which, limit_s) in TESTS.items()),
         Step("recordings", (PYTHON, "tests/simt/conformance.py"), 20, keeps="tests/recordings/*.npz"),
-        Step("ceilings", bench("gpu_clock"), 20),
+        Step("ceilings", bench("ceilings"), 20),
         Step("gemm", bench("gemm", "--all", "--json", str(out / "gemm.json")), 120),
         Step("mlp", bench("mlp", "--model", "llama-7b", "--project", "none", "--json", str(out / "mlp.json")), 45),
         Step("codec", bench("all_reduce", "-b", "1M", "-e", "1M", "--json", str(out / "codec.json")), 30),

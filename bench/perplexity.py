@@ -26,15 +26,14 @@ from typing import Any
 
 import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-from harness.flags import positive_numbers
-from harness.report import Column, Table, header, progress, same_on_ranks, write_json
+from harness.flags import CARRIED, at_least, codecs, figure_file, positive_numbers
+from harness.report import Column, Table, header, progress, pyplot, same_on_ranks, write_json
 
 import cutpq as cq
 from cutpq.array import to_numpy
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.communicator import Communicator
 
-CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 CODECS = "mxint8,e2m2-b32,int4-b8,mxfp4,e1m1"
 
 # (dtype, window, windows) -> perplexity that came with the carried model: float32 arithmetic on weights that GPTQModel
@@ -87,31 +86,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", default=CARRIED, help="default: the carried model")
     parser.add_argument("--tokens", type=Path, metavar="FILE.npy", help="default: eval_tokens.npy of the checkpoint")
-    parser.add_argument("--window", type=positive, default=512, metavar="N", help="tokens of a window (512)")
-    parser.add_argument("--windows", type=positive, default=24, metavar="N", help="how many (24)")
+    parser.add_argument("--window", type=at_least(1), default=512, metavar="N", help="tokens of a window (512)")
+    parser.add_argument("--windows", type=at_least(1), default=24, metavar="N", help="how many (24)")
     parser.add_argument("--tp", type=positive_numbers, metavar="N,...", help="numbers of ranks, as threads (2)")
     parser.add_argument("--scheme", type=schemes, default=["auto"], metavar="S,...", help="of cutpq.SCHEMES, or all")
     parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
     parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="of the codecs (twoshot)")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32", help="(float32)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="KL against bits, the Pareto front marked")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="KL against bits, the Pareto front marked")
     args = parser.parse_args(argv)
     if args.window < 2:
         parser.error("--window must be at least 2: the first token is not scored")
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
     return args
-
-
-def positive(text: str) -> int:
-    """ "12" -> 12, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def schemes(text: str) -> list[str]:
@@ -121,14 +108,6 @@ def schemes(text: str) -> list[str]:
         if name not in (*cq.SCHEMES, "auto"):
             raise argparse.ArgumentTypeError(f"{name!r} is not one of all, auto, {', '.join(cq.SCHEMES)}")
     return wanted
-
-
-def codecs(text: str) -> list[cq.Codec]:
-    """ "mxfp4,none" -> the codecs; none runs anyway, before all others."""
-    try:
-        return [cq.codec(name) for name in text.split(",") if name != "none"]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def ranks(args: argparse.Namespace, comm: Communicator) -> list[int]:
@@ -264,12 +243,7 @@ def pareto(rows: list[Row]) -> list[Row]:
 
 def plot(path: Path, rows: list[Row]) -> None:
     """KL against bits per value: a series for each tp and scheme, its Pareto front a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     every = dict.fromkeys((row["tp"], row["scheme"]) for row in rows if row["bits"] is not None)
     for number, (tp, scheme) in enumerate(every):
         of_series = [r for r in rows if (r["tp"], r["scheme"]) == (tp, scheme) and r["bits"] is not None]

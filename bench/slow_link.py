@@ -42,6 +42,7 @@ from typing import Any
 
 import all_reduce as bench
 import numpy as np
+from harness.flags import at_least
 from harness.report import Column, Table, header, write_json
 from truth.verifiable import term
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
             return 2
         return within_namespaces([sys.executable, __file__, *argv])
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
-    rows = []
+    rows: list[Row] = []
     for rate in args.rates:
         found = run(rate, args.ranks, flags)
         if not rows:
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Own flags, and those for bench/all_reduce.py, which are checked, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=bench.at_least(2), default=4, metavar="N", help="(4)")
+    parser.add_argument("--ranks", type=at_least(2), default=4, metavar="N", help="(4)")
     parser.add_argument(
         "--rates",
         type=lambda text: text.split(","),
@@ -125,8 +126,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 # --- namespaces ----------------------------------------------------------------------------------------------------
 
 # Dies with its parent, and all processes and namespaces in it with it.
-UNSHARE = ("setpriv", "--pdeathsig", "KILL")
-UNSHARE += ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+UNSHARE = ["setpriv", "--pdeathsig", "KILL"]
+UNSHARE += ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def as_root() -> list[str]:

@@ -28,12 +28,12 @@ from typing import Any
 
 import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-from harness.flags import names, positive_numbers
-from harness.report import Column, Table, header, progress, same_on_ranks, time_us, write_json
+from harness.flags import CARRIED, codecs, figure_file, names, positive_numbers, prompts
+from harness.report import Column, Table, header, progress, pyplot, same_on_ranks, time_us, write_json
 from models.random_model import RandomModel
 from models.shapes import TRANSFORMERS
 from models.silent import SilentCommunicator
-from predict import ttft as projection
+from predict.ttft import WEIGHTS, projected_lines, projected_rows
 
 import cutpq as cq
 from cutpq.array import to_numpy
@@ -41,9 +41,8 @@ from cutpq.cost.links import LINKS
 from cutpq.ranks.communicator import Communicator
 from cutpq.trace import record
 
-CARRIED = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-llama"
 MODELS = "llama-3-8b,llama-2-70b,granite-20b"
-CODECS = "none,mxfp4,int4-b8,e2m2-b32"
+CODECS = "mxfp4,int4-b8,e2m2-b32"  # none runs before them
 PARTS = ("norm", "qkv", "attention", "o_proj", "all_reduce_1", "mlp", "all_reduce_2")
 DISTINCT_BLOCKS = 4  # of random weights, used in turn: more than a GPU's cache holds
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = comm.bcast(any(row["check"] == "FAIL" for row in [*measured, *mixed]))
     if comm.rank == 0:
         models = args.model or MODELS.split(",")
-        projected = projection.rows(models, args.weights, args.link, args.tp, args.prompt, args.codec)
+        projected = projected_rows(models, args.weights, args.link, args.tp, args.prompt, args.codec)
         print("\n".join(header(comm)))
         if measured:
             ranks = "" if comm.size > 1 else ", ranks are threads of this process"
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if mixed:
             print("# compute_ms measured on one rank at its shard's shapes; collectives, and so the sum, PROJECTED")
             print("\n".join([MIXED.heading(), *(MIXED.line(flat(row)) for row in mixed)]))
-        print("\n".join(projection.lines(projected)))
+        print("\n".join(projected_lines(projected)))
         if args.json:
             write_json(args.json, [*measured, *mixed, *projected])
         if args.plot:
@@ -112,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Hugging Face folder to run; default: carried")
     parser.add_argument("--model", type=names(TRANSFORMERS), metavar="NAME,...", help=f"of {', '.join(TRANSFORMERS)}")
-    parser.add_argument("--weights", type=names(projection.WEIGHTS), default=["int4"], help="int4, fp16 (int4)")
+    parser.add_argument("--weights", type=names(WEIGHTS), default=["int4"], help="int4, fp16 (int4)")
     parser.add_argument(
         "--tp", type=positive_numbers, default=[2, 8], metavar="N,...", help="ranks of projections (2,8)"
     )
@@ -122,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="BxT,...",
         help="batch x length (1x128,16x128,8x1024; 1x128,4x128,16x32 where it runs)",
     )
-    parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
+    parser.add_argument("--codec", type=codecs, default=CODECS, metavar="C,...", help=f"default {CODECS}")
     parser.add_argument("--algo", choices=("auto", "oneshot", "twoshot"), default="twoshot", help="in what runs")
     parser.add_argument(
         "--link",
@@ -131,33 +130,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of {', '.join(LINKS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a block's time by its parts")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="a block's time by its parts")
     parser.add_argument("--smoke", action="store_true", help="few repetitions of a short prompt: does everything work?")
     args = parser.parse_args(argv)
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install 'cutpq[plot]'")
+    args.codec = [None, *args.codec]
     args.run_prompts = args.prompt or ([(2, 8)] if args.smoke else [(1, 128), (4, 128), (16, 32)])
     args.prompt = args.prompt or [(1, 128), (16, 128), (8, 1024)]
     return args
-
-
-def prompts(text: str) -> list[tuple[int, int]]:
-    """ "1x128,8x512" -> [(1, 128), (8, 512)]: batch and length."""
-    pairs = [part.split("x") for part in text.split(",")]
-    if not all(len(pair) == 2 and all(n.isdecimal() and int(n) > 0 for n in pair) for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of prompts such as 1x128,8x512")
-    return [(int(batch), int(length)) for batch, length in pairs]
-
-
-def codecs(text: str) -> list[cq.Codec | None]:
-    """ "mxfp4,int4-b8" -> the codecs, None (no codec) before all others."""
-    try:
-        return [None, *(cq.codec(name) for name in text.split(",") if name != "none")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -196,7 +175,7 @@ def measure(args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], li
 
 def random_job(shape: Any, weights: str) -> Job:
     """A model of random weights; its blocks are a few, used in turn."""
-    bits = projection.WEIGHTS[weights].bits
+    bits = WEIGHTS[weights].bits
     return Job(RandomModel(shape, min(shape.layers, DISTINCT_BLOCKS), bits), shape.name, weights, shape.layers)
 
 
@@ -241,7 +220,7 @@ def run_shard(comm: Communicator, args: argparse.Namespace, job: Job, tp: int) -
             "check": "ok" if is_finite(logits) else "FAIL",
             "projected": "collectives",
         }
-        for row in projection.rows([job.title], [job.weights], args.link, [tp], [(batch, length)], args.codec):
+        for row in projected_rows([job.title], [str(job.weights)], args.link, [tp], [(batch, length)], args.codec):
             theirs = {key: row[key] for key in ("link", "codec", "algo", "projected_collectives_ms")}
             total_ms = mine["compute_ms"] + row["projected_collectives_ms"]
             rows.append(mine | theirs | {"ttft_projected_ms": total_ms})
@@ -321,11 +300,6 @@ def flat(row: Row) -> Row:
 
 def plot(path: Path, measured: list[Row], projected: list[Row]) -> None:
     """A block's time as stacked bars, one for each tp and codec: measured, and projected on each link."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = []
     if measured:
         last = [row for row in measured if (row["batch"], row["length"]) == _prompt(measured[-1])]
@@ -335,7 +309,9 @@ def plot(path: Path, measured: list[Row], projected: list[Row]) -> None:
         last = [row for row in of_link if _prompt(row) == _prompt(of_link[-1])]
         title = f"PROJECTED, {link}\n{last[0]['model']}, {last[0]['batch']}x{last[0]['length']}"
         panels.append((title, "projected_block_us", last))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 4), squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 4), squeeze=False, layout="constrained"
+    )
     for axis, (title, key, shown) in zip(axes[0], panels, strict=True):
         bottom = np.zeros(len(shown))
         for part in PARTS:

@@ -1,14 +1,11 @@
 """How long a GPU takes for something short, and the ceilings of the run: copy, empty kernel, the library's peak.
 
-    python bench/harness/gpu_clock.py        the ceilings; needs a GPU and CuPy
-
-Nothing here has run on a GPU yet. With NumPy, times are wall time, for the tests of the benches.
+With NumPy, times are wall time, for the tests of the benches.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from cutpq.ranks.alone import SelfCommunicator
-from harness.report import header
 
 REPLAYS = 3
 SPIN = 'extern "C" __global__ void spin(long long cycles) { long long t = clock64(); while (clock64() - t < cycles); }'
@@ -138,20 +132,3 @@ def _wall_us(call: Callable[[int], Any], count: int) -> float:
     for i in range(count):
         call(i)
     return (time.perf_counter() - start) * 1e6 / count
-
-
-def main() -> int:
-    try:
-        xp = gpu_module()
-    except NoGpu as error:
-        print(f"gpu_clock.py: {error}", file=sys.stderr)
-        return 2
-    found = ceilings(xp)
-    print("\n".join(header(SelfCommunicator("ceilings", xp, xp.cuda.runtime.getDevice()))))
-    print(f"copy_gb_s {found.copy_gb_s:.0f}\nlaunch_us {found.launch_us:.2f}")
-    print(f"library_tflops {found.library_tflops:.0f}\nl2_bytes {found.l2_bytes}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

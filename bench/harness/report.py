@@ -90,6 +90,16 @@ def progress(total: int, what: str, comm: Communicator) -> tqdm:
     return tqdm(total=total, desc=what, delay=2, leave=False, disable=hidden)
 
 
+def pyplot() -> Any:
+    """matplotlib's pyplot, for files alone: it needs no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def time_us(run: Callable[[], Any], comm: Communicator, iterations: int, budget_s: float) -> float:
     """Median over iterations of the slowest rank's time for run(), after one run that does not count.
 

@@ -11,7 +11,6 @@ from cutpq.weights.shard import even_bounds, group_bounds
 from models.shapes import MODELS, random_order
 
 SCHEMES = ("plain", "tp-aware", "local", "unordered")
-LAYERS = ("gate_up", "down")
 GROUP_SIZE = 128
 ZERO = 8
 

@@ -125,7 +125,7 @@ def _by_kernel(
     computed = {what: mean * us for what, us in per_block.items() if what != "L2"}
     longest = most * max(per_block.values())
 
-    again = (token_blocks - 1) * read.codes + (columns - 1) * read.x
+    again: float = (token_blocks - 1) * read.codes + (columns - 1) * read.x
     again += _scales_by_row(problem, config, in_row_ways, token_blocks)
     shared = 2 * 4 * problem.M * config.block_n * blocks if cuts > 1 else 0
     work = computed | {

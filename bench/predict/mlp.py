@@ -27,7 +27,7 @@ PAPER_LINKS = ("a100-nvlink", "h100-nvlink")
 Row = dict[str, Any]
 
 
-def rows(models: Iterable[str], links: Iterable[str], tokens: Iterable[int]) -> list[Row]:
+def projected_rows(models: Iterable[str], links: Iterable[str], tokens: Iterable[int]) -> list[Row]:
     """One row for each model, weight format, link, TP, M and scheme, ordered like that."""
     return [
         row
@@ -70,7 +70,7 @@ def _rows(shape: MlpShape, form: WeightFormat, link: str, tp: int, M: int) -> li
     ]
 
 
-def lines(projected: list[Row]) -> list[str]:
+def projected_lines(projected: list[Row]) -> list[str]:
     """The table: times at the greatest M, and the speedup of tp-aware over naive at every M."""
     tokens = sorted({row["M"] for row in projected})
     most = tokens[-1]

@@ -22,7 +22,7 @@ MEMORY_GB = {"a100": 80, "h100": 80, "h200": 141, "l4": 24}
 Row = dict[str, Any]
 
 
-def rows(
+def projected_rows(
     models: Iterable[str],
     weights: Iterable[str],
     links: Iterable[str],
@@ -76,7 +76,7 @@ def _rows(
     return found
 
 
-def lines(projected: list[Row]) -> list[str]:
+def projected_lines(projected: list[Row]) -> list[str]:
     """The table: one line for each machine and prompt, one pair of columns for each codec."""
     codecs = list(dict.fromkeys(row["codec"] for row in projected if row["codec"] != "none"))
     columns = [

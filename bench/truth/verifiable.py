@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -68,7 +69,7 @@ def sum_and_bound(
     terms = list(terms)
     unit, tiny = ROUNDING[terms[0].dtype]
     wide = [x.astype(np.float64) for x in terms]
-    exact, magnitude = sum(wide), sum(np.abs(x) for x in wide)
+    exact, magnitude = reduce(np.add, wide), reduce(np.add, map(np.abs, wide))
     coded = np.zeros(exact.shape)
     if codec is not None and algo != "plain":
         coded = coding_bound([np.abs(x) for x in wide], np.abs(exact), codec, algo)
@@ -101,7 +102,7 @@ def rounded_sum(terms: Iterable[np.ndarray], codec: Codec | None, algo: str) -> 
     if codec is None or algo not in ("oneshot", "twoshot"):
         return None
     terms = list(terms)
-    total = sum(rounded(x.astype(np.float64), codec) for x in terms)
+    total = reduce(np.add, (rounded(x.astype(np.float64), codec) for x in terms))
     if algo == "twoshot":
         total = rounded(total, codec)
     with np.errstate(over="ignore"):

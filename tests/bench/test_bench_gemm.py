@@ -15,8 +15,8 @@ import on_gpu
 import pytest
 from harness.gpu_clock import Ceilings
 from models.gemm_layers import SCHEMES, Layer, layers
-from predict import gemm as gemm_model
 from predict import machine_code
+from predict.gemm import MACHINES, groups, memory_bytes, predict, problem_of
 
 from cutpq.kernels import kernel as kernels
 from cutpq.kernels import nvrtc
@@ -154,29 +154,29 @@ def counted(monkeypatch):
 
 
 LARGE = Layer("llama-70b", "down", tp=1, K=28672, N=8192, total_K=28672)
-H200 = gemm_model.MACHINES["h200"]
+H200 = MACHINES["h200"]
 
 
 def test_prediction_knows_what_bounds_it(counted) -> None:
     counted(40)
-    fast = gemm_model.predict(LARGE, 1, "plain", H200)
+    fast = predict(LARGE, 1, "plain", H200)
     assert fast.bound == "memory"
     assert 0.8 < fast.read_bytes / fast.time_us / 1e3 / H200.copy_gb_s < 1
     counted(4000)
-    slow = gemm_model.predict(LARGE, 1, "plain", H200)
+    slow = predict(LARGE, 1, "plain", H200)
     assert slow.bound == "issue slots"
     assert slow.time_us > 5 * fast.time_us
     shard = replace(LARGE, tp=16, K=1792)
     counted(40)
-    assert gemm_model.predict(shard, 1, "plain", H200).bound == "start and end"
+    assert predict(shard, 1, "plain", H200).bound == "start and end"
 
 
 def test_predicted_bytes_are_those_of_the_packed_weight() -> None:
     """Rows, scales of the groups that a rank's rows have, g_idx where it is read: as nbytes of what pack makes."""
     for scheme in SCHEMES:
         case = gemm.make_case(gemm.TINY, scheme, 1, np)
-        problem = gemm_model.problem_of(gemm.TINY, 3, scheme)
-        read = gemm_model.memory_bytes(gemm.TINY, problem, gemm_model.groups(gemm.TINY, scheme))
+        problem = problem_of(gemm.TINY, 3, scheme)
+        read = memory_bytes(gemm.TINY, problem, groups(gemm.TINY, scheme))
         assert problem.scale_lookup == case.packed.scale_lookup
         assert read.codes + read.scales + read.g_idx == case.packed.nbytes
 
@@ -184,7 +184,7 @@ def test_predicted_bytes_are_those_of_the_packed_weight() -> None:
 def test_schemes_cost_what_they_read(counted) -> None:
     counted(40)
     shard = replace(LARGE, tp=8, K=3584)
-    p = {scheme: gemm_model.predict(shard, 1, scheme, H200) for scheme in SCHEMES}
+    p = {scheme: predict(shard, 1, scheme, H200) for scheme in SCHEMES}
     assert p["plain"] == p["tp-aware"]
     assert p["local"].read_bytes > 1.15 * p["tp-aware"].read_bytes, "every group's scales"
     assert p["tp-aware"].time_us < p["local"].time_us

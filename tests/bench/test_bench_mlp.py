@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from harness.report import Column, Table, time_us, write_json
 from models.shapes import MODELS, RandomCheckpoint
-from predict import mlp as projection
+from predict.mlp import projected_lines, projected_rows
 
 import cutpq as cq
 from cutpq.codecs.codec import codec
@@ -338,17 +338,17 @@ def test_a_random_model_runs_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_projection_says_by_how_much_it_differs_from_the_paper() -> None:
-    rows = projection.rows(["llama-70b"], ["a100-nvlink", "h100-nvlink"], [1, 16])
+    rows = projected_rows(["llama-70b"], ["a100-nvlink", "h100-nvlink"], [1, 16])
     best = max(r["speedup"] for r in rows if r["paper_speedup"] and r["scheme"] == "tp-aware")
     assert {r["paper_speedup"] for r in rows} == {1.81, None}
     assert {(r["weights"], r["gated"]) for r in rows} == {("fp16", False), ("int4", True)}
-    assert any(f"at most {best:.2f}x here" in line and "1.81x" in line for line in projection.lines(rows))
+    assert any(f"at most {best:.2f}x here" in line and "1.81x" in line for line in projected_lines(rows))
 
 
 def test_plot_of_measured_and_of_projected_times(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows, _ = run_threads(2, measure_smoke, "--schemes", "naive,tp-aware")[0]
-    for name, shown in (("measured", rows), ("projected", projection.rows(["llama-70b"], ["l4-pcie"], [1, 16]))):
+    for name, shown in (("measured", rows), ("projected", projected_rows(["llama-70b"], ["l4-pcie"], [1, 16]))):
         mlp.plot(tmp_path / f"{name}.png", shown)
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 

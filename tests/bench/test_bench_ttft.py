@@ -13,7 +13,7 @@ import ttft
 from models.random_model import RandomModel
 from models.shapes import TRANSFORMERS
 from models.silent import SilentCommunicator
-from predict import ttft as projection
+from predict.ttft import projected_lines, projected_rows
 
 import cutpq as cq
 from cutpq.ops.dequant import dequantize
@@ -76,8 +76,8 @@ def test_processes_run_the_same(tmp_path) -> None:
 
 
 def test_projection_is_the_sum_of_its_columns_and_compression_helps_where_links_are_slow() -> None:
-    codecs = ttft.codecs("mxfp4")
-    rows = projection.rows(["llama-2-70b"], ["int4"], ["l4-pcie", "h100-nvlink"], [1, 8], [(1, 16), (8, 1024)], codecs)
+    codecs = [None, cq.codec("mxfp4")]
+    rows = projected_rows(["llama-2-70b"], ["int4"], ["l4-pcie", "h100-nvlink"], [1, 8], [(1, 16), (8, 1024)], codecs)
     assert len(rows) == 2 * (1 + 2) * 2
     for row in rows:
         total = row["projected_compute_ms"] + row["projected_collectives_ms"]
@@ -93,10 +93,10 @@ def test_projection_is_the_sum_of_its_columns_and_compression_helps_where_links_
 
 
 def test_too_big_a_model_says_so() -> None:
-    rows = projection.rows(["llama-3-70b"], ["int4", "fp16"], ["l4-pcie"], [1, 8], [(1, 16)], [None])
+    rows = projected_rows(["llama-3-70b"], ["int4", "fp16"], ["l4-pcie"], [1, 8], [(1, 16)], [None])
     assert [(r["weights"], r["tp"], r["fits"]) for r in rows] == [
         ("int4", 1, False), ("int4", 8, True), ("fp16", 1, False), ("fp16", 8, True)]  # fmt: skip
-    assert sum("too big" in line for line in projection.lines(rows)) == 2
+    assert sum("too big" in line for line in projected_lines(rows)) == 2
 
 
 @pytest.mark.parametrize("bits", [4, 16])
