@@ -48,7 +48,7 @@ ALGOS = ("plain", "oneshot", "twoshot", "auto")
 CODECS = "mxfp8-e4m3,mxfp4"
 DTYPES = {"float16": np.float16, "bfloat16": bfloat16, "float32": np.float32}
 PROJECTED_LINKS = ("a100-nvlink", "h100-nvlink", "l4-pcie")
-PROJECTED_RANKS = 8  # where this run has only one
+PROJECTED_RANKS = 8  # ranks of the projection where the run itself has only one
 SEED = 1
 
 COLUMNS = (
@@ -73,6 +73,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails, 2 for input that cannot be used."""
     args = parse(argv)
     comm = cq.init()
     rows = measure(args, comm)
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags, checked for what needs no ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-b", "--minbytes", type=nbytes, metavar="B", help="smallest size, with K, M or G (1K)")

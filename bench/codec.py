@@ -41,8 +41,8 @@ NAMED = (
     "int2-b8",
 )
 OPTIONS = ("mxfp4", "int4", "int3", "nvfp4")
-WIDTH = 4096  # columns of the test data, of which one in OUTLIERS is larger
-OUTLIERS, FACTOR = 128, 20
+WIDTH = 4096  # columns of the test data
+OUTLIERS, FACTOR = 128, 20  # one column in OUTLIERS is FACTOR times larger
 
 TABLE = Table(
     (
@@ -110,6 +110,7 @@ def with_options(names: list[str]) -> Iterator[Codec]:
 
 
 def main() -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("codecs", nargs="*", help="names of codecs")
     parser.add_argument("--options", action="store_true", help="outlier columns and rotation instead of speed")

@@ -40,11 +40,11 @@ from cutpq.kernels import kernel as kernels
 from cutpq.ranks.alone import SelfCommunicator
 
 CODECS = "mxfp8-e4m3,mxfp4"
-SIZES = (32 << 20, 128 << 20)  # bytes of float16
+SIZES = (32 << 20, 128 << 20)  # bytes of a float16 array
 SMOKE_SIZES = (64 << 10,)
 RANKS = (2, 4, 8)
-SPREAD = 256 << 20  # bytes that operands and results rotate over: several times an L2
-CHECKED = 1 << 18  # numbers at either end
+SPREAD = 256 << 20  # operands and results rotate over copies of so many bytes: several times an L2
+CHECKED = 1 << 18  # numbers compared with the formulas at either end of a result
 
 COLUMNS = (
     Column("size", "size(B)", 10),
@@ -79,6 +79,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails, 2 without a GPU."""
     args = parse(argv)
     if args.predict:
         return print_prediction(args)
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags, with the sizes that --smoke stands for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -268,7 +270,7 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         instructions = code.instructions + code.outside / tiles_of_block
         one = codec.bits / 8
         moved = 256 * {"encode": 2 + one, "decode_sum": ranks * one + 2, "decode_sum_encode": (ranks + 1) * one}[kernel]
-        a_second = machine.device.sms * 4 * machine.clock_ghz * machine.issue_fraction  # 10^9 warp instructions
+        a_second = machine.device.sms * 4 * machine.clock_ghz * machine.issue_fraction  # warp instructions, 10^9
         issue, integer = moved * a_second / instructions, moved * a_second / (2 * code.integer)
         limits = {"memory": machine.copy_gb_s, "issue": issue, "integer": integer}
         bound = min(limits, key=lambda name: limits[name])
@@ -280,6 +282,7 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
 
 
 def print_prediction(args: argparse.Namespace) -> int:
+    """Print the predicted table; 2 where the compiler or the disassembler is missing."""
     try:
         found = [
             row for machine in MACHINES.values() for c in args.codecs for row in predicted(c, machine, args.sizes[0])

@@ -100,7 +100,7 @@ def run(command: list[str]) -> tuple[str, float, int, int]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()
-    # Linux counts what a parent has resident as its child's peak. So this process only ever holds a few blocks.
+    # Linux counts the pages of the parent at fork as its child's peak: this process must never hold much.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return output, time.perf_counter() - began, usage.ru_maxrss * 1024, process.returncode

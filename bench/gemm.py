@@ -96,6 +96,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails, 2 without a GPU."""
     args = parse(argv)
     if args.predict:
         return print_prediction(args)
@@ -119,12 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(TABLE.line(row), flush=True)
                 rows.append(row)
             if args.json:
-                write_json(args.json, rows)  # what is measured is kept, should a later shape fail
+                write_json(args.json, rows)  # after each layer: a later shape may fail
             bar.update()
     return 1 if any(row["check"] != "ok" for row in rows) else 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags, with the defaults that depend on each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--predict", action="store_true", help="counted, not measured; needs NVRTC and nvdisasm")
@@ -164,6 +166,7 @@ class Case:
 
     @property
     def packed(self) -> PackedWeight:
+        """The first copy, which stands for all."""
         return self.copies[0]
 
 
@@ -239,7 +242,7 @@ def make_case(layer: Layer, scheme: str, copies: int, xp: ModuleType) -> Case:
         return Case(copies_of(pack(rows), copies), None, rows)
     ordered, perm = sort_groups(rows)
     gather = xp.asarray(perm).astype(np.int32)
-    if not layer.shares_rows:  # as under tp-aware: x comes in the order of the weight
+    if not layer.shares_rows:  # x arrives already permuted, as under tp-aware: no gather to time
         return Case(copies_of(pack(ordered), copies), None, ordered)
     return Case(copies_of(pack(ordered), copies), gather, rows)
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 470.0
 PYTHON = sys.executable
 
-# Each a process, because a kernel that reads beyond its memory ends the context of all that come after it.
+# Each runs in its own process: a kernel that reads out of bounds destroys the CUDA context for the tests after it.
 TESTS = {
     "small-kernels": (["tests/simt/test_small_kernels.py"], 25),
     "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 60),
@@ -45,7 +45,7 @@ TESTS = {
     "graphs": (["tests/test_gpu.py"], 25),
 }
 
-# Every kernel, and every way through it, at small shapes.
+# pytest -k: small shapes that reach every kernel and every path through it.
 SANITIZED = (
     "rmsnorm or activation or softmax or rotate_qkv or kind_of_groups or gated or ragged or fused_end or any_number"
 )
@@ -80,6 +80,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
+        """Whether the step ended as it should."""
         return self.outcome == "ok"
 
 
@@ -119,6 +120,7 @@ def steps(out: Path) -> list[Step]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run or list the steps; 1 if a step failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     day = datetime.date.today().isoformat()
     default = ROOT / "bench" / "results" / f"GPU-{day}"
@@ -178,7 +180,7 @@ def run(step: Step, log: Path, left_s: float) -> Result:
 def _run(step: Step, output: int, limit_s: float) -> str:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    # Commands of this Python's environment, as mpirun, are found even if it is not activated; so are those of wheels.
+    # Find mpirun beside this Python even if its environment is not activated, and compute-sanitizer in its wheel.
     wheels = [path for folder in site.getsitepackages() for path in sorted(Path(folder).glob("nvidia/*/bin"))]
     env["PATH"] = os.pathsep.join([os.path.dirname(PYTHON), env.get("PATH", ""), *map(str, wheels)])
     try:
@@ -190,7 +192,7 @@ def _run(step: Step, output: int, limit_s: float) -> str:
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # ranks and all
+        os.killpg(process.pid, signal.SIGKILL)  # the whole process group: mpirun's ranks too
         process.wait()
         return f"stopped after {limit_s:.0f} s"
     return "ok" if status == 0 else f"failed ({status})"

@@ -59,6 +59,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails, 2 for input that cannot be used."""
     args = parse(argv)
     comm = cq.init()
     try:
@@ -251,7 +252,7 @@ def plot(path: Path, rows: list[Row]) -> None:
         (line,) = axis.plot(*_points(front), "-", label=f"tp={tp} {scheme}, Pareto front")
         axis.plot(*_points(front), "o", color=line.get_color())
         axis.plot(*_points([r for r in of_series if r not in front]), "x", color=line.get_color())
-        for row in of_series if number == 0 else []:  # the others stand above or below
+        for row in of_series if number == 0 else []:  # labels of one series: those of the others would overlap them
             left = {"xytext": (-5, -9), "ha": "right"} if row in front else {"xytext": (5, 3)}
             at = (row["bits"], row["kl"])
             axis.annotate(row["codec"], at, fontsize="x-small", textcoords="offset points", **left)

@@ -53,11 +53,14 @@ from cutpq.cost.links import Link, Protocol, all_reduce_us
 from cutpq.ranks.communicator import Communicator
 
 DEFAULT = ["-b", "16K", "-e", "4M", "-f", "4", "-n", "5", "--codecs", "mxfp4,mxfp8-e4m3"]
-MTU = 9000  # with packets of 1500 bytes, two cores that also compute do not fill 1 Gbit/s
-BURST = "16kb"  # what passes at once: less than the smallest message that is worth compressing
+MTU = 9000  # at 1500 bytes the CPU cannot send packets fast enough to fill 1 Gbit/s
+BURST = "16kb"  # bytes the token bucket passes at once: less than the smallest message worth compressing
 OVER_TCP = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
 COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")
-WITHIN, RANK = "CUTPQ_SLOW_LINK_WITHIN", "CUTPQ_SLOW_LINK_ROWS"  # how the script calls itself
+WITHIN, RANK = (
+    "CUTPQ_SLOW_LINK_WITHIN",
+    "CUTPQ_SLOW_LINK_ROWS",
+)  # set where the script calls itself: in the namespaces, and on each rank
 
 TABLE = Table(
     (
@@ -79,6 +82,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
+    """Call this script again in namespaces and on their ranks; 1 where a check fails, 2 where that is impossible."""
     args, flags = parse(argv)
     if RANK in os.environ:
         return measure(bench.parse(flags), Path(os.environ[RANK]))
@@ -125,7 +129,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 # --- namespaces ----------------------------------------------------------------------------------------------------
 
-# Dies with its parent, and all processes and namespaces in it with it.
+# The process dies with its parent, and takes all processes and namespaces in it along.
 UNSHARE = ["setpriv", "--pdeathsig", "KILL"]
 UNSHARE += ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -200,6 +204,7 @@ def disconnect(ranks: int) -> None:
 
 
 def tool(command: str) -> None:
+    """Run `ip` or `tc`; ends the script with what it said where it fails."""
     done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"slow_link.py: `{command}` failed: {done.stderr.strip()}")

@@ -42,9 +42,9 @@ from cutpq.ranks.communicator import Communicator
 from cutpq.trace import record
 
 MODELS = "llama-3-8b,llama-2-70b,granite-20b"
-CODECS = "mxfp4,int4-b8,e2m2-b32"  # none runs before them
+CODECS = "mxfp4,int4-b8,e2m2-b32"  # the run without a codec comes first anyway
 PARTS = ("norm", "qkv", "attention", "o_proj", "all_reduce_1", "mlp", "all_reduce_2")
-DISTINCT_BLOCKS = 4  # of random weights, used in turn: more than a GPU's cache holds
+DISTINCT_BLOCKS = 4  # blocks of random weights, used in turn: together they exceed a GPU's L2
 
 MEASURED = Table(
     (
@@ -78,6 +78,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write what was asked for; 1 where a check fails, 2 for input that cannot be used."""
     args = parse(argv)
     comm = cq.init()
     try:
@@ -149,7 +150,7 @@ class Job:
     ckpt: Any
     title: str
     weights: str | None = None
-    layers: int | None = None  # None: as many as the checkpoint has
+    layers: int | None = None  # None: those of the checkpoint
 
 
 def measure(args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], list[Row]]:
@@ -161,7 +162,7 @@ def measure(args: argparse.Namespace, comm: Communicator) -> tuple[list[Row], li
             return run(comm, args, job), []
         return cq.run_threads(2, run, args, job, xp=comm.xp)[0], []
     if comm.xp is np:
-        return [], []  # random weights are for GPUs
+        return [], []  # a model of random weights is too large for the CPU
     measured, mixed = [], []
     for name in args.model:
         for weights in args.weights:
@@ -250,7 +251,7 @@ def time_prompt(
     kept: list[Any] = []
 
     def prefill() -> None:
-        cache.lengths[:] = 0  # what the cache holds beyond is finite, and overwritten
+        cache.lengths[:] = 0  # without clearing: old keys are finite, and overwritten
         kept[:] = [model(tokens, cache, last_only=True)]
 
     def decode() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 REPLAYS = 3
 SPIN = 'extern "C" __global__ void spin(long long cycles) { long long t = clock64(); while (clock64() - t < cycles); }'
 EMPTY = 'extern "C" __global__ void empty() {}'
-SPIN_CYCLES = 20_000_000  # some ten milliseconds: the host queues everything meanwhile
+SPIN_CYCLES = 20_000_000  # about ten milliseconds, in which the host queues all calls
 
 NEEDS_GPU = "needs a GPU and CuPy: pip install 'cutpq[cuda13]' (or cuda12) on a machine with an NVIDIA GPU"
 
@@ -84,7 +84,7 @@ def graph_us(call: Callable[[int], Any], count: int, xp: ModuleType) -> float:
     if xp is np:
         return _wall_us(call, count)
     stream = _stream(xp)
-    xp.cuda.get_current_stream().synchronize()  # operands are complete
+    xp.cuda.get_current_stream().synchronize()  # work on the current stream that makes the operands
     with stream:
         for i in range(count):
             call(i)

@@ -114,9 +114,11 @@ class RandomModel:
         return list(self._tensors)
 
     def has(self, name: str) -> bool:
+        """Whether there is a plain tensor of this name."""
         return name in self._tensors
 
     def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a plain tensor."""
         return self._tensors[name]
 
     def tensor(self, name: str, rows: slice | None = None) -> np.ndarray:

@@ -23,7 +23,7 @@ from cutpq.kernels import config as configs
 from cutpq.kernels.config import Device, GemmConfig, GemmProblem
 from predict import machine_code
 
-LIBRARY_TILE = 128  # columns and tokens of a block of the library's GEMM, assumed
+LIBRARY_TILE = 128  # columns and tokens of a thread block of the library's GEMM: assumed
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Machine:
 
     @property
     def l2_gb_s(self) -> float:
+        """Bandwidth of L2 in GB/s: 5120 bytes a clock."""
         return 5120 * self.clock_ghz
 
 
@@ -114,8 +115,8 @@ def _by_kernel(
     mean = blocks * token_blocks / machine.device.sms * (units_k / cuts / units)
     together = min(config.BLOCKS_PER_SM, most)
     filled = min(machine.issue_fraction, machine.warp_fraction * together * warps / 4)
-    slots = machine.clock_ghz * 1e3 * filled  # of one scheduler, in a us
-    rate = machine.l2_gb_s * 1e3 / machine.device.sms  # of one multiprocessor, bytes in a us
+    slots = machine.clock_ghz * 1e3 * filled  # issue slots that one scheduler fills in a microsecond
+    rate = machine.l2_gb_s * 1e3 / machine.device.sms  # bytes that one multiprocessor reads from L2 in a microsecond
     per_block = {
         "issue slots": units * warps * instructions / (4 * slots),
         "integer": units * warps * integer / (2 * slots),
@@ -134,7 +135,7 @@ def _by_kernel(
     }
     busy = max(*work.values(), longest)
     fixed = machine.launch_us + machine.latency_us + (4 * machine.latency_us if cuts > 1 else machine.latency_us)
-    if scheme == "local" and layer.shares_rows:  # columns of x are gathered by another kernel
+    if scheme == "local" and layer.shares_rows:  # gather_columns runs before the product
         fixed += machine.launch_us + 2 * machine.latency_us
     return Prediction(fixed + busy, read.total, work, busy - max(work.values()), fixed, instructions / loads)
 
@@ -144,7 +145,7 @@ def library_us(M: int, K: int, N: int, machine: Machine) -> float:
     tile = min(LIBRARY_TILE, ceil_div(M, 16) * 16)
     waves = ceil_div(ceil_div(M, tile) * ceil_div(N, LIBRARY_TILE), machine.device.sms)
     flops = 2 * tile * LIBRARY_TILE * K * waves * machine.device.sms
-    if M < LIBRARY_TILE:  # it cuts K, so that all multiprocessors have work
+    if M < LIBRARY_TILE:  # the library splits K, so that all multiprocessors have work
         flops = 2 * tile * K * N
     computing = flops / (machine.tflops * machine.library_fraction * 1e6)
     moving = 2 * (K * N + M * K + M * N) / machine.copy_gb_s / 1e3
@@ -155,7 +156,7 @@ def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
     """What matmul would ask configs.select_gemm for."""
     scale_lookup = {"local": "ascending", "unordered": "scattered"}.get(scheme, "uniform")
     if scheme == "local" and not layer.shares_rows:
-        scale_lookup = "uniform"  # whole groups: sorting them on the rank sorts them all
+        scale_lookup = "uniform"  # the rank holds whole groups, which sorting makes contiguous
     pad = lambda n: ceil_div(n, 64) * 64  # noqa: E731
     return GemmProblem(
         M,
@@ -185,6 +186,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return self.codes + self.scales + self.g_idx + self.x + self.y
 
 

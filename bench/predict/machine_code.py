@@ -16,8 +16,8 @@ from cutpq.kernels import kernel as kernels
 from cutpq.kernels import nvrtc
 from cutpq.kernels.config import GemmConfig, WireConfig
 
-# Integer and logical instructions, of which a multiprocessor does 64 lanes a clock (sm_80 and sm_90: CUDA C++
-# Programming Guide, throughput of native arithmetic instructions); it issues four warps' instructions a clock.
+# Integer and logical instructions: a multiprocessor executes 64 lanes of these a clock, two warps' worth, while it can
+# issue four warps' instructions (sm_80 and sm_90: CUDA C++ Programming Guide, throughput of native arithmetic).
 HALF_RATE = ("LOP3", "SHF", "IADD3", "VIADD", "PRMT", "ISETP", "SEL", "LEA", "IMNMX", "VIMNMX", "PLOP3", "P2R", "R2P")
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")

@@ -23,13 +23,13 @@ from cutpq.codecs.formats import BLOCKS, carry_threshold, magnitudes, scale_valu
 from cutpq.ranks.communicator import Communicator
 from truth.reference import EPS32
 
-CHUNK = 1 << 16  # elements that share a generator
+CHUNK = 1 << 16  # consecutive elements that one random generator makes
 
-# Float32 additions may round a number in the middle of two, or a block's largest magnitude at the edge of two scales,
-# to the other side: of few blocks, and errors of the same size.
+# Relative slack of the error's norm. A float32 sum may differ in its last bit from the float64 one: where it lies
+# halfway between two codes, or a block's largest magnitude at the edge of two scales, it is rounded the other way.
 MARGIN = 0.02
 
-# Of a dtype: the largest relative error of a rounding to it, and half the spacing of its subnormal numbers.
+# For each dtype: the largest relative error of a rounding to it, and half the spacing of its subnormal numbers.
 ROUNDING = {
     np.dtype(np.float16): (2.0**-11, 2.0**-25),
     np.dtype(bfloat16): (2.0**-8, 2.0**-134),
@@ -203,7 +203,7 @@ def verify(y: Array, exact: np.ndarray, bound: np.ndarray, right: np.ndarray | N
     bits = found.view(f"u{found.itemsize}")
     differs = (bits != bits[0]).any(axis=0)
     error = np.abs(found[0].astype(np.float64) - exact)
-    wrong = differs | ~(error <= bound)  # NaN is wrong, too
+    wrong = differs | ~(error <= bound)  # written so that NaN counts as wrong
     rounding = exact - (exact if right is None else right)
     part = np.array([wrong.sum(), (error**2).sum(), (rounding**2).sum(), (exact**2).sum()], np.float64)
     count, noise, expected, signal = to_numpy(comm.all_gather(comm.xp.asarray(part))).sum(axis=0)

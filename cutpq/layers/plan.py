@@ -96,6 +96,7 @@ class _Machine:
 
     @property
     def gpu(self) -> Gpu:
+        """The GPU that such a link mostly joins."""
         return GPUS[self.link.gpu]
 
 
