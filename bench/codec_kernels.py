@@ -35,8 +35,10 @@ from predict.machine_code import DisassemblerMissing, tile_code
 from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
+from cutpq.codecs.config import wire_config
+from cutpq.kernels import load as kernels
+from cutpq.kernels.config import FLOAT16
+from cutpq.kernels.source import source_digest
 from cutpq.ranks.alone import SelfCommunicator
 
 CODECS = "mxfp8-e4m3,mxfp4"
@@ -264,7 +266,7 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         *(("decode_sum_encode", r) for r in RANKS),
     ]:
         facts = codec.element, codec.block, codec.scale, codec.rule
-        config = configs.wire_config(*facts, configs.FLOAT16, ranks)
+        config = wire_config(*facts, FLOAT16, ranks)
         code = tile_code(kernel, config, machine.arch)
         tiles_of_block = n / (8 * config.THREADS) / config.blocks(n)
         instructions = code.instructions + code.outside / tiles_of_block
@@ -290,7 +292,7 @@ def print_prediction(args: argparse.Namespace) -> int:
     except DisassemblerMissing as error:
         print(f"codec_kernels.py: {error}", file=sys.stderr)
         return 2
-    print(f"# PREDICTED, not measured, for {args.sizes[0]} bytes of float16; CUDA sources {kernels.source_digest()}.")
+    print(f"# PREDICTED, not measured, for {args.sizes[0]} bytes of float16; CUDA sources {source_digest()}.")
     print("# Issue slots and integer units by the instructions of machine code, memory by a copy: gemm_model.MACHINES")
     print(PREDICTED_TABLE.heading())
     print("\n".join(map(PREDICTED_TABLE.line, found)))

@@ -13,7 +13,7 @@ local      a rank's rows in disk order, sorted on the rank: all groups' scales, 
 unordered  disk order; the kernel looks a scale up for every row
 
 time_us   one product, of a replayed CUDA graph over copies of the weight four times the L2's size together; from
-          configs.DEQUANT_FROM tokens on of queued calls, since CuPy does not capture cuBLAS
+          DEQUANT_FROM tokens on of queued calls, since CuPy does not capture cuBLAS
 GB_s      codes, scales, g_idx, x and y, each once; share: of what a copy reaches in this run
 cublas    fp16 cupy.matmul of the same shape, queued; ratio: its time over this one's
 check     sampled columns of y against float64, element by element (bench/truth/reference.py gemm_bound)
@@ -40,11 +40,12 @@ from predict.machine_code import DisassemblerMissing
 from truth.reference import gemm_bound, outside, unit_roundoff
 
 from cutpq.array import ceil_div, to_numpy
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import load as kernels
+from cutpq.kernels.source import source_digest
 from cutpq.ops import formulas as ref
 from cutpq.ops.gather import gather_columns
 from cutpq.ops.gemm import matmul
+from cutpq.ops.gemm_config import DEQUANT_FROM
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.weights.pack import PackedWeight, pack
 from cutpq.weights.permutation import sort_groups
@@ -193,7 +194,7 @@ def run(case: Case, x: Any, N: int, xp: ModuleType) -> tuple[Any, float]:
         columns = x if case.gather is None else gather_columns(x, case.gather, out=scratch)
         matmul(columns, case.copies[i % len(case.copies)], out=y)
 
-    by_library = len(x) >= configs.DEQUANT_FROM
+    by_library = len(x) >= DEQUANT_FROM
     clock: Callable[..., float] = queued_us if by_library else graph_us
     calls = 1 if xp is np else len(case.copies) if by_library else max(LEAST_CALLS, len(case.copies))
     return y, clock(product, calls, xp)
@@ -297,7 +298,7 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
 
 def print_prediction(args: argparse.Namespace) -> int:
     """Print the predicted table; 2 where the compiler or the disassembler is missing."""
-    print(f"# all predicted, nothing measured: bench/predict/gemm.py; cuda_src {kernels.source_digest()}")
+    print(f"# all predicted, nothing measured: bench/predict/gemm.py; cuda_src {source_digest()}")
     for machine in MACHINES.values():
         print(f"# {machine}")
     print(PREDICTED_TABLE.heading())

@@ -12,29 +12,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 from cutpq import __version__
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
 from cutpq.kernels import nvrtc
+from cutpq.kernels.compile import ARCHITECTURES, Cubin, compile_kernel
 from cutpq.kernels.config import Config
-from cutpq.kernels.kernel import Cubin
+from cutpq.kernels.source import source_digest
+from cutpq.ops.gemm_config import GemmConfig
+from cutpq.shipped import shipped
 
 
 def main() -> int:
     """Print the table; 1 if a kernel spills registers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="sm_90a", help=f"some of {','.join(kernels.ARCHITECTURES)} (default sm_90a)")
+    parser.add_argument("--arch", default="sm_90a", help=f"some of {','.join(ARCHITECTURES)} (default sm_90a)")
     arches = parser.parse_args().arch.split(",")
     major, minor = nvrtc.find().version
-    print(f"# cutpq {__version__}, NVRTC {major}.{minor}, sources {kernels.source_digest()}")
+    print(f"# cutpq {__version__}, NVRTC {major}.{minor}, sources {source_digest()}")
     print(f"# {'arch':8}{'registers':>10}{'smem_bytes':>12}{'spill_bytes':>13}  kernel and constants")
     spills = 0
     for arch in arches:
-        shipped = configs.shipped(int(arch[3:].rstrip("a")))
+        configs = shipped(int(arch[3:].rstrip("a")))
         with ThreadPoolExecutor() as pool:
-            cubins = list(pool.map(compile_for(arch), shipped))
-        for (name, config), cubin in zip(shipped, cubins, strict=True):
+            cubins = list(pool.map(compile_for(arch), configs))
+        for (name, config), cubin in zip(configs, cubins, strict=True):
             made = cubin.resources
-            smem = config.smem_bytes if isinstance(config, configs.GemmConfig) else 0
+            smem = config.smem_bytes if isinstance(config, GemmConfig) else 0
             constants = " ".join(f"{f.name}={int(getattr(config, f.name))}" for f in fields(config))
             print(f"  {arch:8}{made.registers:10}{smem:12}{made.spill_bytes:13}  {name} {constants}")
             spills += made.spill_bytes
@@ -43,7 +44,7 @@ def main() -> int:
 
 def compile_for(arch: str) -> Callable[[tuple[str, Config]], Cubin]:
     """What compiles a kernel and its configuration for an architecture."""
-    return lambda shipped: kernels.compile_kernel(*shipped, arch)
+    return lambda kernel: compile_kernel(*kernel, arch)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ max_err     largest deviation from the unsharded formula in float64
 rel_err     the deviations' 2-norm over the formula's
 speedup     time of `naive` over this one's
 check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
-            bits, and tp-aware holds naive's (but not where cuBLAS multiplies, from configs.DEQUANT_FROM tokens on: it
+            bits, and tp-aware holds naive's (but not where cuBLAS multiplies, from DEQUANT_FROM tokens on: it
             may add up columns at another place in another order). A codec widens the bound by its own, of each rank's
             partial sum and (twoshot) of their sum. Else FAIL, the reason below the table, and exit status 1.
 
@@ -46,7 +46,7 @@ from cutpq.checkpoint.mlp_names import MlpModules
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS
 from cutpq.cost.links import LINKS
-from cutpq.kernels import config as configs
+from cutpq.ops.gemm_config import DEQUANT_FROM
 from cutpq.ranks.communicator import Communicator
 from cutpq.weights.schemes import count_groups, refusals
 from cutpq.weights.weight import is_ordered
@@ -225,7 +225,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
             naive = results.get(("naive", None))
             for (scheme, c), result in results.items():
                 row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
-                own_kernels = comm.xp is np or M < configs.DEQUANT_FROM
+                own_kernels = comm.xp is np or M < DEQUANT_FROM
                 twins = scheme == "tp-aware" and c is None and own_kernels
                 rows.append(row | outcome(result, naive, targets[c], twins))
     return rows, refused

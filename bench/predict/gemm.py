@@ -8,7 +8,7 @@ issue   instructions that the warps issue (machine_code.py), four a clock and mu
 integer those of half rate, two a clock
 tensor  products, tokens rounded up to whole tiles
 and grows by the tail: the multiprocessor with the most blocks sets the time of what it computes.
-From configs.DEQUANT_FROM tokens on the time is that of `dequant`, through memory, and of the library.
+From DEQUANT_FROM tokens on the time is that of `dequant`, through memory, and of the library.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from models.gemm_layers import GROUP_SIZE, ZERO, Layer
 
 from cutpq.array import ceil_div
 from cutpq.cost.gpus import GPUS
-from cutpq.kernels import config as configs
-from cutpq.kernels.config import Device, GemmConfig, GemmProblem
+from cutpq.kernels.config import FLOAT16, Device
+from cutpq.ops.gemm_config import DEQUANT_FROM, GemmConfig, GemmProblem, dequant_columns, select_gemm
 from predict import machine_code
 
 LIBRARY_TILE = 128  # columns and tokens of a thread block of the library's GEMM: assumed
@@ -92,9 +92,9 @@ class Prediction:
 def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     """One product of the layer at M tokens under a scheme of gemm_layers.SCHEMES."""
     problem = problem_of(layer, M, scheme)
-    if M >= configs.DEQUANT_FROM:
+    if M >= DEQUANT_FROM:
         return _by_library(layer, problem, groups(layer, scheme), machine)
-    config, cuts = configs.select_gemm(problem, machine.device)
+    config, cuts = select_gemm(problem, machine.device)
     return _by_kernel(layer, problem, scheme, config, cuts, machine)
 
 
@@ -153,7 +153,7 @@ def library_us(M: int, K: int, N: int, machine: Machine) -> float:
 
 
 def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
-    """What matmul would ask configs.select_gemm for."""
+    """What matmul would ask select_gemm for."""
     scale_lookup = {"local": "ascending", "unordered": "scattered"}.get(scheme, "uniform")
     if scheme == "local" and not layer.shares_rows:
         scale_lookup = "uniform"  # the rank holds whole groups, which sorting makes contiguous
@@ -162,7 +162,7 @@ def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
         M,
         pad(layer.N),
         pad(layer.K),
-        configs.FLOAT16,
+        FLOAT16,
         scale_lookup,
         GROUP_SIZE if scale_lookup == "uniform" else 0,
         ZERO,
@@ -236,7 +236,7 @@ def _scales_by_row(problem: GemmProblem, config: GemmConfig, share: float, token
 
 def _by_library(layer: Layer, problem: GemmProblem, groups: int, machine: Machine) -> Prediction:
     """The weight in 16 bits through memory, as a whole if it is not too large, and the library's product."""
-    step = configs.dequant_columns(layer.K)
+    step = dequant_columns(layer.K)
     widths = [min(step, layer.N - n) for n in range(0, layer.N, step)]
     read = memory_bytes(layer, problem, groups)
     dequant = (read.codes + 2 * layer.K * layer.N) / machine.copy_gb_s / 1e3

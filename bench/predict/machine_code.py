@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cutpq.kernels import kernel as kernels
+from cutpq.codecs.config import WireConfig
 from cutpq.kernels import nvrtc
-from cutpq.kernels.config import GemmConfig, WireConfig
+from cutpq.kernels.compile import compile_kernel
+from cutpq.ops.gemm_config import GemmConfig
 
 # Integer and logical instructions: a multiprocessor executes 64 lanes of these a clock, two warps' worth, while it can
 # issue four warps' instructions (sm_80 and sm_90: CUDA C++ Programming Guide, throughput of native arithmetic).
@@ -60,7 +61,7 @@ def disassembler() -> str:
 @cache
 def unit_code(config: GemmConfig, arch: str) -> UnitCode:
     """The counts for a configuration whose rows take one way: uniform or scattered groups."""
-    path = kernels.compile_kernel("gemm_w4a16", config, arch).path
+    path = compile_kernel("gemm_w4a16", config, arch).path
     return count(_disassemble(path), loads=config.SLAB // 16)
 
 
@@ -100,7 +101,7 @@ class TileCode:
 @cache
 def tile_code(kernel: str, config: WireConfig, arch: str) -> TileCode:
     """The counts for aligned wires, finite numbers and whole blocks."""
-    return count_tile(_disassemble(kernels.compile_kernel(kernel, config, arch).path))
+    return count_tile(_disassemble(compile_kernel(kernel, config, arch).path))
 
 
 def count_tile(text: str) -> TileCode:

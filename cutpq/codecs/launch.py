@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..array import Array, address, aligned, array_module
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
-from ..kernels.config import WireConfig
+from ..kernels import load as kernels
+from ..kernels.config import MOST_ELEMENTS, payload_code
+from .config import WireConfig, wire_config
 from .layout import Layout
 
 
 def takes(codec: Layout, xp: ModuleType, n: int) -> bool:
     """Whether kernels make and read wires of n elements: of every codec without its options."""
-    return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= configs.MOST_ELEMENTS
+    return kernels.usable(xp) and not codec.rotate and not codec.outliers and 0 < n <= MOST_ELEMENTS
 
 
 def encode(x: Array, codec: Layout, shares: int = 1, *, padding: int = 0, out: Array | None = None) -> Array:
@@ -107,4 +107,4 @@ def decode_sum_rmsnorm(
 
 @cache
 def _config(codec: Layout, dtype: Any, ranks: int = 1) -> WireConfig:
-    return configs.wire_config(codec.element, codec.block, codec.scale, codec.rule, configs.payload_code(dtype), ranks)
+    return wire_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype), ranks)

@@ -11,16 +11,49 @@ arrays take the formulas in formulas.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, check_array
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..kernels import load as kernels
+from ..kernels.config import Config, dtype_code
 from ..ops.batched_product import batched_product
 from ..ops.score_chunks import Chunk, chunks
 from . import formulas
 from .cache import Batch, LayerCache
 from .formulas import Angles
+
+
+@dataclass(frozen=True)
+class RotateConfig(Config):
+    """rotate_qkv."""
+
+    DTYPE: int
+    THREADS: int = 128
+
+    def grid(self, n: int) -> tuple[int]:
+        """A thread takes sixteen of n numbers."""
+        return (ceil_div(n, 16 * self.THREADS),)
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig(Config):
+    """softmax: a block a row."""
+
+    DTYPE: int
+    THREADS: int
+
+    @property
+    def smem_bytes(self) -> int:
+        """Twice a float for every warp, both from multiples of 16 on."""
+        return 2 * ceil_div(self.THREADS // 32 * 4, 16) * 16
+
+
+def softmax_config(columns: int, dtype: int) -> SoftmaxConfig:
+    """A warp for short rows; a thread takes eight columns at a time, and about four times."""
+    threads = 32 if columns <= 1024 else 128 if columns <= 8192 else 512
+    return SoftmaxConfig(dtype, threads)
 
 
 def attention(
@@ -100,7 +133,7 @@ def rotate_qkv(qkv: Array, angles: Angles, cache: LayerCache, batch: Batch) -> A
     xp, rep = array_module(qkv, cache.keys), N // (KV * D) - 2
     q = (xp.empty if batch.places is None else xp.zeros)((B, KV, T, rep, D), qkv.dtype)
     cosines, sines = (None, None) if angles is None else map(aligned, angles)
-    config = configs.RotateConfig(configs.dtype_code(qkv.dtype))
+    config = RotateConfig(dtype_code(qkv.dtype))
     kernel = kernels.load("rotate_qkv", config, xp)
     kernel(
         config.grid(qkv.size), config.THREADS, aligned(qkv), cosines, sines,
@@ -145,7 +178,7 @@ def softmax(
         raise ValueError(f"scores must be of a multiple of 8 keys, got {columns}")
     xp = array_module(scores, positions)
     probabilities = xp.empty(scores.shape, dtype)
-    config = configs.softmax_config(columns, configs.dtype_code(dtype))
+    config = softmax_config(columns, dtype_code(dtype))
     kernel = kernels.load("softmax", config, xp)
     kernel(
         (len(scores) * rows,), config.THREADS, aligned(scores), positions, probabilities, positions.shape[1],

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, check_array
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..kernels import load as kernels
+from ..kernels.config import Config, dtype_code
 from . import formulas as ref
+
+
+def activation_code(kind: str | None) -> int:
+    """As tile/activation.cuh has it: 0 for none, else 1 + its place in ref.ACTIVATIONS."""
+    return 0 if kind is None else 1 + ref.ACTIVATIONS.index(kind)
+
+
+@dataclass(frozen=True)
+class ActivationConfig(Config):
+    """activation: a thread takes eight features; GATED as in GemmConfig."""
+
+    DTYPE: int
+    ACTIVATION: int
+    GATED: bool
+    THREADS: int = 256
+
+    def grid(self, features: int) -> tuple[int]:
+        """For so many features of the result, a multiple of 8."""
+        return (ceil_div(features // 8, self.THREADS),)
 
 
 def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = None) -> Array:
@@ -28,7 +49,7 @@ def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = No
     xp, shape = array_module(x, out), (M, N // 2 if gated else N)
     y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
     if kernels.usable(xp) and x.dtype != np.float32 and y.size and y.size % 8 == 0:
-        config = configs.ActivationConfig(configs.dtype_code(x.dtype), configs.activation_code(kind), gated)
+        config = ActivationConfig(dtype_code(x.dtype), activation_code(kind), gated)
         kernel = kernels.load("activation", config, xp)
         kernel(config.grid(y.size), config.THREADS, aligned(x), y, y.size // 8)
         return y

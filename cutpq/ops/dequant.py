@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..array import Array, array_module, bfloat16, ceil_div, check_array
+from ..kernels import load as kernels
+from ..kernels.config import Config, dtype_code
 from ..weights.pack import PackedWeight, unpack
 from ..weights.weight import QuantWeight
 from . import formulas as ref
+
+
+@dataclass(frozen=True)
+class DequantConfig(Config):
+    """dequant: codes of BITS, in the order of fragments or as a stream; LOOKUP finds the group of a row in g_idx."""
+
+    BITS: int
+    FRAGMENTS: bool
+    DTYPE: int
+    LOOKUP: bool
+    THREADS: int = 128
+
+    def grid(self, K: int, columns: int) -> tuple[int, int]:
+        """A thread takes 32 rows of two columns."""
+        return ceil_div(columns, 2 * self.THREADS), ceil_div(K, 32)
+
 
 # A group size beyond the rows of any weight, a multiple of 32.
 ONE_GROUP = 1 << 30
@@ -48,10 +65,10 @@ def dequantize_columns(
     xp = array_module(p.words, rows, out)
     shape = (p.K, columns.stop - columns.start)
     weight = xp.empty(shape, dtype) if out is None else check_array("out", out, shape, dtype)
-    config = configs.DequantConfig(
+    config = DequantConfig(
         BITS=p.bits,
         FRAGMENTS=p.is_fragments,
-        DTYPE=configs.dtype_code(dtype),
+        DTYPE=dtype_code(dtype),
         LOOKUP=p.g_idx is not None,
     )
     kernel = kernels.load("dequant", config, xp)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, check_array
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..kernels import load as kernels
+from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
+
+
+@dataclass(frozen=True)
+class GatherConfig(Config):
+    """gather_columns."""
+
+    THREADS: int = 128
+
+    def grid(self, M: int, columns: int, sms: int) -> tuple[int, int]:
+        """Columns first; rows over more blocks until every multiprocessor has four."""
+        across = ceil_div(columns, 8 * self.THREADS)
+        return across, max(1, min(M, ceil_div(4 * sms, across)))
+
+
+@dataclass(frozen=True)
+class RmsnormConfig(Config):
+    """rmsnorm_gather: a block a row."""
+
+    DTYPE: int
+    THREADS: int = 256
+
+    def smem_bytes(self, K: int) -> int:
+        """Shared memory for a row of K."""
+        return weighted_row_bytes(self.THREADS, K)
 
 
 def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
@@ -29,7 +55,7 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     if columns % 8 or x.dtype.itemsize != 2 or not kernels.usable(xp):
         y[...] = x[:, perm]
         return y
-    config = configs.GatherConfig()
+    config = GatherConfig()
     kernel = kernels.load("gather_columns", config, xp)
     grid = config.grid(M, columns, kernels.device(xp).sms)
     kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y, M, K, columns)
@@ -54,7 +80,7 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
     y = xp.empty_like(x) if out is None else check_array("out", out, (M, K), x.dtype)
     if y.size == 0:
         return y
-    config = configs.RmsnormConfig(DTYPE=configs.payload_code(x.dtype))
+    config = RmsnormConfig(DTYPE=payload_code(x.dtype))
     has_kernel = kernels.usable(xp) and x.dtype != np.float32 and K % 8 == 0
     if not has_kernel or config.smem_bytes(K) > kernels.device(xp).smem_limit:
         y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]

@@ -8,11 +8,12 @@ from types import ModuleType
 import numpy as np
 
 from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..kernels import load as kernels
+from ..kernels.config import dtype_code
 from ..weights.pack import PackedWeight, pack, scales_are_exact, unpack
 from ..weights.weight import PlainWeight, QuantWeight, Weight
 from . import formulas as ref
+from . import gemm_config
 from .activation import activate
 from .dequant import dequantize_columns
 
@@ -122,16 +123,16 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
 
 def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
     """Whether gemm_w4a16 multiplies these; else the weight is dequantized for the library to multiply."""
-    short = x.dtype != np.float32 and x.shape[0] < configs.DEQUANT_FROM
+    short = x.dtype != np.float32 and x.shape[0] < gemm_config.DEQUANT_FROM
     return short and p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
-    """Dequantize configs.dequant_columns at a time, and multiply by the library's GEMM.
+    """Dequantize gemm_config.dequant_columns at a time, and multiply by the library's GEMM.
 
     The library rounds its sums to x's dtype: a bias that was added later would be rounded for a second time.
     """
-    step = configs.dequant_columns(p.K)
+    step = gemm_config.dequant_columns(p.K)
     if p.bias is not None:
         x = xp.concatenate([x, xp.ones((len(x), _BIAS_ROWS), x.dtype)], axis=1)
     for n in range(0, p.N, step):
@@ -166,11 +167,11 @@ def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
 
 
 def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
-    M, dtype = x.shape[0], configs.dtype_code(x.dtype)
-    problem = configs.GemmProblem(
+    M, dtype = x.shape[0], dtype_code(x.dtype)
+    problem = gemm_config.GemmProblem(
         M, p.padded_N, p.padded_K, dtype, p.scale_lookup, p.group_size, p.zero, activation, gated
     )
-    config, cuts = configs.select_gemm(problem, kernels.device(xp))
+    config, cuts = gemm_config.select_gemm(problem, kernels.device(xp))
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = ceil_div(p.padded_N, config.block_n), ceil_div(M, config.BLOCK_M)
     parts = rows * columns * cuts if cuts > 1 else 1

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..array import Array, aligned, bfloat16, ceil_div
-from ..kernels import config as configs
-from ..kernels import kernel as kernels
+from ..kernels import load as kernels
+from ..kernels.config import FLOAT16, MOST_ELEMENTS, payload_code
 from .communicator import Communicator, check_received, in_words, offsets
 from .failures.patience import RanksDisagreeError, patience_s
-from .slab import HALF_ALIGN, MOST_BYTES, SLAB_UNIT, half_bytes, share_bytes
+from .slab import HALF_ALIGN, MOST_BYTES, SLAB_UNIT, half_bytes, peer_config, share_bytes
 
 if TYPE_CHECKING:
     from ..codecs.codec import Codec
@@ -57,7 +57,7 @@ class IpcCommunicator(Communicator):
         self._control, self._memory, self._bus = control, memory, bus
         self.shared = len({control.bcast(bus, root) for root in range(control.size)}) < control.size
         self.waits_on_host = self.shared
-        self._data_at = configs.peer_config(None, configs.FLOAT16, control.size).data_at
+        self._data_at = peer_config(None, FLOAT16, control.size).data_at
         self._status, self._status_on_device = memory.status()
         self._stream: int | None = None
         self._slabs: list[Array] = []
@@ -139,7 +139,7 @@ class IpcCommunicator(Communicator):
         self._check_array(x)
         if x.dtype not in (np.float16, bfloat16, np.float32) or not kernels.usable(self.xp):
             return None
-        if not 0 < x.size <= configs.MOST_ELEMENTS or (codec and (codec.rotate or codec.outliers)):
+        if not 0 < x.size <= MOST_ELEMENTS or (codec and (codec.rotate or codec.outliers)):
             return None
         self._check_peers_came()
         self._check_stream()
@@ -161,7 +161,7 @@ class IpcCommunicator(Communicator):
         for step in range(1, _STEPS[algo] + 1) if self.shared else (0,):
             if step > 1:
                 self.barrier()
-            config = configs.peer_config(facts, configs.payload_code(x.dtype), self.size, step)
+            config = peer_config(facts, payload_code(x.dtype), self.size, step)
             kernel = kernels.load(f"all_reduce_{algo}", config, self.xp)
             kernel(
                 (config.GRID,), config.THREADS, self._addresses, x, out, self._status_on_device, self.rank, x.size,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ..array import Array, ceil_div
+from ..codecs.config import WireConfig, wire_config
+from ..codecs.formats import ELEMENTS, SCALES, Element, Scale
 from ..codecs.layout import Layout
 from ..weights.shard import even_shares
 
@@ -80,3 +83,35 @@ def half_bytes(shares: list[int], whole: int, algo: str) -> int:
     """
     place = ceil_div(shares[0], 16) * 16
     return (len(shares) + 1) * place if algo == "twoshot" else whole + 16
+
+
+# Where a rank's slab keeps what its peers read, as tile/slab.cuh has it.
+MEETINGS = 2
+
+
+@dataclass(frozen=True)
+class PeerConfig(WireConfig):
+    """all_reduce_oneshot and all_reduce_twoshot; a PLAIN payload has no codec, and its constants mean nothing.
+
+    STEP  0: all steps, with flags between them; else that step alone
+    """
+
+    GRID: int = 32
+    STEP: int = 0
+    PLAIN: bool = False
+
+    @property
+    def smem_bytes(self) -> int:
+        """A word for every rank, and the scales of a tile, both from multiples of 16 on."""
+        return ceil_div(4 * self.RANKS, 16) * 16 + (0 if self.PLAIN else self.scratch_bytes)
+
+    @property
+    def data_at(self) -> int:
+        """Bytes of flags and epochs, before a slab's data."""
+        return ceil_div(4 * (MEETINGS * self.GRID * self.RANKS + self.GRID), 256) * 256
+
+
+def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
+    """For the facts of a codec, or for a plain payload."""
+    wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)
+    return PeerConfig(**vars(wire), STEP=step, PLAIN=codec is None)

@@ -18,7 +18,7 @@ from models.gemm_layers import SCHEMES, Layer, layers
 from predict import machine_code
 from predict.gemm import MACHINES, groups, memory_bytes, predict, problem_of
 
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import load as kernels
 from cutpq.kernels import nvrtc
 from cutpq.ops import gather
 

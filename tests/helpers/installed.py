@@ -8,8 +8,8 @@ import sys
 import numpy as np
 
 import cutpq as cq
-from cutpq.kernels.config import shipped
-from cutpq.kernels.kernel import compile_kernel
+from cutpq.kernels.compile import compile_kernel
+from cutpq.shipped import shipped
 
 
 def main() -> None:

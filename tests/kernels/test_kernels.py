@@ -11,9 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
-from cutpq.kernels import nvrtc
+from cutpq.kernels import load as kernels
+from cutpq.kernels import nvrtc, source
+from cutpq.kernels.compile import ARCHITECTURES, Resources, compile_kernel, resources_from
+from cutpq.kernels.config import BFLOAT16, FLOAT16, Device
+from cutpq.ops import gemm_config
+from cutpq.ops.gather import GatherConfig
+from cutpq.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +31,7 @@ def has_nvrtc():
 
 
 needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not here: pip install nvidia-cuda-nvrtc")
-GATHER = configs.GatherConfig()
+GATHER = GatherConfig()
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def cache(tmp_path, monkeypatch):
 def copied_sources(tmp_path, monkeypatch):
     folder = tmp_path / "cuda_src"
     shutil.copytree(ROOT / "cuda_src", folder)
-    monkeypatch.setattr(kernels, "source_dir", lambda: folder)
+    monkeypatch.setattr(source, "source_dir", lambda: folder)
     return folder
 
 
@@ -48,9 +52,9 @@ def copied_sources(tmp_path, monkeypatch):
 
 
 def test_first_line_is_a_digest_of_all_sources(copied_sources):
-    before = kernels.translation_unit("gather_columns", GATHER)
+    before = source.translation_unit("gather_columns", GATHER)
     (copied_sources / "ptx" / "mma.cuh").write_text("// another header\n")
-    after = kernels.translation_unit("gather_columns", GATHER)
+    after = source.translation_unit("gather_columns", GATHER)
     assert before.splitlines()[0] != after.splitlines()[0]
     assert (
         before.splitlines()[1:]
@@ -60,7 +64,7 @@ def test_first_line_is_a_digest_of_all_sources(copied_sources):
 
 
 def test_signature_is_read_from_the_source():
-    parameters = kernels.signature("rmsnorm_gather")
+    parameters = source.signature("rmsnorm_gather")
     assert [p.name for p in parameters] == ["x", "weight", "perm", "y", "K", "epsilon"]
     assert [p.type for p in parameters] == ["act_t", "act_t", "int", "act_t", "int", "float"]
     assert [p.pointer for p in parameters] == [True, True, True, True, False, False]
@@ -69,7 +73,7 @@ def test_signature_is_read_from_the_source():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cuda_src").glob("*.cu")), ids=lambda p: p.stem)
 def test_every_kernel_is_named_as_its_file(path):
-    assert kernels.signature(path.stem)
+    assert source.signature(path.stem)
 
 
 def test_assembly_lives_in_ptx_only():
@@ -79,28 +83,28 @@ def test_assembly_lives_in_ptx_only():
 
 
 def test_shipped_configs_cover_every_kernel():
-    assert {name for name, _ in configs.shipped(90)} == {p.stem for p in (ROOT / "cuda_src").glob("*.cu")}
+    assert {name for name, _ in shipped(90)} == {p.stem for p in (ROOT / "cuda_src").glob("*.cu")}
 
 
 # ---- compiling
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("arch", kernels.ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_shipped_config_compiles_without_spills(arch):
     known, number = nvrtc.find().architectures(), int(arch[3:].rstrip("a"))
     if number not in known:
         pytest.skip(f"this NVRTC knows {sorted(known)}")
-    shipped = configs.shipped(number)
+    configs = shipped(number)
     with ThreadPoolExecutor() as pool:
-        made = list(pool.map(lambda s: (s, kernels.compile_kernel(*s, arch)), shipped))
+        made = list(pool.map(lambda s: (s, compile_kernel(*s, arch)), configs))
     spilling = [
         (name_and_config, cubin.resources)
         for name_and_config, cubin in made
         if cubin.resources.spill_bytes or cubin.resources.stack_bytes
     ]
     assert not spilling
-    assert len(made) == len(shipped)
+    assert len(made) == len(configs)
 
 
 def disassembler():
@@ -112,46 +116,46 @@ def disassembler():
 @needs_nvrtc
 @pytest.mark.skipif(not disassembler(), reason="nvdisasm is not here: pip install nvidia-cuda-nvdisasm")
 @pytest.mark.parametrize("M", [1, 16, 64])
-@pytest.mark.parametrize("dtype", [configs.FLOAT16, configs.BFLOAT16])
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16])
 def test_machine_code_of_gemm(M, dtype):
     """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per word of codes no more than the formula."""
-    problem = configs.GemmProblem(M, 4096, 4096, dtype, "uniform", 128, 8)
-    config, _ = configs.select_gemm(problem, configs.Device(90, 132))
-    path = kernels.compile_kernel("gemm_w4a16", config, "sm_90a").path
+    problem = gemm_config.GemmProblem(M, 4096, 4096, dtype, "uniform", 128, 8)
+    config, _ = gemm_config.select_gemm(problem, Device(90, 132))
+    path = compile_kernel("gemm_w4a16", config, "sm_90a").path
     code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
     words, steps = 4 * config.SLAB // 16, config.SLAB // 16
     assert code.count("HMMA.16816.F32") == words * config.BLOCK_M // 8
     assert code.count("LDSM.16.M88.4") == steps * config.BLOCK_M // 16
     assert len(re.findall(r"LDS\.128", code)) >= steps
     assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
-    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == configs.FLOAT16 else 12) + 16
+    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == FLOAT16 else 12) + 16
     assert not re.search(r"\b(LDL|STL)\b", code)
 
 
 @needs_nvrtc
 def test_second_compile_comes_from_the_cache(cache, monkeypatch):
-    first = kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+    first = compile_kernel("gather_columns", GATHER, "sm_80")
     monkeypatch.setattr(nvrtc.Nvrtc, "compile", lambda *_: pytest.fail("compiled again"))
-    assert kernels.compile_kernel("gather_columns", GATHER, "sm_80") == first
+    assert compile_kernel("gather_columns", GATHER, "sm_80") == first
     assert first.path.read_bytes()[:4] == b"\x7fELF"
 
 
 @needs_nvrtc
 def test_another_header_architecture_or_constant_is_another_cubin(cache, copied_sources):
-    paths = [kernels.compile_kernel("gather_columns", GATHER, "sm_80").path]
-    paths.append(kernels.compile_kernel("gather_columns", GATHER, "sm_90a").path)
-    paths.append(kernels.compile_kernel("gather_columns", configs.GatherConfig(THREADS=64), "sm_80").path)
+    paths = [compile_kernel("gather_columns", GATHER, "sm_80").path]
+    paths.append(compile_kernel("gather_columns", GATHER, "sm_90a").path)
+    paths.append(compile_kernel("gather_columns", GatherConfig(THREADS=64), "sm_80").path)
     with (copied_sources / "target.cuh").open("a") as header:
         header.write("// a change\n")
-    paths.append(kernels.compile_kernel("gather_columns", GATHER, "sm_80").path)
+    paths.append(compile_kernel("gather_columns", GATHER, "sm_80").path)
     assert len({p.parent for p in paths}) == 4
 
 
 @needs_nvrtc
 def test_ranks_that_compile_at_once_end_with_one_result(cache):
     code = (
-        "from cutpq.kernels import config as configs; from cutpq.kernels import kernel as kernels;"
-        "print(kernels.compile_kernel('gather_columns', configs.GatherConfig(), 'sm_80').path)"
+        "from cutpq.kernels.compile import compile_kernel; from cutpq.ops.gather import GatherConfig;"
+        "print(compile_kernel('gather_columns', GatherConfig(), 'sm_80').path)"
     )
     ranks = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
@@ -168,15 +172,15 @@ def test_compiler_error_names_kernel_config_architecture_and_line(cache, copied_
     kernel.write_text(kernel.read_text().replace("int source[8];", "int source[wrong];"))
     line = 1 + kernel.read_text().split("int source[wrong];")[0].count("\n")
     words = rf'(?s)gather_columns with GatherConfig\(THREADS=128\) .* sm_80:.*gather_columns\.cu\({line}\).*"wrong"'
-    with pytest.raises(kernels.KernelError, match=words):
-        kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+    with pytest.raises(source.KernelError, match=words):
+        compile_kernel("gather_columns", GATHER, "sm_80")
 
 
 def test_without_nvrtc_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(nvrtc, "_candidates", lambda: iter(()))
     nvrtc.find.cache_clear()
-    with pytest.raises(kernels.KernelError, match="pip install nvidia-cuda-nvrtc"):
-        kernels.compile_kernel("gather_columns", GATHER, "sm_80")
+    with pytest.raises(source.KernelError, match="pip install nvidia-cuda-nvrtc"):
+        compile_kernel("gather_columns", GATHER, "sm_80")
     nvrtc.find.cache_clear()
 
 
@@ -186,9 +190,9 @@ def test_resources_are_read_from_what_ptxas_says():
         "    8 bytes stack frame, 816 bytes spill stores, 4 bytes spill loads\n"
         "ptxas info    : Used 40 registers, used 1 barriers"
     )
-    assert kernels.resources_from(log) == kernels.Resources(registers=40, stack_bytes=8, spill_bytes=820)
-    with pytest.raises(kernels.KernelError, match="did not report"):
-        kernels.resources_from("silence")
+    assert resources_from(log) == Resources(registers=40, stack_bytes=8, spill_bytes=820)
+    with pytest.raises(source.KernelError, match="did not report"):
+        resources_from("silence")
 
 
 # ---- launching
@@ -204,7 +208,7 @@ class Recorder:
 @pytest.fixture
 def rmsnorm():
     types = {"act_t": np.dtype(ml_dtypes.bfloat16)}
-    return kernels.Kernel("rmsnorm_gather", kernels.signature("rmsnorm_gather"), types, Recorder())
+    return kernels.Kernel("rmsnorm_gather", source.signature("rmsnorm_gather"), types, Recorder())
 
 
 def arguments(**changed):
@@ -244,3 +248,21 @@ def test_numpy_arrays_go_to_kernels_only_when_asked(monkeypatch):
     assert not kernels.usable(np)
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     assert kernels.usable(np)
+
+
+def test_the_runtime_for_numpy_arrays_comes_through_one_door(monkeypatch, tmp_path):
+    """CUTPQ_HOST_RUNTIME alone decides which code runs kernels on NumPy arrays: the package knows no path of it."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    monkeypatch.delenv("CUTPQ_HOST_RUNTIME")
+    with pytest.raises(source.KernelError, match="CUTPQ_HOST_RUNTIME='unset'"):
+        kernels.load("gather_columns", GatherConfig(THREADS=32), np)
+    monkeypatch.setenv("CUTPQ_HOST_RUNTIME", str(tmp_path / "gone.py"))
+    with pytest.raises(source.KernelError, match=r"gone\.py"):
+        kernels.load("gather_columns", GatherConfig(THREADS=32), np)
+    (tmp_path / "a_runtime.py").write_text("default_mode = 'slow'\ndef build(*what): return what\n")
+    monkeypatch.setenv("CUTPQ_HOST_RUNTIME", str(tmp_path / "a_runtime.py"))
+    monkeypatch.setitem(sys.modules, "a_runtime", None)
+    del sys.modules["a_runtime"]
+    kernel = kernels.load("gather_columns", GatherConfig(THREADS=32), np)
+    assert kernel.function[0] == "gather_columns"
+    assert kernel.function[3] == "slow"

@@ -16,7 +16,7 @@ from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.codecs.codec import codec as find_codec
 from cutpq.cost.all_reduce import twoshot_sent
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import load as kernels
 from cutpq.model.transformer import load_model
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.threads import run_threads

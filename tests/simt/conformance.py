@@ -58,10 +58,11 @@ def recorded(name: str, arch: str) -> np.ndarray | None:
 
 def record(xp: Any) -> None:
     """Run every kernel on the current GPU and write the results."""
-    from cutpq.kernels import kernel as kernels
+    from cutpq.kernels import load as kernels
     from cutpq.kernels import nvrtc
+    from cutpq.kernels.compile import architecture
 
-    arch = kernels.architecture(kernels.device(xp).arch)
+    arch = architecture(kernels.device(xp).arch)
     compiler = nvrtc.find(xp.cuda.runtime.runtimeGetVersion() // 1000)
     options = [f"-arch={arch}", "-std=c++17", f"-I{ROOT / 'cuda_src'}", f"-I{compiler.include}"]
     cubin, _ = compiler.compile(SOURCE.read_text(), "conformance.unit.cu", options)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from harness.gpu_clock import gpu_module
 
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import source
 
 
 def pytest_collection_modifyitems(items):
@@ -47,5 +47,5 @@ def _mutated_sources():
     sources = os.environ.get("CUTPQ_MUTATED_SOURCES")
     with pytest.MonkeyPatch.context() as patch:
         if sources:
-            patch.setattr(kernels, "source_dir", lambda: Path(sources))
+            patch.setattr(source, "source_dir", lambda: Path(sources))
         yield

@@ -14,9 +14,11 @@ from harness.gpu_clock import gpu_module
 
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import load as kernels
+from cutpq.kernels import source
+from cutpq.kernels.config import payload_code
 from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.slab import MEETINGS, peer_config
 from cutpq.ranks.threads import run_threads
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -28,7 +30,7 @@ def small_config(name, dtype, ranks, step=0):
     """The constants of a codec, or None; with so few threads and blocks that every loop has several rounds."""
     c = codec(name) if name else None
     facts = (c.element, c.block, c.scale, c.rule) if c else None
-    config = configs.peer_config(facts, configs.payload_code(dtype), ranks, step)
+    config = peer_config(facts, payload_code(dtype), ranks, step)
     return config.__class__(**{**vars(config), "THREADS": 64, "GRID": 2})
 
 
@@ -45,8 +47,8 @@ class Devices:
         outs = [np.full(term.shape, np.nan, term.dtype) for term in terms]
         config = small_config(name, terms[0].dtype, self.ranks, step)
         kernel = f"all_reduce_{algo}"
-        source = kernels.translation_unit(kernel, config)
-        built = cpu_cuda.build(kernel, source, kernels.source_dir(), self.mode)
+        unit = source.translation_unit(kernel, config)
+        built = cpu_cuda.build(kernel, unit, source.source_dir(), self.mode)
         for rank in range(self.ranks) if who is None else who:
             arguments = (
                 self.slabs,
@@ -200,7 +202,7 @@ def test_sums_of_any_number_of_epochs(algo):
     devices = Devices(2, "check")
     words = [slab.view(np.uint32) for slab in devices.slabs]
     config = small_config("mxfp4", np.float16, 2)
-    last = configs.MEETINGS * config.GRID * 2
+    last = MEETINGS * config.GRID * 2
     for slab in words:
         slab[: last + config.GRID] = 2**32 - 2
     calls = [numbers(2, 100, np.float16, seed) for seed in range(4)]

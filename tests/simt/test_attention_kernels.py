@@ -9,9 +9,8 @@ from assertions import assert_bounded, assert_exact
 from truth.reference import unit_roundoff
 
 from cutpq.array import to_numpy
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
-from cutpq.model.attention import attention, rotate_qkv, softmax
+from cutpq.kernels import load as kernels
+from cutpq.model.attention import attention, rotate_qkv, softmax, softmax_config
 from cutpq.model.cache import Batch, Cache
 from cutpq.ops import score_chunks
 from cutpq.ops.score_chunks import Chunk
@@ -153,7 +152,7 @@ def probabilities(scores, seen, scale, dtype):
     p = np.exp(d)
     p /= np.maximum(p.sum(-1, keepdims=True), 1)
     away = np.where(seen, np.abs(d), 0)
-    threads = configs.softmax_config(scores.shape[-1], 0).THREADS
+    threads = softmax_config(scores.shape[-1], 0).THREADS
     additions = 8 * -(-scores.shape[-1] // (8 * threads)) + 6 + threads // 32
     # two roundings of the exponent, here and on average in the sum; exp to 2 units, twice; the sum; 1 / sum, product
     relative = 2 * EPS * (away + (p * away).sum(-1, keepdims=True)) + (8 + additions + 2) * EPS

@@ -139,7 +139,7 @@ def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 def test_blocks_of_several_tiles(monkeypatch, checked_xp, name, algo):
     """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
-    monkeypatch.setattr("cutpq.kernels.config.MOST_BLOCKS", 2)
+    monkeypatch.setattr("cutpq.codecs.config.MOST_BLOCKS", 2)
     assert_kernels_follow(monkeypatch, checked_xp, name, real(5 * 2048 + 77))
 
     def on_rank(comm):

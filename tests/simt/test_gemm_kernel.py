@@ -11,10 +11,11 @@ from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import as_scattered, random_weight
 
 from cutpq.array import ceil_div, to_numpy
-from cutpq.kernels import config as configs
-from cutpq.kernels import kernel as kernels
+from cutpq.kernels import load as kernels
+from cutpq.kernels.config import FLOAT16 as FLOAT16_CODE
+from cutpq.kernels.config import Device
 from cutpq.ops import formulas as ref
-from cutpq.ops import gemm
+from cutpq.ops import gemm, gemm_config
 from cutpq.ops.gemm import gated_matmul, matmul
 from cutpq.weights.pack import SCALE_LOOKUPS, interleave, pack
 from cutpq.weights.permutation import permute_columns
@@ -43,11 +44,11 @@ def cut(monkeypatch):
     """Cut K into so many parts."""
 
     def into(cuts):
-        monkeypatch.setattr(configs, "_cuts", lambda config, problem, device: cuts)
-        configs.select_gemm.cache_clear()
+        monkeypatch.setattr(gemm_config, "_cuts", lambda config, problem, device: cuts)
+        gemm_config.select_gemm.cache_clear()
 
     yield into
-    configs.select_gemm.cache_clear()
+    gemm_config.select_gemm.cache_clear()
 
 
 @pytest.fixture
@@ -56,13 +57,13 @@ def shape(monkeypatch):
 
     def take(shape, slab):
         def candidates(problem):
-            return [[configs._gemm_config(problem, 8 if problem.M <= 8 else 16, shape, slab)]]
+            return [[gemm_config._gemm_config(problem, 8 if problem.M <= 8 else 16, shape, slab)]]
 
-        monkeypatch.setattr(configs, "_candidates", candidates)
-        configs.select_gemm.cache_clear()
+        monkeypatch.setattr(gemm_config, "candidates", candidates)
+        gemm_config.select_gemm.cache_clear()
 
     yield take
-    configs.select_gemm.cache_clear()
+    gemm_config.select_gemm.cache_clear()
 
 
 def contiguous(K, size):
@@ -101,7 +102,7 @@ def test_every_tile_of_tokens(xp, M, dtype):
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 def test_many_tokens_go_by_plain_weights(xp, dtype):
     """With a bias, which bfloat16 does not hold in one number."""
-    check(xp, random_weight(96, 264, 32, bias=True), configs.DEQUANT_FROM, dtype)
+    check(xp, random_weight(96, 264, 32, bias=True), gemm_config.DEQUANT_FROM, dtype)
 
 
 def test_no_tokens():
@@ -132,18 +133,18 @@ GROUPS = {
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_kind_of_groups(checked_xp, cut, shape, name, symmetric):
-    cut(1), shape(configs._SMALLER, 32)  # so that a block goes down several units
+    cut(1), shape(gemm_config._SMALLER, 32)  # so that a block goes down several units
     check(checked_xp, random_weight(**GROUPS[name], symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups", "act_order"])
 def test_every_kind_of_groups_in_bfloat16(checked_xp, cut, shape, name):
-    cut(1), shape(configs._SMALLER, 32)
+    cut(1), shape(gemm_config._SMALLER, 32)
     check(checked_xp, random_weight(**GROUPS[name]), 3, BFLOAT16)
 
 
 def test_units_that_reach_beyond_the_rows_of_an_act_order(checked_xp, shape):
-    shape(configs._NARROW, 32)  # 256 rows, of which there are 72
+    shape(gemm_config._NARROW, 32)  # 256 rows, of which there are 72
     check(checked_xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
 
 
@@ -186,17 +187,17 @@ def test_parts_of_a_column(checked_xp, cut, M, N, cuts):
 @pytest.mark.parametrize("M", [5, 13])
 @pytest.mark.parametrize("name", ["_MEDIUM", "_NARROW", "_LONG", "_LONG_NARROW", "_SMALLER"])
 def test_every_shape_of_block(checked_xp, shape, name, M, slab):
-    shape(getattr(configs, name), slab)
+    shape(getattr(gemm_config, name), slab)
     check(checked_xp, random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True), M)
 
 
 @pytest.mark.parametrize("M", [1, 16])
 def test_few_columns_are_cut_and_many_are_not(M):
     """And never into more parts than there are units."""
-    device = configs.Device(90, 132)
+    device = Device(90, 132)
     for N, K in [(64, 8192), (8192, 3584), (57344, 8192), (64, 64)]:
-        problem = configs.GemmProblem(M, N, K, configs.FLOAT16, "uniform", 128, 8)
-        config, cuts = configs.select_gemm(problem, device)
+        problem = gemm_config.GemmProblem(M, N, K, FLOAT16_CODE, "uniform", 128, 8)
+        config, cuts = gemm_config.select_gemm(problem, device)
         assert 1 <= cuts <= ceil_div(K, config.block_k)
         assert (cuts > 1) == (N == 64 and K > 64)
         assert not config.objections(device)

@@ -1,0 +1,67 @@
+"""The constants of the codec kernels: what Element and Scale say, as tile/ in cuda_src names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..array import ceil_div
+from ..kernels.config import Config, weighted_row_bytes
+from .formats import RULES, Element, Scale, carry_threshold
+
+MOST_BLOCKS = 2048
+
+
+@dataclass(frozen=True)
+class WireConfig(Config):
+    """The kernels of a block codec: encode, decode_sum, decode_sum_encode and decode_sum_rmsnorm.
+
+    The facts of formats.Element and formats.Scale, as the headers in tile/ name them; RANKS are added up.
+    """
+
+    ELEMENT_BITS: int
+    MANTISSA_BITS: int
+    ELEMENT_BIAS: int
+    LARGEST_CODE: int
+    ELEMENT_LARGEST: int  # the bits of float32
+    MAX_EXPONENT: int
+    BLOCK: int
+    SCALE_BITS: int
+    SCALE_MANTISSA_BITS: int
+    SCALE_BIAS: int
+    SCALE_SMALLEST: int
+    SCALE_LARGEST: int
+    SCALE_NAN: int
+    RULE: int
+    CARRY_AT: int
+    DTYPE: int
+    RANKS: int
+    THREADS: int = 256
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory of what encodes: two bytes for each scale of a tile."""
+        return 2 * self.THREADS * 8 // self.BLOCK
+
+    def blocks(self, n: int) -> int:
+        """Blocks of the grid for n numbers: tiles of eight a thread, and of many tiles several a block.
+
+        What a block begins with, as the bounds of its share, is then paid for once. MOST_BLOCKS fill a device twice.
+        """
+        return min(max(1, ceil_div(n, 8 * self.THREADS)), MOST_BLOCKS)
+
+    def row_smem_bytes(self, K: int) -> int:
+        """decode_sum_rmsnorm: shared memory for a row of K."""
+        return weighted_row_bytes(self.THREADS, K)
+
+
+def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:
+    """The constants of a codec. A carry threshold T counts from T on; for rceil from the number above it on."""
+    carry_at = int((carry_threshold(element, rule) - 1) * 2**23) + (rule == "rceil")
+    return WireConfig(
+        element.bits, element.mantissa_bits, element.bias, element.largest_code,
+        int(np.float32(element.largest).view(np.uint32)), element.max_exponent, block,
+        scale.bits, scale.mantissa_bits, scale.bias, scale.smallest_code, scale.largest_code, scale.nan_code,
+        RULES.index(rule), carry_at, dtype, ranks,
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""CUDA source to cubin by NVRTC, kept on disk: neither a GPU nor a driver is needed.
+
+Environment:
+    CUTPQ_CACHE_DIR  where compiled kernels are kept; default ~/.cache/cutpq
+    CUTPQ_VERBOSE=1  a line for every kernel that is compiled: architecture, registers, time
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import nvrtc, source
+from .config import Config
+from .source import KernelError
+
+# Variants that a kernel is compiled for; "a" opens the instructions of that architecture alone.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of a compiled kernel."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel on disk."""
+
+    path: Path
+    resources: Resources
+
+
+def architecture(capability: int) -> str:
+    """The variant to compile for a device: 90 -> "sm_90a"."""
+    return f"sm_{capability}a" if capability in (90, 100) else f"sm_{capability}"
+
+
+def compile_kernel(name: str, config: Config, arch: str, major: int | None = None) -> Cubin:
+    """The cubin of a kernel for an architecture such as "sm_90a"; from the cache if it was compiled before.
+
+    major  the CUDA version, as 12 or 13, or None for any that is found
+
+    Raises KernelError if there is no compiler, or if it refuses the kernel.
+    """
+    try:
+        compiler = nvrtc.find(major)
+    except nvrtc.NvrtcMissing as missing:
+        raise KernelError(str(missing)) from None
+    unit = source.translation_unit(name, config)
+    # no -ftz=true: an E8M0 scale of 2^-127 is a subnormal number, and it counts
+    options = [f"-arch={arch}", "-std=c++17", "-lineinfo", "--ptxas-options=-v"]
+    key = hashlib.sha256(repr((unit, options, compiler.version)).encode()).hexdigest()[:24]
+    folder = _cache_dir() / "kernels" / f"{name}-{arch}-{key}"
+    if not (folder / "resources.json").is_file():
+        _compile_into(folder, compiler, name, config, arch, unit, options)
+    resources = Resources(**json.loads((folder / "resources.json").read_text()))
+    return Cubin(folder / f"{name}.cubin", resources)
+
+
+def _compile_into(
+    folder: Path, compiler: nvrtc.Nvrtc, name: str, config: Config, arch: str, unit: str, options: list[str]
+) -> None:
+    """Fill a temporary folder and rename it: many ranks may compile the same kernel at once."""
+    start = time.perf_counter()
+    includes = [f"-I{source.source_dir()}", f"-I{compiler.include}"]
+    try:
+        # the name differs from NAME.cu, which the text includes
+        cubin, log = compiler.compile(unit, f"{name}.unit.cu", [*options, *includes])
+    except nvrtc.CompileError as error:
+        raise KernelError(f"{name} with {config} does not compile for {arch}:\n{error}") from None
+    resources = resources_from(log)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
+        unfinished = Path(temporary) / "done"
+        unfinished.mkdir()
+        (unfinished / f"{name}.cubin").write_bytes(cubin)
+        (unfinished / f"{name}.unit.cu").write_text(unit)
+        (unfinished / "log.txt").write_text(log + "\n")
+        (unfinished / "options.txt").write_text("\n".join(options) + "\n")
+        (unfinished / "resources.json").write_text(json.dumps(vars(resources)))
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another rank was faster, and its result is as good
+            if not (folder / "resources.json").is_file():
+                raise
+    if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
+        seconds = time.perf_counter() - start
+        print(f"cutpq: compiled {name} {config} for {arch}: {resources}, {seconds:.2f} s", file=sys.stderr)
+
+
+def resources_from(log: str) -> Resources:
+    """What `ptxas -v` wrote."""
+    used = re.search(r"Used (\d+) registers", log)
+    stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if not used or not stack:
+        raise KernelError(f"ptxas did not report registers and spills; it said:\n{log}")
+    return Resources(int(used[1]), int(stack[1]), int(stack[2]) + int(stack[3]))
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("CUTPQ_CACHE_DIR") or Path.home() / ".cache" / "cutpq")

@@ -1,0 +1,152 @@
+"""Kernels for the device at hand, launched with checked arguments.
+
+    kernel = load("gather_columns", config, xp)
+    kernel((blocks,), threads, x, perm, y, M, K)          # on CuPy's current stream
+
+Environment:
+    CUTPQ_PRINT_CONFIGS=1 every configuration that is used, once
+    CUTPQ_HOST_KERNELS=1  run the kernels on NumPy arrays, see host.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..array import address, bfloat16
+from . import host, source
+from .compile import architecture, compile_kernel
+from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
+from .source import KernelError, Parameter
+
+SCALARS: dict[str, Any] = {"int": np.int32, "u32": np.uint32, "float": np.float32}
+ELEMENTS = {
+    "half": np.dtype(np.float16),
+    "__nv_bfloat16": bfloat16,
+    "float": np.dtype(np.float32),
+    "int": np.dtype(np.int32),
+    "u32": np.dtype(np.uint32),
+    "u8": np.dtype(np.uint8),
+    "u16": np.dtype(np.uint16),
+}
+
+NULL = np.uint64(0)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled entry point; calling it checks and converts the arguments, and launches."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    types: dict[str, np.dtype]  # the types that the configuration chooses, as act_t
+    function: Any  # cupy.RawKernel, or its twin on the CPU
+
+    def __call__(self, grid: tuple[int, ...], block: int, *args: Any, smem_bytes: int = 0) -> None:
+        if len(args) != len(self._checks):
+            raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
+        converted = tuple([check(arg) for check, arg in zip(self._checks, args, strict=True)])
+        self.function(grid, (block,), converted, shared_mem=smem_bytes)
+
+    @cached_property
+    def _checks(self) -> tuple[Callable[[Any], Any], ...]:
+        """For each parameter what turns an argument into its declared type: made once, since a launch is short."""
+        return tuple(
+            _array_check(f"{self.name}: {p.name}", p.type, self.types) if p.pointer else SCALARS[p.type]
+            for p in self.parameters
+        )
+
+
+def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callable[[Any], Any]:
+    """Returns the array it is given, or raises: contiguous, of the element's type, and aligned as kernels read it."""
+    dtype = types.get(element) or ELEMENTS.get(element)
+    # activations are read in 16-byte words, as is what has no element type
+    align = 16 if dtype is None or element in types else dtype.itemsize
+
+    def check(arg: Any) -> Any:
+        if arg is None:
+            return NULL
+        if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the CPU runtime lays out
+            return arg
+        flags = getattr(arg, "flags", None)
+        if flags is None:
+            raise TypeError(f"{what} must be an array, got {type(arg).__name__}")
+        if not flags.c_contiguous:
+            raise ValueError(f"{what} must be contiguous, got strides {arg.strides} for shape {arg.shape}")
+        if dtype is not None and arg.dtype != dtype:
+            raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
+        if align > 1 and address(arg) % align:
+            raise ValueError(f"{what} must be aligned to {align} bytes, its address is {address(arg):#x}")
+        return arg
+
+    return check
+
+
+def usable(xp: ModuleType) -> bool:
+    """Whether arrays of `xp` can be given to kernels: CuPy's always, NumPy's under CUTPQ_HOST_KERNELS."""
+    return xp is not np or host.is_asked_for()
+
+
+def device(xp: ModuleType) -> Device:
+    """The processor that kernels on arrays of `xp` run on: the current CUDA device, or a small Hopper for the CPU."""
+    if xp is np:
+        return Device(arch=90, sms=4)
+    try:
+        return _gpu(xp, xp.cuda.runtime.getDevice())
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        raise KernelError(f"there is no usable GPU: {error}; NumPy arrays work without one") from None
+
+
+@cache
+def _gpu(xp: ModuleType, device_id: int) -> Device:
+    found = xp.cuda.Device(device_id)
+    return Device(int(found.compute_capability), found.attributes["MultiProcessorCount"])
+
+
+def load(name: str, config: Config, xp: ModuleType) -> Kernel:
+    """The kernel cuda_src/NAME.cu, compiled for `config` and the device that `xp` computes on.
+
+    xp  cupy: for the current device; numpy: for the runtime behind host.py
+
+    Raises KernelError, with the compiler's words.
+    """
+    if xp is np:
+        return _load_on_host(name, config, host.mode())
+    return _load_on_gpu(name, config, xp, xp.cuda.runtime.getDevice())
+
+
+@cache
+def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> Kernel:
+    gpu = device(xp)
+    major = xp.cuda.runtime.runtimeGetVersion() // 1000
+    cubin = compile_kernel(name, config, architecture(gpu.arch), major)
+    function = xp.RawModule(path=str(cubin.path)).get_function(name)
+    function.max_dynamic_shared_size_bytes = gpu.smem_limit  # a launch may ask for more than 48 KiB
+    if config.wants_shared_memory:
+        function.preferred_shared_memory_carveout = 100
+    _announce(name, config)
+    return Kernel(name, source.signature(name), _types(config), function)
+
+
+def _announce(name: str, config: Config) -> None:
+    if os.environ.get("CUTPQ_PRINT_CONFIGS", "0") != "0":
+        print(f"cutpq: {name} {config}", file=sys.stderr)
+
+
+def _types(config: Config) -> dict[str, np.dtype]:
+    dtypes = {FLOAT16: np.dtype(np.float16), BFLOAT16: bfloat16, FLOAT32: np.dtype(np.float32)}
+    return {name: dtypes[code] for name, code in config.types().items()}
+
+
+@cache
+def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
+    function = host.runtime().build(name, source.translation_unit(name, config), source.source_dir(), mode)
+    _announce(name, config)
+    return Kernel(name, source.signature(name), _types(config), function)

@@ -1,0 +1,80 @@
+"""Every kernel with the configurations that stand for all: what tests compile and bench/kernels.py lists."""
+
+from __future__ import annotations
+
+from .codecs.config import WireConfig, wire_config
+from .codecs.formats import ELEMENTS, SCALES
+from .kernels.config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
+from .model.attention import RotateConfig, softmax_config
+from .ops.activation import ActivationConfig, activation_code
+from .ops.dequant import DequantConfig
+from .ops.gather import GatherConfig, RmsnormConfig
+from .ops.gemm_config import GemmProblem, candidates, select_gemm, with_stages
+from .ranks.slab import peer_config
+
+# Codecs that stand for all in the compile test: every width of an element and every format of a scale.
+_SHIPPED_CODECS = (
+    ("e2m1", 32, "e8m0", "floor"), ("e2m1", 16, "e4m3", "even"), ("e2m0", 8, "e4m0", "even"),
+    ("e2m2", 128, "e5m0", "rceil"), ("e3m2", 32, "e8m0", "floor"), ("e4m3", 64, "float16", "rceil"),
+    ("int7", 32, "e8m0", "floor"), ("int2", 8, "e8m0", "floor"),
+)  # fmt: skip
+
+
+def _shipped_wires() -> list[tuple[str, Config]]:
+    def config(codec: tuple[str, int, str, str], dtype: int, ranks: int = 1) -> WireConfig:
+        element, block, scale, rule = codec
+        return wire_config(ELEMENTS[element], block, SCALES[scale], rule, dtype, ranks)
+
+    mxfp4, dtypes = _SHIPPED_CODECS[0], (FLOAT16, BFLOAT16, FLOAT32)
+    made: list[tuple[str, Config]] = [("encode", config(mxfp4, dtype)) for dtype in dtypes[1:]]
+    made += [("encode", config(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
+    made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
+    made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
+    made += [("decode_sum_encode", config(codec, FLOAT16, 8)) for codec in _SHIPPED_CODECS[:4]]
+    facts = ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor"
+    for kernel, steps in ("all_reduce_oneshot", range(3)), ("all_reduce_twoshot", range(4)):
+        made += [(kernel, peer_config(facts, FLOAT16, 8, step)) for step in steps]
+        made += [(kernel, peer_config(None, dtype, 4)) for dtype in dtypes]
+    return made + [("decode_sum_rmsnorm", config(mxfp4, dtype, ranks)) for dtype in dtypes[:2] for ranks in (1, 8)]
+
+
+def shipped(arch: int) -> list[tuple[str, Config]]:
+    """Every kernel with the configurations that the choices above make for a device: what tests compile.
+
+    Of gemm_w4a16 every shape of block for groups of 128, one shape for other groups. Group sizes and zero points that
+    other weights have are compiled when they are met.
+    """
+    dtypes = (FLOAT16, BFLOAT16)
+    groups = [("uniform", size) for size in (0, 32, 128)] + [("ascending", 0), ("scattered", 0)]
+    problems = [
+        GemmProblem(M, 4096, 4096, dtype, scale_lookup, size, zero)
+        for M in (8, 16, 32, 64)
+        for dtype in dtypes
+        for scale_lookup, size in groups
+        for zero in (8, None)
+    ]
+    activated = [
+        GemmProblem(M, 4096, 4096, FLOAT16, "uniform", 128, 8, activation, gated)
+        for M in (8, 16, 32, 64)
+        for activation, gated in (("silu", True), ("gelu_tanh", False))
+    ]
+    device = Device(arch, 108)
+    chosen = [select_gemm(problem, device)[0] for problem in problems + activated]
+    shapes = [with_stages(c, device) for p in problems if p.group_size == 128 for tier in candidates(p) for c in tier]
+    gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
+    dequant = [
+        ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
+        for bits in (2, 3, 4, 8)
+        for dtype in dtypes
+        for lookup in (False, True)
+    ]
+    rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
+    activations = [
+        ("activation", ActivationConfig(dtype, activation_code(kind), gated))
+        for dtype in dtypes
+        for kind, gated in (("silu", True), ("gelu", False), ("gelu_tanh", False))
+    ]
+    attention: list[tuple[str, Config]] = [("rotate_qkv", RotateConfig(dtype)) for dtype in dtypes]
+    attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
+    others = [("gather_columns", GatherConfig()), *rmsnorm, *activations, *(("gemm_w4a16", config) for config in gemm)]
+    return [*dequant, *others, *attention, *_shipped_wires()]
