@@ -202,7 +202,7 @@ def test_predict_without_a_compiler_says_what_to_install(monkeypatch, capsys) ->
     def missing(name, config, arch):
         raise kernels.KernelError(nvrtc.INSTALL)
 
-    monkeypatch.setattr(kernels, "compile_kernel", missing)
+    monkeypatch.setattr(machine_code, "compile_kernel", missing)
     machine_code.unit_code.cache_clear()
     assert gemm.main(["--predict", "--tp", "1", "--m", "1"]) == 2
     assert "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
