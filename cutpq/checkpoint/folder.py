@@ -13,6 +13,7 @@ from ..weights.weight import QuantWeight
 from . import awq, compressed_tensors, gptq
 from .claims import ModuleFacts, ModuleSpec, claimed
 from .errors import CheckpointError
+from .groups import FLOATS
 from .tensors import Tensors, natural_key, read_json
 
 # A selection of rows or columns: all, a slice, or integers in the order wanted.
@@ -110,6 +111,14 @@ class Checkpoint:
         """Shape of a tensor as it is stored, from the header."""
         self._check_known(name, self._tensors.names(), "tensor")
         return self._tensors.shape(name)
+
+    def check_tensor(self, name: str, shape: tuple[int | str, ...]) -> tuple[int, ...]:
+        """The shape of a float tensor (float16, bfloat16 or float32) that must have this one; a letter leaves it free.
+
+        Raises CheckpointError, naming file and tensor, for another shape or dtype and for a dimension of 0.
+        """
+        self._check_known(name, self._tensors.names(), "tensor")
+        return self._tensors.check(name, shape, *FLOATS)
 
     def files(self) -> list[str]:
         """Names of the safetensors files within the folder."""

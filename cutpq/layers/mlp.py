@@ -45,17 +45,20 @@ class Mlp:
 
         Every rank reads its own part from the files. `scheme`: one of cutpq.SCHEMES, or "auto".
         `codec` and `algo` are those of the all_reduce. Modules that are not quantized run too.
-        Raises CheckpointError where the checkpoint has no such MLP, ValueError for an unknown scheme or activation,
-        for shapes that do not fit, and for a scheme that needs more groups than there are ranks.
+        Raises CheckpointError where the checkpoint has no such MLP or the shapes of its modules contradict each other,
+        ValueError for an unknown scheme or activation, and for a scheme that needs more groups than there are.
         """
         modules = mlp_modules(ckpt, layer) if modules is None else modules
-        gate: Source | None = None
+        gate: WeightInFile | None = None
         up = WeightInFile.whole(ckpt, modules.up)
         if modules.fused:
             gate, up = up.halves()
         elif modules.gate is not None:
             gate = WeightInFile.whole(ckpt, modules.gate)
         down = WeightInFile.whole(ckpt, modules.down)
+        if gate is not None:
+            gate.expect(up.K, up.N, f"as {modules.up} has")
+        down.expect(up.N, None, f"for the columns of {modules.up}")
         return cls._build(gate, up, down, comm, scheme, modules.activation, codec, algo)
 
     @classmethod

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, move
+from ..array import Array, array_module, move
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..trace import span
@@ -33,10 +33,23 @@ class WeightInFile:
         plain = name + ".weight"
         if not ckpt.has(plain) and name not in ckpt.weights():
             raise CheckpointError(f"{ckpt.folder}: expected a quantized module {name} or {plain}, found neither")
-        if ckpt.has(plain) and len(ckpt.tensor_shape(plain)) != 2:
-            raise CheckpointError(f"{ckpt.folder}: {plain}: expected shape (N, K), found {ckpt.tensor_shape(plain)}")
+        if ckpt.has(plain):
+            N, _ = ckpt.check_tensor(plain, ("N", "K"))
+            if ckpt.has(name + ".bias"):
+                ckpt.check_tensor(name + ".bias", (N,))
         found = cls(ckpt, name, 0, 0)
         return replace(found, last=found.shape[1])
+
+    def expect(self, K: int | None, N: int | None, why: str) -> None:
+        """Raise CheckpointError, which names file and tensor, unless the shape is (K, N); None leaves one free."""
+        if K in (None, self.K) and N in (None, self.N):
+            return
+        place, name = self.ckpt.folder, self.name
+        if self.is_plain:
+            name += ".weight"
+            place /= self.ckpt.file_of(name)
+        wanted = f"({'K' if K is None else K}, {'N' if N is None else N})"
+        raise CheckpointError(f"{place}: {name}: expected (K, N) = {wanted} {why}, found ({self.K}, {self.N})")
 
     def columns(self, first: int, last: int) -> WeightInFile:
         """Columns first .. last of these columns: one part of a fused module."""
@@ -108,10 +121,6 @@ def _read_plain(source: WeightInFile, rows: Index, columns: Index) -> PlainWeigh
     name = source.name + ".weight"
     window = columns if isinstance(columns, slice) else slice(int(columns.min()), int(columns.max()) + 1)
     stored = source.ckpt.tensor(name, rows=window)
-    if stored.dtype not in (np.float16, bfloat16, np.float32):
-        raise CheckpointError(
-            f"{source.ckpt.folder}: {name}: expected float16, bfloat16 or float32, found {stored.dtype}"
-        )
     if not isinstance(columns, slice):
         stored = stored[columns - window.start]
     # Some rows are copied: a view of them would keep the whole matrix in memory.

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from ..array import Array
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.mlp_names import MlpModules, mlp_modules
 from ..codecs.codec import Codec
 from ..layers.source import WeightInFile
 from ..ranks.communicator import Communicator
@@ -45,11 +46,7 @@ class Reader:
     def source(self, name: str, K: int, N: int) -> WeightInFile:
         """A module that must be (K, N)."""
         source = WeightInFile.whole(self.ckpt, name)
-        if (source.K, source.N) != (K, N):
-            raise CheckpointError(
-                f"{self.ckpt.folder}: {name}: expected (K, N) = ({K}, {N}) by config.json, "
-                f"found ({source.K}, {source.N})"
-            )
+        source.expect(K, N, "by config.json")
         return source
 
     def qkv(self, prefix: str) -> Sequence[WeightInFile]:
@@ -60,6 +57,14 @@ class Reader:
             fused = self.source(prefix + d.qkv[0], d.hidden, ends[-1])
             return [fused.columns(i, j) for i, j in pairwise(ends)]
         return [self.source(prefix + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
+
+    def mlp(self, layer: int) -> MlpModules:
+        """The modules of a block's MLP, which must read and make the hidden features of config.json."""
+        modules = mlp_modules(self.ckpt, layer)
+        for name in modules.first:
+            WeightInFile.whole(self.ckpt, name).expect(self.decoder.hidden, None, "by config.json")
+        WeightInFile.whole(self.ckpt, modules.down).expect(None, self.decoder.hidden, "by config.json")
+        return modules
 
     def output_scheme(self, output: WeightInFile) -> str:
         """The scheme of attention's output projection: the one asked for, or the plan's where that is impossible."""
@@ -81,10 +86,11 @@ class Reader:
         return self.comm.xp.asarray(self.ckpt.tensor(name))
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise unless there is a tensor of this name and shape."""
+        """Raise unless there is a float tensor of this name and shape."""
         found = self.ckpt.tensor_shape(name)
         if found != shape:
             raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
+        self.ckpt.check_tensor(name, shape)
 
     def check_biases(self, prefix: str) -> None:
         """Raise where a module of the block lacks the bias that its family has."""

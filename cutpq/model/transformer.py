@@ -21,7 +21,6 @@ import numpy as np
 
 from ..array import Array, bfloat16
 from ..checkpoint.folder import Checkpoint, open_checkpoint
-from ..checkpoint.mlp_names import mlp_modules
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
 from ..layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -146,7 +145,7 @@ class Block:
         prefix, d = reader.decoder.block.format(layer) + ".", reader.decoder
         reader.check_biases(prefix)
         self.attention = Attention(reader, prefix)
-        modules = mlp_modules(reader.ckpt, layer)
+        modules = reader.mlp(layer)
         self.mlp = Mlp.from_checkpoint(
             reader.ckpt, comm=reader.comm, scheme=reader.scheme, modules=modules, codec=reader.codec, algo=reader.algo
         )

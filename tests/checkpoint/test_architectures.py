@@ -1,7 +1,7 @@
 """Which modules form an MLP, by the names that real models have."""
 
 import pytest
-from make_checkpoint import write_checkpoint
+from make_checkpoint import edit_tensors, write_checkpoint
 
 from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
@@ -45,6 +45,22 @@ def test_layer_without_mlp_is_named(tmp_path):
     write_checkpoint(tmp_path, family="llama", layers=2)
     with pytest.raises(CheckpointError, match="no MLP in layer 7; layers 0 to 1 have one"):
         mlp_modules(open_checkpoint(tmp_path), 7)
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 5000], ids=["superscript", "arabic digit", "5000 digits"])
+def test_a_layer_whose_number_is_none_is_sorted_too(tmp_path, number):
+    """int() refuses the first and the last, isdigit() does not."""
+    write_checkpoint(tmp_path, family="llama", layers=2)
+    edit_tensors(tmp_path, lambda tensors: rename(tensors, "layers.1", f"layers.{number}"))
+    found = [down for _, _, down, _ in names(tmp_path)]
+    assert sorted(found) == sorted(f"model.layers.{n}.mlp.down_proj" for n in ("0", number))
+    with pytest.raises(CheckpointError, match="found no MLP in layer 1; "):
+        mlp_modules(open_checkpoint(tmp_path), 1)
+
+
+def rename(tensors, old, new):
+    for name in list(tensors):
+        tensors[name.replace(old, new)] = tensors.pop(name)
 
 
 def test_layers_are_in_natural_order(tmp_path):

@@ -221,7 +221,7 @@ def test_ranks_hold_only_the_key_value_heads_that_they_need(tmp_path) -> None:
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-def told(folder: Path, use=None, tp: int = 2, **options) -> str:
+def told(folder: Path, use=None, tp: int = 2, error: type[Exception] = ValueError, **options) -> str:
     """The message of the error that every rank raises, the same on all."""
 
     def rank(comm):
@@ -229,8 +229,8 @@ def told(folder: Path, use=None, tp: int = 2, **options) -> str:
             model = load_model(folder, comm, **options)
             if use is not None:
                 use(model)
-        except (ValueError, CheckpointError) as error:
-            return str(error)
+        except error as e:
+            return str(e)
         return "no error"
 
     messages = run_threads(tp, rank)
@@ -284,7 +284,11 @@ def test_a_cache_longer_than_learned_positions_is_refused(tmp_path) -> None:
         ("llama", {"partial_rotary_factor": 0.5}, "all features of a head rotated, found 0.5"),
         ("llama", {"num_hidden_layers": 3}, "expected a quantized module model.layers.2.self_attn.o_proj or model"),
         ("llama", {"vocab_size": 102}, "model.embed_tokens.weight: expected shape (102, 64) by config.json"),
-        ("llama", {"head_dim": 8}, "self_attn.o_proj: expected (K, N) = (64, 64) by config.json, found (96, 64)"),
+        (
+            "llama",
+            {"head_dim": 8},
+            "o_proj.weight: expected (K, N) = (64, 64) by config.json, found (96, 64)",
+        ),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window: expected false"),
         ("gpt_bigcode", {"multi_query": False}, "multi_query: expected true"),
         ("gpt_bigcode", {"n_head": 7}, "n_head: expected a divisor of n_embd=64, found 7"),
@@ -318,6 +322,24 @@ def test_a_missing_tensor_is_named_on_every_rank(family, name, tmp_path) -> None
     message = told(tmp_path)
     assert str(tmp_path) in message
     assert name.removesuffix(".weight") in message or "layer 1" in message
+
+
+MLP = "model.layers.1.mlp."
+
+
+@pytest.mark.parametrize(
+    "swapped",
+    [("gate_proj",), ("up_proj",), ("down_proj",), ("gate_proj", "up_proj"), ("gate_proj", "up_proj", "down_proj")],
+    ids="+".join,
+)
+def test_mlp_shapes_that_contradict_each_other_are_named_on_every_rank(swapped, tmp_path) -> None:
+    """Weights stored transposed. Where all three are, they fit each other and contradict config.json alone."""
+    write_model(tmp_path)
+    names = [f"{MLP}{child}.weight" for child in swapped]
+    edit_tensors(tmp_path, lambda tensors: tensors.update({n: np.ascontiguousarray(tensors[n].T) for n in names}))
+    message = told(tmp_path, error=CheckpointError)
+    assert str(tmp_path / "model.safetensors") in message
+    assert any(f"{name}: expected " in message for name in names), message
 
 
 def test_wrong_options_are_named_on_every_rank(tmp_path) -> None:
