@@ -233,7 +233,7 @@ def make_case(layer: Layer, scheme: str, copies: int, xp: ModuleType) -> Case:
 
     `rows` has the order of x: where the rank gathers x's columns itself, that of the disk.
     """
-    order = layer.order()
+    order = layer.g_idx()
     if scheme == "plain":
         order = np.arange(layer.total_K, dtype=np.int32) // GROUP_SIZE
     elif scheme == "tp-aware":

@@ -159,7 +159,7 @@ class Job:
     def describe(self, tp: int) -> list[str]:
         """The job as header lines."""
         K, H, N = self.sizes
-        orders = sum(not is_ordered(self.ckpt.order(m.down)) for m in self.mlps)
+        orders = sum(not is_ordered(self.ckpt.g_idx(m.down)) for m in self.mlps)
         layers = f"{len(self.mlps)} MLPs, times are of one" if len(self.mlps) > 1 else "1 MLP"
         lines = [
             f"# {self.title}: {layers}; K={K} H={H} N={N} group_size={self.group_size} tp={tp}; "
@@ -233,7 +233,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
 
 def refuse(job: Job, tp: int) -> dict[str, str]:
     """Schemes that are not possible on so many ranks, and why."""
-    return refusals(min(count_groups(job.ckpt.order(m.down)) for m in job.mlps), tp)
+    return refusals(min(count_groups(job.ckpt.g_idx(m.down)) for m in job.mlps), tp)
 
 
 def outcome(result: Result, naive: Result | None, targets: list[Target], twins: bool) -> Row:
@@ -316,7 +316,7 @@ def target(job: Job, modules: MlpModules, x: np.ndarray, tp: int, columns: np.nd
 
 def largest_terms(job: Job, modules: MlpModules, x: np.ndarray, tp: int, columns: np.ndarray) -> list[np.ndarray]:
     """How large the partial sum of each rank under tp-aware may be, (M, columns) float64 each."""
-    g_idx = job.ckpt.order(modules.down)
+    g_idx = job.ckpt.g_idx(modules.down)
     sorted_rows = np.argsort(g_idx, kind="stable")
     found = []
     for rank, rows in enumerate(np.split(sorted_rows, cq.group_bounds(g_idx, tp)[1:-1])):

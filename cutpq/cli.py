@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .checkpoint.claims import ModuleFacts
+from .checkpoint.claims import Inspection
 from .checkpoint.errors import CheckpointError, CheckpointWarning
 from .checkpoint.folder import Checkpoint, open_checkpoint
 from .checkpoint.mlp_names import module_role
@@ -128,8 +128,8 @@ def _inspect(args: argparse.Namespace) -> None:
     ckpt = open_checkpoint(args.dir)
     names = tqdm(ckpt.weights(), desc="reading", unit="module", delay=2, disable=None, leave=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # facts have it as a note
-        modules = [_describe(ckpt, ckpt.facts(name)) for name in names]
+        warnings.simplefilter("ignore", CheckpointWarning)  # an Inspection has it as a note
+        modules = [_describe(ckpt, ckpt.inspect(name)) for name in names]
     if args.json:
         print(json.dumps({"folder": str(ckpt.folder), "files": ckpt.files(), "modules": modules}, indent=2))
         return
@@ -151,23 +151,23 @@ def _inspect(args: argparse.Namespace) -> None:
     notes.print()
 
 
-def _describe(ckpt: Checkpoint, facts: ModuleFacts) -> dict[str, Any]:
-    groups = count_groups(ckpt.order(facts.name))
-    row_parallel = module_role(facts.name) == "row"
+def _describe(ckpt: Checkpoint, found: Inspection) -> dict[str, Any]:
+    groups = count_groups(ckpt.g_idx(found.name))
+    row_parallel = module_role(found.name) == "row"
     return {
-        "name": facts.name,
-        "K": facts.K,
-        "N": facts.N,
-        "bits": facts.bits,
-        "group_size": facts.group_size,
+        "name": found.name,
+        "K": found.K,
+        "N": found.N,
+        "bits": found.bits,
+        "group_size": found.group_size,
         "groups": groups,
-        "order": facts.order,
-        "zeros": facts.zeros.decided,
-        "sym": facts.sym,
+        "order": found.order_kind,
+        "zeros": found.zeros.decided,
+        "sym": found.sym,
         "max_tp": groups if row_parallel else None,
         "equal_tp": [tp for tp in _TP_SIZES if groups % tp == 0] if row_parallel else None,
-        "claims": asdict(facts.spec),
-        "notes": list(facts.notes),
+        "claims": asdict(found.spec),
+        "notes": list(found.notes),
     }
 
 

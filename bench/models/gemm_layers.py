@@ -44,7 +44,7 @@ class Layer:
         """Groups that this rank's rows belong to where the ranks share the rows as they come."""
         return min(self.K, ceil_div(self.total_K, GROUP_SIZE))
 
-    def order(self) -> np.ndarray:
+    def g_idx(self) -> np.ndarray:
         """g_idx of the whole weight as act-order leaves it."""
         return random_order(f"order of {self.layer}", self.total_K, GROUP_SIZE)
 
@@ -53,7 +53,7 @@ class Layer:
         if not self.shares_rows:
             return slice(0, self.K)
         sorted_first = scheme in ("plain", "tp-aware")
-        bounds = group_bounds(self.order(), self.tp) if sorted_first else even_bounds(self.total_K, self.tp, 8)
+        bounds = group_bounds(self.g_idx(), self.tp) if sorted_first else even_bounds(self.total_K, self.tp, 8)
         return slice(0, int(bounds[1]))
 
 

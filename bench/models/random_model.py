@@ -95,7 +95,7 @@ class RandomModel:
         """(K, N) of a module."""
         return self._modules[name]
 
-    def order(self, name: str) -> np.ndarray:
+    def g_idx(self, name: str) -> np.ndarray:
         """g_idx; modules that take the same x share it."""
         child = name.rpartition(".")[2]
         return random_order(_SHARED.get(child, child), self.shape(name)[0], self.group_size)
@@ -107,7 +107,7 @@ class RandomModel:
     def weight(self, name: str, rows: Selection = None, columns: Selection = None) -> QuantWeight:
         """A quantized module, or rows and columns of it."""
         biased = not self.shape_of_model.gated
-        return random_weight(name, self.shape(name), self.order(name), self.group_size, rows, columns, biased)
+        return random_weight(name, self.shape(name), self.g_idx(name), self.group_size, rows, columns, biased)
 
     def tensors(self) -> list[str]:
         """Names of the tensors that are not quantized."""

@@ -67,7 +67,7 @@ class RandomCheckpoint:
         """(K, N) of gate, up or down."""
         return (self.mlp.H, self.mlp.N) if name == "down" else (self.mlp.K, self.mlp.H)
 
-    def order(self, name: str) -> np.ndarray:
+    def g_idx(self, name: str) -> np.ndarray:
         """g_idx as act-order leaves it: full groups, scattered."""
         what = "order of down" if name == "down" else "order of gate and up"
         return random_order(what, self.shape(name)[0], self.group_size)
@@ -83,7 +83,7 @@ class RandomCheckpoint:
     def weight(self, name: str, rows: Selection = None, columns: Selection = None) -> QuantWeight:
         """gate, up or down, or these rows and columns of it; g_idx and scales as Checkpoint.weight gives them."""
         return random_weight(
-            name, self.shape(name), self.order(name), self.group_size, rows, columns, not self.mlp.gated
+            name, self.shape(name), self.g_idx(name), self.group_size, rows, columns, not self.mlp.gated
         )
 
 

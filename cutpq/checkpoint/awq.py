@@ -10,13 +10,11 @@ Row k is in group k // group_size. AWQ's other layouts (gemv, gemv_fast, llm-awq
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..weights.weight import QuantWeight
 from . import groups
-from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
+from .claims import Config, Inspection, Layout, ModuleSpec, ZeroConvention, check_bits, check_group_size
 from .errors import CheckpointError
 from .tensors import Tensors
 
@@ -32,14 +30,17 @@ _STORES_Z = ZeroConvention("v2", "v2", "AWQ stores z itself")
 _BLOCK = 1 << 22
 
 
-def check_config(config: dict[str, Any], where: str) -> None:
+def check_config(config: Config) -> None:
     """Raise CheckpointError for a config whose layout is not read here."""
-    claims(config, "", where)
+    claims(config, "")
 
 
-def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
-    """What a quantization config says; AWQ has no overrides by module."""
-    label = claimed(config, where, ("version", "checkpoint_format", "format"), str, "gemm").lower()
+def claims(config: Config, module: str) -> ModuleSpec:
+    """What a quantization config says; AWQ has no overrides by module.
+
+    Raises CheckpointError for another layout, number of bits or group size than are read here.
+    """
+    where, label = config.where, config.word(("version", "checkpoint_format", "format"), "gemm").lower()
     if label != "gemm":
         raise CheckpointError(
             f"{where}: expected AWQ version gemm, found {label}, another layout; export the model again as gemm"
@@ -47,49 +48,47 @@ def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
     return ModuleSpec(
         format="awq",
         label=label,
-        bits=check_bits(claimed(config, where, ("bits", "w_bit", "wbits"), int, 4), where, (4,)),
-        group_size=check_group_size(claimed(config, where, ("group_size", "q_group_size"), int, 128), where),
+        bits=check_bits(config.integer(("bits", "w_bit", "wbits"), 4), where, (4,)),
+        group_size=check_group_size(config.integer(("group_size", "q_group_size"), 128), where),
         desc_act=False,
-        sym=not claimed(config, where, ("zero_point",), bool, True),
+        sym=not config.flag("zero_point", True),
     )
 
 
 def shape(tensors: Tensors, name: str, spec: ModuleSpec) -> tuple[int, int]:
     """(K, N) of a module."""
-    K, N, _ = _layout(tensors, name, spec)
-    return K, N
+    layout = _layout(tensors, name, spec)
+    return layout.K, layout.N
 
 
-def order(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
+def g_idx(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
     """(K,) int32: row k is in group k // group_size."""
-    K, _, _ = _layout(tensors, name, spec)
-    return groups.trivial_order(K, spec.group_size)
+    return groups.trivial_order(_layout(tensors, name, spec).K, spec.group_size)
 
 
 def weight(
     tensors: Tensors, name: str, spec: ModuleSpec, rows: slice | np.ndarray, columns: slice | np.ndarray
 ) -> QuantWeight:
     """The rows and columns asked for (slices of step 1, or integers); all groups are kept."""
-    K, N, G = _layout(tensors, name, spec)
-    chosen = np.arange(N)[columns]
+    layout = _layout(tensors, name, spec)
+    chosen = np.arange(layout.N)[columns]
     return QuantWeight(
-        codes=_read_codes(tensors, f"{name}.qweight", np.arange(K)[rows], chosen),
+        codes=_read_codes(tensors, f"{name}.qweight", np.arange(layout.K)[rows], chosen),
         scales=groups.read_scales(tensors, f"{name}.scales", columns),
         zeros=unpack(tensors.read(f"{name}.qzeros"), chosen),
-        g_idx=groups.trivial_order(K, spec.group_size)[rows],
+        g_idx=groups.trivial_order(layout.K, spec.group_size)[rows],
         bits=spec.bits,
-        group_size=groups.rows_per_group(K, G, spec.group_size),
-        bias=groups.read_bias(tensors, f"{name}.bias", N, columns),
+        group_size=layout.rows_per_group,
+        bias=groups.read_bias(tensors, f"{name}.bias", layout.N, columns),
     )
 
 
-def facts(tensors: Tensors, name: str, spec: ModuleSpec) -> ModuleFacts:
+def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
-    K, N, G = _layout(tensors, name, spec)
-    sym = bool((unpack(tensors.read(f"{name}.qzeros"), np.arange(N)) == 1 << (spec.bits - 1)).all())
+    layout = _layout(tensors, name, spec)
+    sym = bool((unpack(tensors.read(f"{name}.qzeros"), np.arange(layout.N)) == 1 << (spec.bits - 1)).all())
     notes = ("zero_point is claimed false, but zero points differ from the middle",) if spec.sym and not sym else ()
-    group_size = groups.rows_per_group(K, G, spec.group_size)
-    return ModuleFacts(name, spec, K, N, G, spec.bits, group_size, "absent", _STORES_Z, sym, notes)
+    return Inspection.of(name, spec, layout, order_kind="absent", zeros=_STORES_Z, sym=sym, notes=notes)
 
 
 def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dict[str, np.ndarray]:
@@ -125,13 +124,13 @@ def pack(codes: np.ndarray) -> np.ndarray:
     return words.view(np.int32)
 
 
-def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> tuple[int, int, int]:
-    """(K, N, G) of a module, or CheckpointError where its tensors contradict each other or the config."""
+def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> Layout:
+    """The sizes of a module, or CheckpointError where its tensors contradict each other or the config."""
     K, words = tensors.check(f"{name}.qweight", ("K", "N/8"), "I32")
     G, N = tensors.check(f"{name}.scales", ("G", words * 8), *groups.FLOATS)
     tensors.check(f"{name}.qzeros", (G, words), "I32")
     groups.check_group_count(tensors, f"{name}.scales", G, K, spec.group_size)
-    return K, N, G
+    return Layout(K, N, G, spec.bits, spec.group_size)
 
 
 def _read_codes(tensors: Tensors, tensor: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -14,14 +14,12 @@ as they are stored.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..weights.weight import QuantWeight
 from . import bitstream, groups
-from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
+from .claims import Config, Inspection, Layout, ModuleSpec, ZeroConvention, check_bits, check_group_size
 from .errors import CheckpointError
 from .tensors import Tensors
 
@@ -37,53 +35,39 @@ _ACTORDER = {"group": True, "dynamic": True, "weight": False, "static": False}
 _BLOCK = 1 << 22
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Sizes of a module whose tensors were found to agree with each other and with the config."""
-
-    K: int
-    N: int
-    G: int
-    bits: int
-    group_size: int  # claimed
-    g_idx: str | None  # the tensor's name
-    zeros: str | None
-
-
-def check_config(config: dict[str, Any], where: str) -> None:
+def check_config(config: Config) -> None:
     """Raise CheckpointError unless some group of the config is pack-quantized."""
-    formats = [_format(config, group, f"{where}: {key}") for key, group in _groups(config, where).items()]
+    formats = [_format(config, group) for group in _groups(config).values()]
     if _FORMAT not in formats:
         raise CheckpointError(
-            f"{where}: expected format {_FORMAT}, found {', '.join(formats)}; export the model again as {_FORMAT}"
+            f"{config.where}: expected format {_FORMAT}, found {', '.join(formats)}; "
+            f"export the model again as {_FORMAT}"
         )
 
 
-def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
-    """What a quantization config says of `module`, by the group whose targets name it."""
-    key, group = _group_of(config, module, where)
-    where = f"{where}: {key}"
-    label = _format(config, group, where)
+def claims(config: Config, module: str) -> ModuleSpec:
+    """What a quantization config says of `module`, by the group whose targets name it.
+
+    Raises CheckpointError for another layout, number of bits or group size than are read here.
+    """
+    group = _group_of(config, module)
+    label = _format(config, group)
     if label != _FORMAT:
         raise CheckpointError(
-            f"{where}: expected format {_FORMAT} for {module}, found {label}; export the model again as {_FORMAT}"
+            f"{group.where}: expected format {_FORMAT} for {module}, found {label}; export the model again as {_FORMAT}"
         )
-    weights = claimed(group, where, ("weights",), dict, None)
-    if weights is None:
-        raise CheckpointError(f"{where}: expected weights to be an object, found none")
-    where += ": weights"
-    if claimed(weights, where, ("type",), str, "int") != "int":
-        raise CheckpointError(f"{where}: expected type int, found {weights['type']!r:.60}")
-    bits = claimed(weights, where, ("num_bits",), int, None)
-    if bits is None:
-        raise CheckpointError(f"{where}: expected num_bits, found none")
+    if not group.has("weights"):
+        raise group.refuse("weights", "an object")
+    weights = group.section("weights")
+    if weights.word("type", "int") != "int":
+        raise weights.refuse("type", "int")
     return ModuleSpec(
         format="compressed-tensors",
         label=label,
-        bits=check_bits(bits, where),
-        group_size=_claimed_group_size(weights, where),
-        desc_act=_claimed_actorder(weights, where),
-        sym=claimed(weights, where, ("symmetric",), bool, True),
+        bits=check_bits(weights.integer("num_bits"), weights.where),
+        group_size=_claimed_group_size(weights),
+        desc_act=_claimed_actorder(weights),
+        sym=weights.flag("symmetric", True),
     )
 
 
@@ -93,9 +77,9 @@ def shape(tensors: Tensors, name: str, spec: ModuleSpec) -> tuple[int, int]:
     return layout.K, layout.N
 
 
-def order(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
+def g_idx(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
     """g_idx of a module, (K,) int32: the group of each row; k // group_size where none is stored, or only -1."""
-    return _read_order(tensors, _layout(tensors, name, spec))[0]
+    return _read_g_idx(tensors, _layout(tensors, name, spec))[0]
 
 
 def weight(
@@ -103,32 +87,29 @@ def weight(
 ) -> QuantWeight:
     """The rows and columns asked for (slices of step 1, or integers); all groups are kept."""
     layout = _layout(tensors, name, spec)
-    g_idx, _ = _read_order(tensors, layout)
+    group_of_row, _ = _read_g_idx(tensors, layout)
     return QuantWeight(
         codes=_read_codes(tensors, f"{name}.weight_packed", layout, rows, np.arange(layout.N)[columns]),
         scales=groups.read_scales(tensors, f"{name}.weight_scale", columns, transposed=True),
         zeros=np.ascontiguousarray(_read_zeros(tensors, layout)[:, columns]),
-        g_idx=g_idx[rows],
+        g_idx=group_of_row[rows],
         bits=layout.bits,
-        group_size=groups.rows_per_group(layout.K, layout.G, layout.group_size),
+        group_size=layout.rows_per_group,
         bias=groups.read_bias(tensors, f"{name}.bias", layout.N, columns),
     )
 
 
-def facts(tensors: Tensors, name: str, spec: ModuleSpec) -> ModuleFacts:
+def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
     layout = _layout(tensors, name, spec)
-    _, kind = _read_order(tensors, layout)
+    _, kind = _read_g_idx(tensors, layout)
     sym = bool((_read_zeros(tensors, layout) == 1 << (layout.bits - 1)).all())
     notes = []
     if spec.desc_act != (kind == "act-order"):
         notes.append(f"actorder is claimed to be {'' if spec.desc_act else 'not '}by group, but the order is {kind}")
     if spec.sym and not sym:
         notes.append("symmetric is claimed true, but zero points differ from the middle")
-    group_size = groups.rows_per_group(layout.K, layout.G, layout.group_size)
-    return ModuleFacts(
-        name, spec, layout.K, layout.N, layout.G, layout.bits, group_size, kind, _STORES_Z, sym, tuple(notes)
-    )
+    return Inspection.of(name, spec, layout, order_kind=kind, zeros=_STORES_Z, sym=sym, notes=tuple(notes))
 
 
 def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dict[str, np.ndarray]:
@@ -155,75 +136,68 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
     return packed
 
 
-def _groups(config: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    found = claimed(config, where, ("config_groups",), dict, {})
-    if not found or not all(isinstance(group, dict) for group in found.values()):
-        raise CheckpointError(f"{where}: expected config_groups to be an object of objects, found {found!r:.60}")
+def _groups(config: Config) -> dict[str, Config]:
+    found = config.section("config_groups").sections()
+    if not found:
+        raise config.refuse("config_groups", "an object of objects")
     return found
 
 
-def _group_of(config: dict[str, Any], module: str, where: str) -> tuple[str, dict[str, Any]]:
+def _group_of(config: Config, module: str) -> Config:
     """The config group for a module: by its name, else by a pattern "re:...", else by its class, Linear.
 
     A class the tensors cannot show: where no target fits and there is one group only, it is that.
     """
-    found = _groups(config, where)
+    found = _groups(config)
     ranked = [
         (rank, key)
         for key, group in found.items()
-        for target in claimed(group, f"{where}: {key}", ("targets",), list, [])
-        if (rank := _rank(target, module, f"{where}: {key}: targets")) is not None
+        for target in group.words("targets")
+        if (rank := _rank(target, module, group.where)) is not None
     ]
     if ranked:
-        key = min(ranked, key=lambda entry: entry[0])[1]
-    elif len(found) == 1:
-        key = next(iter(found))
-    else:
-        raise CheckpointError(f"{where}: expected a config group whose targets name {module}, found none")
-    return key, found[key]
+        return found[min(ranked, key=lambda entry: entry[0])[1]]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise CheckpointError(f"{config.where}: expected a config group whose targets name {module}, found none")
 
 
-def _rank(target: object, module: str, where: str) -> int | None:
+def _rank(target: str, module: str, where: str) -> int | None:
     """How closely a target names a module: 0 by name, 1 by pattern, 2 by class, None not at all."""
-    if not isinstance(target, str):
-        raise CheckpointError(f"{where}: expected strings, found {target!r:.60}")
     if target == module:
         return 0
     if target.startswith("re:"):
         try:
             return 1 if re.match(target[3:], module) else None
         except re.error as e:
-            raise CheckpointError(f"{where}: expected a regular expression, found {target!r:.60} ({e})") from e
+            raise CheckpointError(f"{where}: targets: expected a regular expression, found {target!r:.60} ({e})") from e
     return 2 if target == "Linear" else None
 
 
-def _format(config: dict[str, Any], group: dict[str, Any], where: str) -> str:
-    return claimed(group, where, ("format",), str, None) or claimed(config, where, ("format",), str, _FORMAT)
+def _format(config: Config, group: Config) -> str:
+    return group.word("format", "") or config.word("format", _FORMAT)
 
 
-def _claimed_group_size(weights: dict[str, Any], where: str) -> int:
-    group_size = claimed(weights, where, ("group_size",), int, -1)
-    strategy = claimed(weights, where, ("strategy",), str, "channel" if group_size == -1 else "group")
+def _claimed_group_size(weights: Config) -> int:
+    group_size = weights.integer("group_size", -1)
+    strategy = weights.word("strategy", "channel" if group_size == -1 else "group")
     if strategy not in ("group", "channel"):
-        raise CheckpointError(f"{where}: expected strategy group or channel, found {strategy!r:.60}")
+        raise weights.refuse("strategy", "group or channel")
     if strategy == "group" and group_size == -1:
-        raise CheckpointError(f"{where}: expected a group_size for strategy group, found none")
-    return -1 if strategy == "channel" else check_group_size(group_size, where)
+        raise weights.refuse("group_size", "the size for strategy group")
+    return -1 if strategy == "channel" else check_group_size(group_size, weights.where)
 
 
-def _claimed_actorder(weights: dict[str, Any], where: str) -> bool:
-    actorder = weights.get("actorder")
+def _claimed_actorder(weights: Config) -> bool:
+    actorder = weights.values.get("actorder")
     if actorder is None or isinstance(actorder, bool):
         return bool(actorder)
     if not isinstance(actorder, str) or actorder.lower() not in _ACTORDER:
-        raise CheckpointError(
-            f"{where}: expected actorder to be true, false, null or one of {', '.join(_ACTORDER)}, "
-            f"found {actorder!r:.60}"
-        )
+        raise weights.refuse("actorder", f"true, false, null or one of {', '.join(_ACTORDER)}")
     return _ACTORDER[actorder.lower()]
 
 
-def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> _Layout:
+def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> Layout:
     """The sizes of a module, or CheckpointError where its tensors contradict each other or the config."""
     packed = f"{name}.weight_packed"
     N, words = tensors.check(packed, ("N", "ceil(K*bits/32)"), "I32")
@@ -243,22 +217,22 @@ def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> _Layout:
     g_idx = next((n for n in (f"{name}.weight_g_idx", f"{name}.g_idx") if n in tensors), None)
     if g_idx is not None:
         tensors.check(g_idx, (K,), "I32", "I64")
-    return _Layout(K, N, G, spec.bits, spec.group_size, g_idx, zeros if zeros in tensors else None)
+    return Layout(K, N, G, spec.bits, spec.group_size, g_idx, zeros if zeros in tensors else None)
 
 
-def _read_order(tensors: Tensors, layout: _Layout) -> tuple[np.ndarray, str]:
-    """g_idx, and its kind as facts.ModuleFacts has it."""
+def _read_g_idx(tensors: Tensors, layout: Layout) -> tuple[np.ndarray, str]:
+    """g_idx, and its order_kind as claims.Inspection has it."""
     K, G = layout.K, layout.G
     if layout.g_idx is None:
         return groups.trivial_order(K, layout.group_size), "absent"
-    stored = groups.read_order(tensors, layout.g_idx)
+    stored = groups.read_g_idx(tensors, layout.g_idx)
     if (stored == -1).all():
         return groups.trivial_order(K, layout.group_size), "unset"
-    g_idx = groups.check_order(tensors, layout.g_idx, stored, G)
-    return g_idx, groups.describe_order(g_idx, layout.group_size)
+    g_idx = groups.check_g_idx(tensors, layout.g_idx, stored, G)
+    return g_idx, groups.order_kind(g_idx, layout.group_size)
 
 
-def _read_zeros(tensors: Tensors, layout: _Layout) -> np.ndarray:
+def _read_zeros(tensors: Tensors, layout: Layout) -> np.ndarray:
     """(G, N) uint8."""
     if layout.zeros is None:
         return np.full((layout.G, layout.N), 1 << (layout.bits - 1), np.uint8)
@@ -266,7 +240,7 @@ def _read_zeros(tensors: Tensors, layout: _Layout) -> np.ndarray:
 
 
 def _read_codes(
-    tensors: Tensors, tensor: str, layout: _Layout, rows: slice | np.ndarray, columns: np.ndarray
+    tensors: Tensors, tensor: str, layout: Layout, rows: slice | np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
     """Codes of some rows and columns, block by block along N, which is the first axis of the file's tensor."""
     place = np.argsort(columns, kind="stable")

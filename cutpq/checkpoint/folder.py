@@ -11,7 +11,7 @@ import numpy as np
 
 from ..weights.weight import QuantWeight
 from . import awq, compressed_tensors, gptq
-from .claims import ModuleFacts, ModuleSpec, claimed
+from .claims import Config, Inspection, ModuleSpec
 from .errors import CheckpointError
 from .groups import FLOATS
 from .tensors import Tensors, natural_key, read_json
@@ -50,13 +50,12 @@ class Checkpoint:
         self.folder = Path(folder)
         path = self.folder / "config.json"
         self.config: dict[str, Any] = read_json(path) if path.is_file() else {}
-        self._config, self._where = _find_quantization(self.folder, self.config)
-        base = claimed(self._config, self._where, ("model_file_base_name",), str, None)
-        self._tensors = Tensors(self.folder, base)
-        if not self._config:
-            self._config = _tensors_for_config(self._tensors)
-            self._where = f"{self.folder}: tensors gptq_bits, gptq_groupsize and gptq_sym"
-        self._format = _find_format(self._config, self._where) if self._config else None
+        self._quantization = _find_quantization(self.folder, self.config)
+        base = self._quantization.word("model_file_base_name", "")
+        self._tensors = Tensors(self.folder, base or None)
+        if not self._quantization.values:
+            self._quantization = _tensors_for_config(self._tensors)
+        self._format = _find_format(self._quantization) if self._quantization.values else None
         self._modules = _find_modules(self._tensors, self._format)
 
     def weights(self) -> list[str]:
@@ -76,19 +75,19 @@ class Checkpoint:
         """(K, N) of a quantized module."""
         return self._ask("shape", name)
 
-    def order(self, name: str) -> np.ndarray:
-        """g_idx of a quantized module alone: (K,) int32."""
-        return self._ask("order", name)
+    def g_idx(self, name: str) -> np.ndarray:
+        """The group of each row of a quantized module, without its codes: (K,) int32."""
+        return self._ask("g_idx", name)
 
     def spec(self, name: str) -> ModuleSpec:
         """What the config claims of a quantized module."""
         self._check_module(name)
         assert self._format is not None
-        return self._format.claims(self._config, name, self._where)
+        return self._format.claims(self._quantization, name)
 
-    def facts(self, name: str) -> ModuleFacts:
+    def inspect(self, name: str) -> Inspection:
         """What the tensors of a quantized module hold, against what the config claims."""
-        return self._ask("facts", name)
+        return self._ask("inspect", name)
 
     def repack(self, name: str, w: QuantWeight) -> dict[str, np.ndarray]:
         """`w` as the tensors that this checkpoint's format has for module `name`, by their full names."""
@@ -143,23 +142,23 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: expected the name of a {kind}, found {name!r}; {hint}")
 
 
-def _find_quantization(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The quantization config and where it was found; {} where the folder has none."""
+def _find_quantization(folder: Path, config: dict[str, Any]) -> Config:
+    """The quantization config; an empty one where the folder has none."""
     for key in ("quantization_config", "compression_config"):
-        where = f"{folder / 'config.json'}: {key}"
-        found = claimed(config, str(folder / "config.json"), (key,), dict, None)
-        if found:
-            return found, where
+        found = Config(config, str(folder / "config.json")).section(key)
+        if found.values:
+            return found
     for file in ("quantize_config.json", "quant_config.json"):
         if (folder / file).is_file():
-            return read_json(folder / file), str(folder / file)
-    return {}, str(folder)
+            return Config(read_json(folder / file), str(folder / file))
+    return Config({}, str(folder))
 
 
-def _tensors_for_config(tensors: Tensors) -> dict[str, Any]:
-    """The quantization config of old TGI files, which have it as tensors of one number; {} where there are none."""
+def _tensors_for_config(tensors: Tensors) -> Config:
+    """The quantization config of old TGI files, which have it as tensors of one number; empty where there are none."""
+    where = f"{tensors.folder}: tensors gptq_bits, gptq_groupsize and gptq_sym"
     if "gptq_bits" not in tensors:
-        return {}
+        return Config({}, where)
     found: dict[str, Any] = {"quant_method": "gptq"}
     for name, key in (("gptq_bits", "bits"), ("gptq_groupsize", "group_size"), ("gptq_sym", "sym")):
         if name in tensors:
@@ -167,18 +166,18 @@ def _tensors_for_config(tensors: Tensors) -> dict[str, Any]:
                 raise tensors.error(name, "one integer", f"{tensors.dtype(name)} of shape {tensors.shape(name)}")
             value = int(tensors.read(name).item())
             found[key] = bool(value) if key == "sym" else value
-    return found
+    return Config(found, where)
 
 
-def _find_format(config: dict[str, Any], where: str) -> ModuleType:
+def _find_format(config: Config) -> ModuleType:
     """The module that knows the format, its config checked."""
-    method = claimed(config, where, ("quant_method", "method"), str, None)
-    if method is None:
-        method = "compressed-tensors" if "config_groups" in config else "awq" if "zero_point" in config else "gptq"
+    by_keys = "compressed-tensors" if "config_groups" in config.values else "awq"
+    by_keys = by_keys if {"config_groups", "zero_point"} & config.values.keys() else "gptq"
+    method = config.word(("quant_method", "method"), by_keys)
     if method.lower() not in _FORMATS:
-        raise CheckpointError(f"{where}: expected quant_method to be one of {', '.join(_FORMATS)}, found {method:.60}")
+        raise config.refuse(("quant_method", "method"), f"one of {', '.join(_FORMATS)}")
     known = _FORMATS[method.lower()]
-    known.check_config(config, where)
+    known.check_config(config)
     return known
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..weights.weight import QuantWeight
 from . import bitstream, groups
-from .claims import ModuleFacts, ModuleSpec, ZeroConvention, check_bits, check_group_size, claimed
+from .claims import Config, Inspection, Layout, ModuleSpec, ZeroConvention, check_bits, check_group_size
 from .errors import CheckpointError, CheckpointWarning
 from .tensors import Tensors
 
@@ -38,39 +37,29 @@ _LABELS = {"gptq": "v1", "gptq_v2": "v2"}
 _BLOCK = 1 << 22
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Sizes of a module whose tensors were found to agree with each other and with the config."""
-
-    K: int
-    N: int
-    G: int
-    bits: int
-    group_size: int  # claimed
-
-
-def check_config(config: dict[str, Any], where: str) -> None:
+def check_config(config: Config) -> None:
     """Raise CheckpointError for a config whose layout is not read here; warn where `sym` is missing."""
-    claims(config, "", where)
-    if claimed(config, where, ("sym",), bool, None) is None:
-        warnings.warn(f"{where}: sym is missing; assumed true", CheckpointWarning, stacklevel=2)
+    claims(config, "")
+    if not config.has("sym"):
+        warnings.warn(f"{config.where}: sym is missing; assumed true", CheckpointWarning, stacklevel=2)
 
 
-def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
-    """What a quantization config says of `module`, overrides of its `dynamic` section included."""
-    method = claimed(config, where, ("quant_method", "method"), str, "gptq")
-    label = claimed(config, where, ("checkpoint_format", "format"), str, "gptq").lower()
-    if method.lower() == "marlin" or claimed(config, where, ("is_marlin_format",), bool, False):
+def claims(config: Config, module: str) -> ModuleSpec:
+    """What a quantization config says of `module`, overrides of its `dynamic` section included.
+
+    Raises CheckpointError for another layout, number of bits or group size than are read here.
+    """
+    where, method = config.where, config.word(("quant_method", "method"), "gptq")
+    label = config.word(("checkpoint_format", "format"), "gptq").lower()
+    if method.lower() == "marlin" or config.flag("is_marlin_format", False):
         label = "marlin"
     if label not in _LABELS:
         raise CheckpointError(
             f"{where}: expected checkpoint_format gptq or gptq_v2, found {label} ({_REFUSED.get(label, 'unknown')}); "
             "export the model again in the row-packed format gptq"
         )
-    config = {**config, **_override(config, module, where)}
-    bits = claimed(config, where, ("bits", "w_bit", "wbits"), int, None)
-    if bits is None:
-        raise CheckpointError(f"{where}: expected bits, found none")
+    config = Config({**config.values, **_override(config, module)}, where)
+    bits = config.integer(("bits", "w_bit", "wbits"))
     if bits in (5, 6, 7):
         raise CheckpointError(
             f"{where}: expected bits to be one of 2, 3, 4, 8, found {bits}, which is stored in the planar layout of "
@@ -80,28 +69,29 @@ def claims(config: dict[str, Any], module: str, where: str) -> ModuleSpec:
         format="gptq",
         label=label,
         bits=check_bits(bits, where),
-        group_size=check_group_size(claimed(config, where, ("group_size", "q_group_size"), int, -1), where),
-        desc_act=claimed(config, where, ("desc_act",), bool, False),
-        sym=claimed(config, where, ("sym",), bool, True),
+        group_size=check_group_size(config.integer(("group_size", "q_group_size"), -1), where),
+        desc_act=config.flag("desc_act", False),
+        sym=config.flag("sym", True),
     )
 
 
-def _override(config: dict[str, Any], module: str, where: str) -> dict[str, Any]:
+def _override(config: Config, module: str) -> dict[str, Any]:
     """The entry of `dynamic` for a module: patterns are tried in order, each matched at the start of the name.
 
     A pattern that begins with "-:" leaves a module unquantized. Whether it is quantized the tensors say; so such an
     entry changes nothing.
     """
-    for pattern, values in (claimed(config, where, ("dynamic",), dict, None) or {}).items():
+    dynamic = config.section("dynamic")
+    for pattern, values in dynamic.values.items():
         try:
             matches = re.match(re.sub(r"^[-+]:", "", pattern), module)
         except re.error as e:
-            raise CheckpointError(f"{where}: dynamic: expected a regular expression, found {pattern!r} ({e})") from e
+            raise CheckpointError(f"{dynamic.where}: expected a regular expression, found {pattern!r} ({e})") from e
         if matches:
             if pattern.startswith("-:"):
                 return {}
             if not isinstance(values, dict):
-                raise CheckpointError(f"{where}: dynamic: {pattern}: expected an object, found {values!r:.60}")
+                raise CheckpointError(f"{dynamic.where}: {pattern}: expected an object, found {values!r:.60}")
             return values
     return {}
 
@@ -112,13 +102,13 @@ def shape(tensors: Tensors, name: str, spec: ModuleSpec) -> tuple[int, int]:
     return layout.K, layout.N
 
 
-def order(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
+def g_idx(tensors: Tensors, name: str, spec: ModuleSpec) -> np.ndarray:
     """g_idx of a module, (K,) int32: the group of each row.
 
     Absent, or all 0 although there are more groups (as old tools wrote it for rows in order): k // group_size.
     A negative value -i means G - i, as some writers count; a warning says that it was so.
     """
-    return _read_order(tensors, name, _layout(tensors, name, spec))[0]
+    return _read_g_idx(tensors, name, _layout(tensors, name, spec))[0]
 
 
 def weight(
@@ -126,15 +116,15 @@ def weight(
 ) -> QuantWeight:
     """The rows and columns asked for (slices of step 1, or integers); all groups are kept."""
     layout = _layout(tensors, name, spec)
-    g_idx, _ = _read_order(tensors, name, layout)
+    group_of_row, _ = _read_g_idx(tensors, name, layout)
     stored = _stored_zeros(tensors, name, layout)
     return QuantWeight(
         codes=_read_codes(tensors, name, layout, np.arange(layout.K)[rows], columns),
         scales=groups.read_scales(tensors, f"{name}.scales", columns),
         zeros=np.ascontiguousarray(_true_zeros(stored, zero_convention(stored, spec), layout.bits)[:, columns]),
-        g_idx=g_idx[rows],
+        g_idx=group_of_row[rows],
         bits=layout.bits,
-        group_size=groups.rows_per_group(layout.K, layout.G, layout.group_size),
+        group_size=layout.rows_per_group,
         bias=groups.read_bias(tensors, f"{name}.bias", layout.N, columns),
     )
 
@@ -154,26 +144,15 @@ def zero_convention(stored: np.ndarray, spec: ModuleSpec) -> ZeroConvention:
     return ZeroConvention(label, label, f"checkpoint_format is {spec.label}")
 
 
-def facts(tensors: Tensors, name: str, spec: ModuleSpec) -> ModuleFacts:
+def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
     layout = _layout(tensors, name, spec)
-    _, kind = _read_order(tensors, name, layout)
+    _, kind = _read_g_idx(tensors, name, layout)
     stored = _stored_zeros(tensors, name, layout)
     convention = zero_convention(stored, spec)
     sym = bool((_true_zeros(stored, convention, layout.bits) == 1 << (layout.bits - 1)).all())
-    return ModuleFacts(
-        name=name,
-        spec=spec,
-        K=layout.K,
-        N=layout.N,
-        G=layout.G,
-        bits=layout.bits,
-        group_size=groups.rows_per_group(layout.K, layout.G, layout.group_size),
-        order=kind,
-        zeros=convention,
-        sym=sym,
-        notes=tuple(_notes(tensors, name, spec, layout, kind, stored, convention, sym)),
-    )
+    notes = tuple(_notes(tensors, name, spec, layout, kind, stored, convention, sym))
+    return Inspection.of(name, spec, layout, order_kind=kind, zeros=convention, sym=sym, notes=notes)
 
 
 def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dict[str, np.ndarray]:
@@ -196,7 +175,7 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
     return {f"{name}.{tensor}": array for tensor, array in packed.items()}
 
 
-def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> _Layout:
+def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> Layout:
     """The sizes of a module, or CheckpointError where its tensors contradict each other or the config."""
     words, N = tensors.check(f"{name}.qweight", ("K*bits/32", "N"), "I32")
     G, _ = tensors.check(f"{name}.scales", ("G", N), *groups.FLOATS)
@@ -213,25 +192,25 @@ def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> _Layout:
     if f"{name}.g_idx" in tensors:
         tensors.check(f"{name}.g_idx", (K,), "I32", "I64")
     groups.check_group_count(tensors, f"{name}.scales", G, K, spec.group_size)
-    return _Layout(K, N, G, spec.bits, spec.group_size)
+    return Layout(K, N, G, spec.bits, spec.group_size)
 
 
-def _read_order(tensors: Tensors, name: str, layout: _Layout) -> tuple[np.ndarray, str]:
-    """g_idx, and its kind as facts.ModuleFacts has it."""
+def _read_g_idx(tensors: Tensors, name: str, layout: Layout) -> tuple[np.ndarray, str]:
+    """g_idx, and its order_kind as claims.Inspection has it."""
     tensor = f"{name}.g_idx"
     K, G, group_size = layout.K, layout.G, layout.group_size
     if tensor not in tensors:
         return groups.trivial_order(K, group_size), "absent"
-    stored = groups.read_order(tensors, tensor)
+    stored = groups.read_g_idx(tensors, tensor)
     if G > 1 and not stored.any():
         return groups.trivial_order(K, group_size), "unset"
     if (stored < 0).any():
         warnings.warn(f"{tensor} counts some groups from the end; G={G} was added", CheckpointWarning, stacklevel=2)
-    g_idx = groups.check_order(tensors, tensor, np.where(stored < 0, stored + G, stored), G)
-    return g_idx, groups.describe_order(g_idx, group_size)
+    g_idx = groups.check_g_idx(tensors, tensor, np.where(stored < 0, stored + G, stored), G)
+    return g_idx, groups.order_kind(g_idx, group_size)
 
 
-def _stored_zeros(tensors: Tensors, name: str, layout: _Layout) -> np.ndarray:
+def _stored_zeros(tensors: Tensors, name: str, layout: Layout) -> np.ndarray:
     return bitstream.unpack(tensors.read(f"{name}.qzeros").T, layout.bits, layout.N).T
 
 
@@ -245,7 +224,7 @@ def _true_zeros(stored: np.ndarray, convention: ZeroConvention, bits: int) -> np
 
 
 def _read_codes(
-    tensors: Tensors, name: str, layout: _Layout, rows: np.ndarray, columns: slice | np.ndarray
+    tensors: Tensors, name: str, layout: Layout, rows: np.ndarray, columns: slice | np.ndarray
 ) -> np.ndarray:
     """Codes of some rows and columns, block by block along K, so that little beside the result is held."""
     tensor = f"{name}.qweight"
@@ -267,16 +246,16 @@ def _notes(
     tensors: Tensors,
     name: str,
     spec: ModuleSpec,
-    layout: _Layout,
-    order: str,
+    layout: Layout,
+    order_kind: str,
     stored: np.ndarray,
     convention: ZeroConvention,
     sym: bool,
 ) -> list[str]:
     notes = []
-    if spec.desc_act and order != "act-order":
-        notes.append(f"desc_act is claimed, but the order is {order}")
-    if not spec.desc_act and order == "act-order":
+    if spec.desc_act and order_kind != "act-order":
+        notes.append(f"desc_act is claimed, but the order is {order_kind}")
+    if not spec.desc_act and order_kind == "act-order":
         notes.append("desc_act is not claimed, but the rows of the groups are scattered")
     if f"{name}.g_idx" in tensors and (tensors.read(f"{name}.g_idx") < 0).any():
         notes.append(f"g_idx holds negative groups, read as counted from the end (G={layout.G} added)")

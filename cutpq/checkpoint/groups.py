@@ -23,22 +23,17 @@ def check_group_count(tensors: Tensors, name: str, found: int, K: int, group_siz
         raise tensors.error(name, f"{G} groups, for K={K} rows in groups of group_size={group_size}", f"{found} groups")
 
 
-def rows_per_group(K: int, G: int, group_size: int) -> int:
-    """The group size as QuantWeight has it: K where one group holds all rows."""
-    return K if G == 1 else group_size
-
-
 def trivial_order(K: int, group_size: int) -> np.ndarray:
     """The g_idx of rows in order: k // group_size, or 0 for group_size -1. (K,) int32."""
     return np.arange(K, dtype=np.int32) // (K if group_size == -1 else min(group_size, K))
 
 
-def read_order(tensors: Tensors, name: str) -> np.ndarray:
+def read_g_idx(tensors: Tensors, name: str) -> np.ndarray:
     """The g_idx tensor `name` as it is stored, as int64."""
     return tensors.read(name).astype(np.int64)
 
 
-def check_order(tensors: Tensors, name: str, g_idx: np.ndarray, G: int) -> np.ndarray:
+def check_g_idx(tensors: Tensors, name: str, g_idx: np.ndarray, G: int) -> np.ndarray:
     """`g_idx` as int32, if each value is one of 0 .. G-1."""
     wrong = np.flatnonzero((g_idx < 0) | (g_idx >= G))
     if len(wrong):
@@ -46,8 +41,8 @@ def check_order(tensors: Tensors, name: str, g_idx: np.ndarray, G: int) -> np.nd
     return g_idx.astype(np.int32)
 
 
-def describe_order(g_idx: np.ndarray, group_size: int) -> str:
-    """ "trivial", "ordered" or "act-order", see facts.ModuleFacts."""
+def order_kind(g_idx: np.ndarray, group_size: int) -> str:
+    """ "trivial", "ordered" or "act-order", see claims.Inspection."""
     if np.array_equal(g_idx, trivial_order(len(g_idx), group_size)):
         return "trivial"
     return "ordered" if is_ordered(g_idx) else "act-order"

@@ -159,7 +159,7 @@ def _read_orders(ckpt: Checkpoint, reader: Reader) -> _Orders:
     perms: dict[MlpModules, np.ndarray] = {}
     act_order, in_place, trivial = [], [], True
     for name in ckpt.weights():
-        g_idx = reader.before(_AROUND + 4 * ckpt.shape(name)[0]).order(name)
+        g_idx = reader.before(_AROUND + 4 * ckpt.shape(name)[0]).g_idx(name)
         scattered = not is_ordered(g_idx)
         if scattered and name in downs:
             perm = sorting_permutation(g_idx)

@@ -104,7 +104,7 @@ def _plan_layer(ckpt: Checkpoint, name: str, folds: Mapping[str, tuple[str, ...]
     K, N = ckpt.shape(name)
     spec = ckpt.spec(name)
     form = WeightFormat(spec.bits, K if spec.group_size == -1 else spec.group_size, spec.sym)
-    g_idx = ckpt.order(name)
+    g_idx = ckpt.g_idx(name)
     role = module_role(name)
     act_order = not is_ordered(g_idx)
     refused: dict[str, str] = {}

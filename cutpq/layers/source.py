@@ -85,7 +85,7 @@ class WeightInFile:
     @cached_property
     def g_idx(self) -> np.ndarray:
         """(K,) int32 group of each row; each row of a plain weight is its own group."""
-        return np.arange(self.K, dtype=np.int32) if self.is_plain else self.ckpt.order(self.name)
+        return np.arange(self.K, dtype=np.int32) if self.is_plain else self.ckpt.g_idx(self.name)
 
 
 Source = QuantWeight | PlainWeight | WeightInFile

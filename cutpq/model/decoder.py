@@ -6,10 +6,10 @@ Families differ in nothing else. Each has a small module that reads its config.j
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..checkpoint.claims import Config
 from ..checkpoint.errors import CheckpointError
 
 
@@ -55,53 +55,6 @@ class Decoder:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
-
-
-class Config:
-    """config.json, key by key: each value of the kind that it must be, else CheckpointError with where and what."""
-
-    def __init__(self, values: dict[str, Any], where: str):
-        self.values, self.where = values, where
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
-        return self._get(key, default, "a whole number above 0", lambda v: type(v) is int and v > 0)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
-        return float(
-            self._get(key, default, "a number", lambda v: type(v) in (int, float) and bool(np.isfinite(float(v))))
-        )
-
-    def flag(self, key: str, default: bool) -> bool:
-        """true or false."""
-        return self._get(key, default, "true or false", lambda v: type(v) is bool)
-
-    def word(self, key: str, default: str) -> str:
-        """A string."""
-        return self._get(key, default, "a string", lambda v: type(v) is str)
-
-    def section(self, key: str) -> Config:
-        """An object; an empty one where it is missing or null."""
-        return Config(self._get(key, {}, "an object", lambda v: type(v) is dict), f"{self.where}: {key}")
-
-    def has(self, key: str) -> bool:
-        """Whether there is such a key and it is not null."""
-        return self.values.get(key) is not None
-
-    def refuse(self, key: str, expected: str) -> CheckpointError:
-        """The error to raise about a value that is not supported."""
-        return CheckpointError(f"{self.where}: {key}: expected {expected}, found {self.values.get(key)!r:.60}")
-
-    def _get(self, key: str, default: Any, expected: str, fits: Any) -> Any:
-        value = self.values.get(key)
-        if value is None:
-            if default is None:
-                raise CheckpointError(f"{self.where}: {key}: expected {expected}, found no such key")
-            return default
-        if not fits(value):
-            raise self.refuse(key, expected)
-        return value
 
 
 def rope_angles(config: Config, head_dim: int) -> np.ndarray:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..checkpoint.claims import Config
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from .decoder import Config, Decoder, rope_angles
+from .decoder import Decoder, rope_angles
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

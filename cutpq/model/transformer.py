@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..array import Array, bfloat16
+from ..checkpoint.claims import Config
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
@@ -35,7 +36,6 @@ from ..weights.shard import even_bounds, head_bounds
 from ..weights.weight import PlainWeight
 from .attention import attention
 from .cache import Batch, Cache, LayerCache
-from .decoder import Config
 from .families import read_decoder
 from .formulas import Angles, cos_and_sin, layer_norm
 from .reader import Reader

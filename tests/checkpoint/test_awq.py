@@ -37,7 +37,7 @@ def test_variant(tmp_path: Path, options: dict[str, Any]) -> None:
     assert_exact(w.codes, modules[-1].codes)
     assert_exact(w.zeros, modules[-1].zeros)
     assert w.is_ordered
-    assert ckpt.facts(DOWN).notes == ()
+    assert ckpt.inspect(DOWN).notes == ()
 
 
 def test_rows_and_columns_over_block_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_one_format_is_not_read_as_the_other(tmp_path: Path, label: str, other: 
 def test_zero_point_false_against_the_tensors(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, format="awq", sym=False)
     edit_config(tmp_path, lambda config: config.update(zero_point=False))
-    assert open_checkpoint(tmp_path).facts(DOWN).notes == (
+    assert open_checkpoint(tmp_path).inspect(DOWN).notes == (
         "zero_point is claimed false, but zero points differ from the middle",
     )
 

@@ -30,8 +30,8 @@ def test_real_checkpoint() -> None:
     assert ckpt.has("lm_head.weight")
     assert ckpt.tensor("lm_head.weight").shape == (1024, 256)
     assert_exact(ckpt.tensor("lm_head.weight", slice(3, 5)), ckpt.tensor("lm_head.weight")[3:5])
-    facts = ckpt.facts(DOWN)
-    assert (facts.order, facts.G, facts.group_size, facts.sym, facts.notes) == ("act-order", 8, 128, True, ())
+    found = ckpt.inspect(DOWN)
+    assert (found.order_kind, found.G, found.group_size, found.sym, found.notes) == ("act-order", 8, 128, True, ())
 
 
 def test_layers_are_counted_not_spelled(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_marlin_tensors_without_a_flag(tmp_path: Path) -> None:
 def test_wrong_name_gets_close_names(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     ckpt = open_checkpoint(tmp_path)
-    for ask in (ckpt.weight, ckpt.order, ckpt.shape, ckpt.spec, ckpt.facts):
+    for ask in (ckpt.weight, ckpt.g_idx, ckpt.shape, ckpt.spec, ckpt.inspect):
         with pytest.raises(CheckpointError, match=f"found 'model.layers.0.mlp.down'; close names: {DOWN}"):
             ask("model.layers.0.mlp.down")
     with pytest.raises(CheckpointError, match=f"name of a tensor, found '{DOWN}.weight'; close names: .*down_proj"):

@@ -99,8 +99,8 @@ def test_order_by_either_name(tmp_path: Path, tensor: str) -> None:
     write_checkpoint(tmp_path, format="compressed-tensors")
     set_order(tmp_path, tensor, SCATTERED)
     ckpt = open_checkpoint(tmp_path)
-    assert_exact(ckpt.order(DOWN), SCATTERED)
-    assert ckpt.facts(DOWN).order == "act-order"
+    assert_exact(ckpt.g_idx(DOWN), SCATTERED)
+    assert ckpt.inspect(DOWN).order_kind == "act-order"
     packed = ckpt.repack(DOWN, ckpt.weight(DOWN))
     assert_exact(packed[f"{DOWN}.{tensor}"], SCATTERED)
 
@@ -109,10 +109,10 @@ def test_order_of_minus_ones_is_unset(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, format="compressed-tensors")
     set_order(tmp_path, "weight_g_idx", np.full(128, -1, np.int32))
     ckpt = open_checkpoint(tmp_path)
-    assert_exact(ckpt.order(DOWN), (np.arange(128) // 32).astype(np.int32))
-    facts = ckpt.facts(DOWN)
-    assert facts.order == "unset"
-    assert facts.notes == ("actorder is claimed to be by group, but the order is unset",)
+    assert_exact(ckpt.g_idx(DOWN), (np.arange(128) // 32).astype(np.int32))
+    found = ckpt.inspect(DOWN)
+    assert found.order_kind == "unset"
+    assert found.notes == ("actorder is claimed to be by group, but the order is unset",)
     assert (ckpt.repack(DOWN, ckpt.weight(DOWN))[f"{DOWN}.weight_g_idx"] == -1).all()
 
 
@@ -143,7 +143,7 @@ def test_zero_points_of_a_weight_that_claims_none(tmp_path: Path) -> None:
     edit_config(tmp_path, lambda c: c["config_groups"]["group_0"]["weights"].update(symmetric=True))
     ckpt = open_checkpoint(tmp_path)
     assert_exact(ckpt.weight(DOWN).zeros, modules[-1].zeros)
-    assert "symmetric is claimed true, but zero points differ from the middle" in ckpt.facts(DOWN).notes
+    assert "symmetric is claimed true, but zero points differ from the middle" in ckpt.inspect(DOWN).notes
 
 
 def test_wrong_zero_points_of_a_weight_that_claims_none(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_groups_of_the_config_by_name_then_pattern_then_class(tmp_path: Path) ->
         (lambda c: c.update(format="float-quantized"), "expected format pack-quantized, found float-quantized"),
         (lambda c: c.update(format="marlin-24"), "found marlin-24; export the model again as pack-quantized"),
         (lambda c: c["config_groups"]["group_0"].update(format="int-quantized"), "found int-quantized"),
-        (lambda c: c.pop("config_groups"), "expected config_groups to be an object of objects"),
-        (lambda c: c.update(config_groups={"group_0": 3}), "expected config_groups to be an object of objects"),
+        (lambda c: c.pop("config_groups"), "config_groups: expected an object of objects, found no such key"),
+        (lambda c: c.update(config_groups={"group_0": 3}), "config_groups: group_0: expected an object, found 3"),
     ],
 )
 def test_config_is_refused_when_opened(tmp_path: Path, change: Any, message: str) -> None:
@@ -202,14 +202,17 @@ def test_config_is_refused_when_opened(tmp_path: Path, change: Any, message: str
     [
         ({"num_bits": 8}, r"weight_packed: expected .*\(64, 128\) and the config's bits=8, found .*\(64, 16\)"),
         ({"num_bits": 5}, "expected bits to be one of 2, 3, 4, 8, found 5"),
-        ({"num_bits": None}, "expected num_bits, found none"),
-        ({"type": "float"}, "expected type int, found 'float'"),
-        ({"strategy": "tensor"}, "expected strategy group or channel, found 'tensor'"),
-        ({"strategy": "group", "group_size": None}, "expected a group_size for strategy group"),
+        ({"num_bits": None}, "num_bits: expected an integer, found no such key"),
+        ({"type": "float"}, "type: expected int, found 'float'"),
+        ({"strategy": "tensor"}, "strategy: expected group or channel, found 'tensor'"),
+        (
+            {"strategy": "group", "group_size": None},
+            "group_size: expected the size for strategy group, found no such key",
+        ),
         ({"strategy": "channel"}, "weight_scale: expected 1 groups, .* found 4 groups"),
         ({"group_size": 64}, "weight_scale: expected 2 groups, .* group_size=64, found 4 groups"),
         ({"symmetric": False}, "expected tensor .*weight_zero_point, found no such tensor"),
-        ({"actorder": "sideways"}, "expected actorder to be true, false, null or one of"),
+        ({"actorder": "sideways"}, "actorder: expected true, false, null or one of"),
     ],
     ids=str,
 )
@@ -257,5 +260,5 @@ def test_repack_keeps_a_new_order(tmp_path: Path) -> None:
     ckpt = open_checkpoint(tmp_path)
     rows = np.arange(128)[::-1]
     packed = ckpt.repack(DOWN, ckpt.weight(DOWN, rows))
-    assert_exact(packed[f"{DOWN}.weight_g_idx"], ckpt.order(DOWN)[rows])
+    assert_exact(packed[f"{DOWN}.weight_g_idx"], ckpt.g_idx(DOWN)[rows])
     assert f"{DOWN}.weight_packed" in Tensors(tmp_path)

@@ -138,10 +138,10 @@ def _load_all(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ckpt.weight("nowhere")
     weights = {}
     for name in ckpt.weights():
-        ckpt.facts(name)
+        ckpt.inspect(name)
         w = ckpt.weight(name)
         assert ckpt.shape(name) == w.codes.shape
-        assert_exact(ckpt.order(name), w.g_idx)
+        assert_exact(ckpt.g_idx(name), w.g_idx)
         ckpt.repack(name, w)
         weights[name] = w, ckpt.weight(name, slice(3, 9), np.array([5, 0]))
     return {name: ckpt.tensor(name) for name in ckpt.tensors()}, weights

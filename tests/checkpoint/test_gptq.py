@@ -74,7 +74,7 @@ def test_real_checkpoint(child: str) -> None:
     w = ckpt.weight(name)
     oracle.assert_same_weight(w, oracle.gptq(tensors, name, 4, 128, True, "gptq"))
     assert not w.is_ordered
-    assert_exact(ckpt.order(name), w.g_idx)
+    assert_exact(ckpt.g_idx(name), w.g_idx)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_symmetric_zeros_tell_their_convention(tmp_path: Path, bits: int, middle
     edit_config(tmp_path, lambda config: config.update(checkpoint_format=label))
     ckpt = open_checkpoint(tmp_path)
     assert (ckpt.weight(DOWN).zeros == middle).all()
-    facts = ckpt.facts(DOWN)
-    assert facts.zeros.contradicts
-    assert facts.zeros.decided == ("v1" if truth == "gptq" else "v2")
-    assert any("zero points are v" in note for note in facts.notes)
+    found = ckpt.inspect(DOWN)
+    assert found.zeros.contradicts
+    assert found.zeros.decided == ("v1" if truth == "gptq" else "v2")
+    assert any("zero points are v" in note for note in found.notes)
 
 
 def test_convention_is_of_the_module_not_of_the_columns_read(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_convention_is_of_the_module_not_of_the_columns_read(tmp_path: Path) -> 
     edit_tensors(tmp_path, change)
     ckpt = open_checkpoint(tmp_path)
     assert (ckpt.weight(DOWN, columns=slice(0, 8)).zeros == 7).all()
-    assert "sym is claimed true, but zero points differ from the middle" in ckpt.facts(DOWN).notes
+    assert "sym is claimed true, but zero points differ from the middle" in ckpt.inspect(DOWN).notes
 
 
 def test_label_decides_for_asymmetric_weights(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_zero_point_zero_wraps_under_v1(tmp_path: Path) -> None:
     edit_tensors(tmp_path, change)
     ckpt = open_checkpoint(tmp_path)
     assert ckpt.weight(DOWN).zeros[0, :8].tolist() == [0, 2, 3, 4, 5, 6, 7, 8]
-    assert any(note.startswith("1 zero points are 0, stored wrapped as 15") for note in ckpt.facts(DOWN).notes)
+    assert any(note.startswith("1 zero points are 0, stored wrapped as 15") for note in ckpt.inspect(DOWN).notes)
 
 
 def test_old_tgi_files_have_their_config_in_tensors(tmp_path: Path) -> None:
@@ -231,25 +231,25 @@ def test_rows_in_order(tmp_path: Path, g_idx: np.ndarray | None, kind: str) -> N
     write_checkpoint(tmp_path)
     set_order(tmp_path, g_idx)
     ckpt = open_checkpoint(tmp_path)
-    assert_exact(ckpt.order(DOWN), TRIVIAL)
-    facts = ckpt.facts(DOWN)
-    assert facts.order == kind
-    assert f"desc_act is claimed, but the order is {kind}" in facts.notes
+    assert_exact(ckpt.g_idx(DOWN), TRIVIAL)
+    found = ckpt.inspect(DOWN)
+    assert found.order_kind == kind
+    assert f"desc_act is claimed, but the order is {kind}" in found.notes
 
 
 def test_all_zero_is_real_where_there_is_one_group(tmp_path: Path) -> None:
     ckpt, _ = written(tmp_path, group_size=-1)
-    assert_exact(ckpt.order(DOWN), np.zeros(128, np.int32))
-    facts = ckpt.facts(DOWN)
-    assert (facts.order, facts.group_size, facts.G) == ("trivial", 128, 1)
+    assert_exact(ckpt.g_idx(DOWN), np.zeros(128, np.int32))
+    found = ckpt.inspect(DOWN)
+    assert (found.order_kind, found.group_size, found.G) == ("trivial", 128, 1)
 
 
 def test_order_is_the_tensors_not_the_flags(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, desc_act=True)
     edit_config(tmp_path, lambda config: config.update(desc_act=False))
-    facts = open_checkpoint(tmp_path).facts(DOWN)
-    assert facts.order == "act-order"
-    assert "desc_act is not claimed, but the rows of the groups are scattered" in facts.notes
+    found = open_checkpoint(tmp_path).inspect(DOWN)
+    assert found.order_kind == "act-order"
+    assert "desc_act is not claimed, but the rows of the groups are scattered" in found.notes
 
 
 def test_groups_in_order_with_other_borders(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_groups_in_order_with_other_borders(tmp_path: Path) -> None:
     g_idx = np.sort(np.concatenate([TRIVIAL[:120], TRIVIAL[:8]])).astype(np.int32)
     set_order(tmp_path, g_idx)
     ckpt = open_checkpoint(tmp_path)
-    assert_exact(ckpt.order(DOWN), g_idx)
-    assert ckpt.facts(DOWN).order == "ordered"
+    assert_exact(ckpt.g_idx(DOWN), g_idx)
+    assert ckpt.inspect(DOWN).order_kind == "ordered"
 
 
 def test_negative_groups_count_from_the_end_and_warn(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_negative_groups_count_from_the_end_and_warn(tmp_path: Path) -> None:
     set_order(tmp_path, np.where(TRIVIAL == 3, -1, TRIVIAL).astype(np.int32))
     ckpt = open_checkpoint(tmp_path)
     with pytest.warns(CheckpointWarning, match=r"down_proj.g_idx counts some groups from the end; G=4 was added"):
-        assert_exact(ckpt.order(DOWN), TRIVIAL)
+        assert_exact(ckpt.g_idx(DOWN), TRIVIAL)
     with pytest.warns(CheckpointWarning):
-        assert any("negative groups" in note for note in ckpt.facts(DOWN).notes)
+        assert any("negative groups" in note for note in ckpt.inspect(DOWN).notes)
 
 
 @pytest.mark.parametrize("wrong", [4, -5, 2**31 - 1, -(2**31)])
@@ -279,7 +279,7 @@ def test_group_out_of_range(tmp_path: Path, wrong: int) -> None:
     g_idx[77] = wrong
     set_order(tmp_path, g_idx)
     ckpt = open_checkpoint(tmp_path)
-    for read in (ckpt.weight, ckpt.order, ckpt.facts):
+    for read in (ckpt.weight, ckpt.g_idx, ckpt.inspect):
         with pytest.raises(CheckpointError, match=r"down_proj.g_idx: expected groups 0 to 3, found .* for row 77"):
             read(DOWN)
 
@@ -309,7 +309,7 @@ def test_contradiction_is_refused(tmp_path: Path, claim: dict[str, Any], message
     [
         ({"bits": "4"}, "bits: expected an integer, found '4'"),
         ({"bits": True}, "bits: expected an integer, found True"),
-        ({"bits": None}, "expected bits, found none"),
+        ({"bits": None}, "bits: expected an integer, found no such key"),
         ({"bits": 5}, "found 5, which is stored in the planar layout"),
         ({"bits": 16}, "expected bits to be one of 2, 3, 4, 8, found 16"),
         ({"group_size": 0}, "expected group_size to be -1 or a positive multiple of 8, found 0"),
@@ -323,7 +323,7 @@ def test_contradiction_is_refused(tmp_path: Path, claim: dict[str, Any], message
         ({"quant_method": "marlin"}, "found marlin"),
         ({"checkpoint_format": "bitblas"}, "found bitblas"),
         ({"checkpoint_format": "gemv"}, "found gemv .unknown"),
-        ({"quant_method": "hqq"}, "expected quant_method to be one of .*, found hqq"),
+        ({"quant_method": "hqq"}, "quant_method: expected one of .*, found 'hqq'"),
         ({"quant_method": ["gptq"]}, "quant_method: expected a string"),
     ],
     ids=str,

@@ -114,7 +114,7 @@ def test_tiny_llama(tmp_path: Path) -> None:
     x = np.random.default_rng(2).standard_normal((3, 256)).astype(np.float16)
     for layer in range(4):
         mlp = cq.mlp_modules(old, layer)
-        perm = np.argsort(old.order(mlp.down), kind="stable")
+        perm = np.argsort(old.g_idx(mlp.down), kind="stable")
         assert not old.weight(mlp.down).is_ordered
         assert_exact(cq.dequantize(new.weight(mlp.down)), cq.dequantize(old.weight(mlp.down))[perm])
         for name in mlp.first:
@@ -159,7 +159,7 @@ def test_negative_groups_are_sorted_as_the_loader_reads_them(tmp_path: Path) -> 
     with pytest.warns(cq.CheckpointWarning, match="from the end"):
         convert(src, dst)
     with pytest.warns(cq.CheckpointWarning, match="from the end"):
-        order = cq.open_checkpoint(dst).order(down.name)
+        order = cq.open_checkpoint(dst).g_idx(down.name)
     assert_exact(order, np.sort(down.g_idx))
 
 
@@ -318,7 +318,7 @@ def test_groups_of_unequal_sizes_keep_desc_act(tmp_path: Path) -> None:
     assert convert(src, dst).sorted == (down.name,)
     ckpt = cq.open_checkpoint(dst)
     assert ckpt.spec(down.name).desc_act
-    assert_exact(ckpt.order(down.name), np.sort(uneven))
+    assert_exact(ckpt.g_idx(down.name), np.sort(uneven))
 
 
 # --- no half results -----------------------------------------------------------------------------------------------
