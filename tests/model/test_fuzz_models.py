@@ -25,9 +25,9 @@ from cutpq.checkpoint.mlp_names import mlps
 from cutpq.layers.mlp import Mlp
 from cutpq.layers.source import WeightInFile
 from cutpq.model.transformer import load_model
-from cutpq.ranks.communicator import SelfCommunicator
+from cutpq.ranks.alone import SelfCommunicator
 
-MUTATIONS = 1500
+MUTATIONS = 800
 
 # Widths that all differ, so that a transposed weight fits nowhere; one layer.
 SMALL: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_mutations_of_models(bases: dict[str, Files], tmp_path: Path) -> None:
 
     mutate()
     print(f"mutations: {dict(seen)}")
-    assert min(seen["refused"], seen["runs"]) >= 200, "a fuzz that sees one outcome only shows nothing"
+    assert min(seen["refused"], seen["runs"]) >= 100, "a fuzz that sees one outcome only shows nothing"
 
 
 def outcome(files: Files, folder: Path) -> str:
