@@ -52,8 +52,15 @@ def choose_all_reduce(count: int, itemsize: int, n: int, codec: Layout | None, l
     times = {"plain": all_reduce_us(count * itemsize, n, link)}
     for algo in ("oneshot", "twoshot"):
         times[algo] = compressed_all_reduce_us(algo, count, itemsize, n, codec, link)
+    return quickest(times), f"predicted on {link.name}: {in_words(times)}"
+
+
+def quickest(times: dict[str, float]) -> str:
+    """The algorithm with the least time; "plain" unless another is quicker by WORTHWHILE."""
     best = min(times, key=lambda algo: times[algo])
-    if times[best] > (1 - WORTHWHILE) * times["plain"]:
-        best = "plain"
-    predicted = ", ".join(f"{algo} {us:.0f} us" for algo, us in times.items())
-    return best, f"predicted on {link.name}: {predicted}"
+    return "plain" if times[best] > (1 - WORTHWHILE) * times["plain"] else best
+
+
+def in_words(times: dict[str, float]) -> str:
+    """The times as `algo="auto"` prints them."""
+    return ", ".join(f"{algo} {us:.0f} us" for algo, us in times.items())

@@ -5,6 +5,7 @@ plain     x itself; once (see Communicator.all_reduce)
 oneshot   every rank's wire to every rank, all of which decode and add: each term once, the sum once
 twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank:
           each term once, the sum twice
+hierarchical  x inside each node, wires between nodes (hierarchical.py): the sum of a node once or twice, the sum once
 
 The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in
 float32: the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's
@@ -12,9 +13,6 @@ block has NaN or Inf, the block of the result is NaN.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -24,10 +22,14 @@ from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
 from ..ops.gather import rmsnorm_gather
 from ..trace import span
-from . import auto
+from . import auto, hierarchical
 from .communicator import Communicator, in_words
+from .wires import add, decode_sum, flat, oneshot, twoshot
 
-ALGOS = ("auto", "plain", "oneshot", "twoshot")
+ALGOS = ("auto", "plain", "oneshot", "twoshot", "hierarchical")
+
+
+EXCHANGES = {"oneshot": oneshot, "twoshot": twoshot, "hierarchical": hierarchical.exchange}
 
 
 def all_reduce(
@@ -43,12 +45,14 @@ def all_reduce(
            "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
     codec  of the payload: a Codec or a name (see codecs/names.py), the same on all ranks; None sends x as it is
     algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": what is predicted to be the quickest
-           (auto.py). Without a codec, "auto" and "twoshot" are "plain"
+           (auto.py). Without a codec, "auto" and "twoshot" are "plain". "hierarchical" is for ranks on several
+           nodes (hierarchical.py), and "plain" on one
     out    x's shape and dtype; may be x
 
     Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" oneshot_sent and "twoshot"
     twoshot_sent of cost/all_reduce.py. The error of a oneshot sum is at most the sum of the ranks' codec.bound(x), that
-    of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype.
+    of a twoshot one at most codec.bound of that sum more, besides the roundings of float32 and of x's dtype. For a
+    hierarchical sum the terms are the sums of the nodes.
 
     Raises ValueError for an unknown codec or algo, and on a rank whose shape, dtype, codec or algo differ from
     rank 0's; TypeError for another dtype.
@@ -93,8 +97,8 @@ def all_reduce_rmsnorm(
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
         algo = _agreed(x, comm, chosen, algo)
-        if chosen is not None and algo in _TRAVEL and launch.takes_rows(chosen, residual):
-            wires, shares = _TRAVEL[algo](_flat(x), comm, chosen)
+        if chosen is not None and algo in EXCHANGES and launch.takes_rows(chosen, residual):
+            wires, shares = EXCHANGES[algo](flat(x), comm, chosen)
             return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
@@ -110,100 +114,33 @@ def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
 
 def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
     """The algorithm of this call, after a check that all ranks call alike; auto is resolved."""
-    if codec is None:
-        return algo
-    _check_agreement(x, comm, codec, algo)
-    return auto.choose(x, comm, codec) if algo == "auto" else algo
+    if codec is not None:
+        _check_agreement(x, comm, codec, algo)
+        algo = auto.choose(x, comm, codec) if algo == "auto" else algo
+    one_node = len(set(comm.node_of)) == 1
+    return "plain" if algo == "hierarchical" and one_node else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:
-    if algo not in ("oneshot", "twoshot") or (codec is None and algo == "twoshot"):
+    if algo in ("auto", "plain") or (codec is None and algo == "twoshot"):
         return comm.all_reduce(x)
     if x.dtype not in (np.float16, bfloat16, np.float32):
         raise TypeError(f"{algo} adds float16, bfloat16 or float32, got {x.dtype}; use .astype, or algo='plain'")
     by_kernel = comm.sum_by_kernel(x, codec, algo)
     if by_kernel is not None:
         return by_kernel
+    by_kernels = codec is not None and launch.takes(codec, array_module(x), x.size)
+    if algo == "hierarchical" and not by_kernels:
+        return hierarchical.all_reduce(x, comm, codec)
     if codec is None:
-        total = _add(map(to_float32, comm.all_gather(_flat(x))))
+        total = add(map(to_float32, comm.all_gather(flat(x))))
     else:
-        wires, shares = _TRAVEL[algo](_flat(x), comm, codec)
-        if launch.takes(codec, array_module(wires), x.size):
+        wires, shares = EXCHANGES[algo](flat(x), comm, codec)
+        if by_kernels:
             return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
-        total = _decode_sum(wires, codec, x.size, shares)
+        total = decode_sum(wires, codec, x.size, shares)
     with np.errstate(over="ignore"):  # a sum beyond the range of x's dtype becomes Inf
         return total[: x.size].reshape(x.shape).astype(x.dtype)
-
-
-def _oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
-    """(n,) -> (ranks, bytes), the wire of every rank, and 1: what their sum says is the result."""
-    return comm.all_gather(_encode(x, codec, 1)), 1
-
-
-def _twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
-    """(n,) -> (1, bytes), the wires of the owners' sums one behind the other, and how many they are."""
-    n = codec.padded(x.size)
-    counts = codec.shares(n, comm.size)
-    sizes = [codec.wire_bytes(count) for count in counts]
-    mine = sizes[comm.rank]
-    received = comm.all_to_all(_encode(x, codec, comm.size), sizes, [mine] * comm.size)
-    total = _sum_wire(received.reshape(comm.size, mine), codec, counts[comm.rank])
-    return comm.all_gather(total, sizes).reshape(1, -1), comm.size
-
-
-_TRAVEL = {"oneshot": _oneshot, "twoshot": _twoshot}
-
-
-def _encode(x: Array, codec: Codec, shares: int) -> Array:
-    """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
-    xp = array_module(x)
-    if launch.takes(codec, xp, x.size):
-        return launch.encode(x, codec, shares)
-    pieces = _split(_padded(x, codec), codec.shares(codec.padded(x.size), shares))
-    return xp.concatenate([codec.encode(piece) for piece in pieces])
-
-
-def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
-    """(ranks, bytes) -> (bytes,), the wire of the sum of n elements."""
-    if launch.takes(codec, array_module(wires), n):
-        return launch.decode_sum_encode(wires, codec, n)
-    return codec.encode(_decode_sum(wires, codec, n, 1))
-
-
-def _decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
-    """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
-    sizes = [codec.wire_bytes(count) for count in codec.shares(codec.padded(n), shares)]
-
-    def decoded(of_rank: Array) -> Array:
-        return array_module(wires).concatenate([codec.decode(share) for share in _split(of_rank, sizes)])
-
-    return _add(map(decoded, wires))
-
-
-def _add(terms: Iterable[Array]) -> Array:
-    """The sum of float32 arrays from the first to the last, in place of the first."""
-    rest = iter(terms)
-    total = next(rest)
-    with np.errstate(over="ignore", invalid="ignore"):  # sums may overflow to Inf, and Inf - Inf is NaN
-        for term in rest:
-            total += term
-    return total
-
-
-def _flat(x: Array) -> Array:
-    return array_module(x).ascontiguousarray(x).reshape(-1)
-
-
-def _padded(x: Array, codec: Codec) -> Array:
-    """x flat, with zeros up to whole blocks, so that wires need no count of them."""
-    xp = array_module(x)
-    flat = xp.zeros(codec.padded(x.size), x.dtype)
-    flat[: x.size] = x.reshape(-1)
-    return flat
-
-
-def _split(x: Array, sizes: list[int]) -> list[Array]:
-    return [x[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:
@@ -224,5 +161,5 @@ def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> N
 
 def _call(array: str, codec: Codec | None, algo: str) -> str:
     if codec is None:
-        return f"{array}, {'oneshot' if algo == 'oneshot' else 'plain'}"
+        return f"{array}, {algo if algo in ('oneshot', 'hierarchical') else 'plain'}"
     return f"{array} by {codec.name}, {algo}"

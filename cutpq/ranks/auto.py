@@ -1,6 +1,7 @@
 """What `algo="auto"` means: the sum that the cost model predicts to be quickest on the link between the ranks.
 
 The link is the one that CUTPQ_LINK names on rank 0, else the one that rank 0's GPU mostly has, else (NumPy) l4-pcie.
+Between nodes it is the one that CUTPQ_BETWEEN names on rank 0, else eth-100g.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from ..array import Array
 from ..codecs.codec import Codec
 from ..cost.all_reduce import choose_all_reduce
 from ..cost.links import LINKS, Link
+from ..cost.nodes import CABLES, Cable, Nodes, choose_over_nodes
 from .communicator import Communicator
 
-# For each communicator: its link, and the (codec, algorithm) pairs that rank 0 has printed.
-_links: WeakKeyDictionary[Communicator, Link] = WeakKeyDictionary()
+# For each communicator: its link and cable, and the (codec, algorithm) pairs that rank 0 has printed.
+_links: WeakKeyDictionary[Communicator, tuple[Link, Cable]] = WeakKeyDictionary()
 _printed: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
 
 
 def choose(x: Array, comm: Communicator, codec: Codec) -> str:
     """The algorithm for this sum, the same on all ranks; rank 0 prints it once for each codec and choice.
 
-    The first call of a communicator is collective. Raises ValueError for a CUTPQ_LINK that is no known link.
+    The first call of a communicator is collective. Raises ValueError for an unknown CUTPQ_LINK or CUTPQ_BETWEEN.
     """
-    algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, link(comm))
+    nodes = Nodes.of(comm.node_of)
+    if nodes.count > 1:
+        algo, why = choose_over_nodes(x.size, x.dtype.itemsize, nodes, codec, link(comm), cable(comm))
+    else:
+        algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, link(comm))
     printed = _printed.setdefault(comm, set())
     if comm.rank == 0 and (codec.name, algo) not in printed:
         printed.add((codec.name, algo))
@@ -36,13 +42,27 @@ def choose(x: Array, comm: Communicator, codec: Codec) -> str:
 
 
 def link(comm: Communicator) -> Link:
-    """The link to decide for: rank 0's choice on all ranks. The first call is collective.
+    """The link inside nodes to decide for: rank 0's choice on all ranks. As `choose` otherwise."""
+    return _link_and_cable(comm)[0]
 
-    Raises ValueError for a CUTPQ_LINK that is no known link.
-    """
+
+def cable(comm: Communicator) -> Cable:
+    """What joins nodes, to decide for: rank 0's choice on all ranks. As `choose` otherwise."""
+    return _link_and_cable(comm)[1]
+
+
+def _link_and_cable(comm: Communicator) -> tuple[Link, Cable]:
     if comm not in _links:
-        _links[comm] = LINKS[comm.bcast(_link_name(comm) if comm.rank == 0 else None)]
+        names = comm.bcast((_link_name(comm), _cable_name()) if comm.rank == 0 else None)
+        _links[comm] = LINKS[names[0]], CABLES[names[1]]
     return _links[comm]
+
+
+def _cable_name() -> str:
+    name = os.environ.get("CUTPQ_BETWEEN") or "eth-100g"
+    if name not in CABLES:
+        raise ValueError(f"CUTPQ_BETWEEN={name!r} is not one of {', '.join(CABLES)}")
+    return name
 
 
 def _link_name(comm: Communicator) -> str:

@@ -33,6 +33,9 @@ class Communicator(ABC):
     xp, device   numpy or cupy: where this rank computes, and the number of its GPU (None without)
     sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
                  its own part stays at home and is not counted, nor are barrier and bcast
+    node_of      the node (machine) of each rank: any number, equal where ranks share a node
+    origin       each rank's number in the communicator of all ranks, from which this one was split
+    cable_bytes  the part of sent_bytes that went to ranks of other nodes
     calls, call  how many collectives this rank has called, and the last of them in words; one that is made of others
                  counts once
     watch        the thread that compares these calls with the other ranks', if there is one
@@ -42,10 +45,21 @@ class Communicator(ABC):
     takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
     waits_on_host = True  # False where ranks wait for each other on their GPUs alone
 
-    def __init__(self, rank: int, size: int, reason: str, xp: ModuleType = np, device: int | None = None):
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        reason: str,
+        xp: ModuleType = np,
+        device: int | None = None,
+        node_of: Sequence[int] | None = None,
+        origin: Sequence[int] | None = None,
+    ):
         self.rank, self.size, self.reason = rank, size, reason
         self.xp, self.device = xp, device
-        self.sent_bytes = 0
+        self.node_of = tuple(node_of or [0] * size)
+        self.origin = tuple(origin or range(size))
+        self.sent_bytes = self.cable_bytes = 0
         self.calls, self.call = 0, "nothing yet"
         self._inside_call = False
         self.watch: Watch | None = None
@@ -54,8 +68,14 @@ class Communicator(ABC):
         return f"<rank {self.rank} of {self.size}, backend {self.backend}: {self.reason}>"
 
     def reset_sent(self) -> None:
-        """Count `sent_bytes` from zero again."""
-        self.sent_bytes = 0
+        """Count `sent_bytes` and `cable_bytes` from zero again."""
+        self.sent_bytes = self.cable_bytes = 0
+
+    def count_sent(self, nbytes: Sequence[int]) -> None:
+        """Add what this rank sends to each rank to `sent_bytes` and `cable_bytes`; its own part counts as nothing."""
+        here = self.node_of[self.rank]
+        self.sent_bytes += sum(nbytes) - nbytes[self.rank]
+        self.cable_bytes += sum(n for n, node in zip(nbytes, self.node_of, strict=True) if node != here)
 
     @contextmanager
     def calling(self, what: str) -> Iterator[None]:
@@ -131,7 +151,7 @@ class Communicator(ABC):
                     f"got {tuple(x.shape)}"
                 )
             shape = (sum(pieces),)
-        self.sent_bytes += (self.size - 1) * x.nbytes
+        self.count_sent([x.nbytes] * self.size)
         with self.calling(f"all_gather of {in_words(x) if counts is None else pieces}"):
             out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
         return out.view(x.dtype).reshape(shape)
@@ -166,8 +186,8 @@ class Communicator(ABC):
                     f"but receive recv_counts[{self.rank}] = {recv[self.rank]}: they must be equal"
                 )
             shape = (sum(recv),)
-        self.sent_bytes += (x.size - send[self.rank]) * x.itemsize
         send_bytes, recv_bytes = ([n * x.itemsize for n in counts] for counts in (send, recv))
+        self.count_sent(send_bytes)
         with self.calling(f"all_to_all of {in_words(x) if send_counts is None else 'pieces by counts'}"):
             out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
         return out.view(x.dtype).reshape(shape)

@@ -67,12 +67,16 @@ def _yield_when_crowded() -> None:
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 
-def node_rank(mpi: ModuleType) -> int:
-    """This rank's number among those on the same machine."""
+def find_node(mpi: ModuleType) -> tuple[int, int]:
+    """(number of this rank's machine, this rank's number among those on it); machines count in order of first ranks.
+
+    Collective over COMM_WORLD.
+    """
     node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
-    rank = node.Get_rank()
+    first, rank = node.bcast(mpi.COMM_WORLD.Get_rank()), node.Get_rank()
     node.Free()
-    return rank
+    firsts = sorted(set(mpi.COMM_WORLD.allgather(first)))
+    return firsts.index(first), rank
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import os
 import socket
 from typing import Any
 
-from . import discovery
+from . import discovery, nodes
 from .alone import SelfCommunicator
 from .communicator import Communicator
 from .failures.abort import end_job_on_failure
@@ -42,8 +42,11 @@ def init(backend: str = "auto") -> Communicator:
     calls other collectives than the rest (watch.py). Of a rank that is killed MPICH's mpirun names a process:
     CUTPQ_VERBOSE=1 prints which rank is which.
 
-    Raises ValueError for an unknown backend, RuntimeError on all ranks where the one asked for cannot run, and where
-    several processes were launched but MPI is missing or does not belong to the launcher.
+    Ranks of one machine share a node, unless rank 0's CUTPQ_NODES says otherwise (nodes.py).
+
+    Raises ValueError for an unknown backend and for a CUTPQ_NODES that does not name a node for each rank,
+    RuntimeError on all ranks where the one asked for cannot run, and where several processes were launched but MPI is
+    missing or does not belong to the launcher.
     """
     asked = (os.environ.get("CUTPQ_COMM") or "auto") if backend == "auto" else backend
     if asked not in BACKENDS:
@@ -72,22 +75,25 @@ def _connect(asked: str) -> Communicator:
 
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         _print_processes(world)
+    machine, number = discovery.find_node(mpi)
+    pretended = world.bcast(os.environ.get("CUTPQ_NODES"))
+    node = nodes.parse(pretended, world.Get_size())[world.Get_rank()] if pretended else machine
     world = world.Dup()  # a communicator of our own: its messages never match those of other users of MPI
     from .mpi import HostCommunicator, MpiCommunicator
 
     if asked == "mpi":
-        return _watched(MpiCommunicator(world, "asked for"))
-    mine = discovery.find_gpu(discovery.node_rank(mpi))
+        return _watched(MpiCommunicator(world, "asked for", node))
+    mine = discovery.find_gpu(number)
     found = world.allgather(mine)
     chosen, reason = discovery.choose(found) if asked == "auto" else discovery.require(asked, found)
     if chosen == "mpi":
-        return _watched(MpiCommunicator(world, reason))
+        return _watched(MpiCommunicator(world, reason, node))
 
     import cupy
 
     cupy.cuda.Device(mine.device).use()
     if chosen == "host":
-        return _watched(HostCommunicator(world, reason, mine.device))
+        return _watched(HostCommunicator(world, reason, mine.device, node))
 
     if chosen == "ipc":
         from .ipc import IpcCommunicator
@@ -100,7 +106,7 @@ def _connect(asked: str) -> Communicator:
 
     from .nccl import NcclCommunicator
 
-    return NcclCommunicator(MpiCommunicator(world, reason), nccl, cupy, mine.device)
+    return NcclCommunicator(MpiCommunicator(world, reason, node), nccl, cupy, mine.device)
 
 
 def _print_processes(world: Any) -> None:

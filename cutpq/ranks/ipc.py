@@ -53,7 +53,7 @@ class IpcCommunicator(Communicator):
 
         Raises IpcError, on all ranks.
         """
-        super().__init__(control.rank, control.size, control.reason, memory.xp, device)
+        super().__init__(control.rank, control.size, control.reason, memory.xp, device, origin=control.origin)
         self._control, self._memory, self._bus = control, memory, bus
         self.shared = len({control.bcast(bus, root) for root in range(control.size)}) < control.size
         self.waits_on_host = self.shared

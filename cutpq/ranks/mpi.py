@@ -33,9 +33,11 @@ class MpiCommunicator(Communicator):
 
     backend = "mpi"
 
-    def __init__(self, mpi: Any, reason: str):
-        """mpi: an mpi4py communicator."""
-        super().__init__(mpi.Get_rank(), mpi.Get_size(), reason)
+    def __init__(self, mpi: Any, reason: str, node: int = 0, origin: int | None = None):
+        """mpi: an mpi4py communicator; node, origin: of this rank, see Communicator.node_of and origin. Collective."""
+        rank = mpi.Get_rank()
+        node_of, origins = zip(*mpi.allgather((node, rank if origin is None else origin)), strict=True)
+        super().__init__(rank, mpi.Get_size(), reason, node_of=node_of, origin=origins)
         self._mpi = mpi
 
     def barrier(self) -> None:
@@ -81,7 +83,7 @@ class MpiCommunicator(Communicator):
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         check_color(color)
-        return MpiCommunicator(self._mpi.Split(color, key), self.reason)
+        return MpiCommunicator(self._mpi.Split(color, key), self.reason, *self._own_place)
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
         # Messages between all pairs at once: measured up to 20 times faster than MPICH's Allgatherv and Alltoallv
@@ -106,6 +108,11 @@ class MpiCommunicator(Communicator):
             check_received(self.rank, source, status.Get_count(MPI.BYTE), recv_counts[source])
         return out
 
+    @property
+    def _own_place(self) -> tuple[int, int]:
+        """Node and origin of this rank, which a split does not change."""
+        return self.node_of[self.rank], self.origin[self.rank]
+
     def _others(self) -> list[int]:
         """All other ranks, each rank beginning with its neighbour."""
         return [(self.rank + step) % self.size for step in range(1, self.size)]
@@ -127,10 +134,20 @@ class MpiCommunicator(Communicator):
                 raise self._away(what, sorted(set(pending)))
 
     def _away(self, what: str, ranks: list[int]) -> RanksDisagreeError:
+        late = f"{patience_s():g} s (CUTPQ_TIMEOUT): they call something else, or are gone"
         return RanksDisagreeError(
-            f"rank {self.rank} waits in {what} for ranks {ranks}, which did not come in {patience_s():g} s "
-            f"(CUTPQ_TIMEOUT): they call something else, or are gone. It is in its call {self.calls}, {self.call}"
+            f"rank {self.origin[self.rank]} waits in {what} for ranks {self._in_words(ranks)}, which did not come in "
+            f"{late}. It is in its call {self.calls}, {self.call}"
         )
+
+    def _in_words(self, ranks: list[int]) -> str:
+        """Numbers among all ranks of the job, with their nodes where there are several."""
+        if len(set(self.node_of)) == 1:
+            return str([self.origin[r] for r in ranks])
+        by_node = {
+            self.node_of[r]: [self.origin[q] for q in ranks if self.node_of[q] == self.node_of[r]] for r in ranks
+        }
+        return " and ".join(f"{members} of node {node}" for node, members in sorted(by_node.items()))
 
     def _empty(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
@@ -170,10 +187,10 @@ class HostCommunicator(MpiCommunicator):
 
     backend = "host"
 
-    def __init__(self, mpi: Any, reason: str, device: int | None):
+    def __init__(self, mpi: Any, reason: str, device: int | None, node: int = 0, origin: int | None = None):
         import cupy
 
-        super().__init__(mpi, reason)
+        super().__init__(mpi, reason, node, origin)
         self.xp, self.device = cupy, device
 
     def barrier(self) -> None:
@@ -182,7 +199,7 @@ class HostCommunicator(MpiCommunicator):
 
     def split(self, color: int, key: int = 0) -> HostCommunicator:
         check_color(color)
-        return HostCommunicator(self._mpi.Split(color, key), self.reason, self.device)
+        return HostCommunicator(self._mpi.Split(color, key), self.reason, self.device, *self._own_place)
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
         return self._to_gpu(super()._exchange(self._to_host(x), starts, send_counts, recv_counts))

@@ -47,7 +47,7 @@ class NcclCommunicator(Communicator):
 
     def __init__(self, control: Communicator, nccl: Any, xp: ModuleType, device: int | None):
         """control: the same ranks by another backend, for set-up and objects; nccl: the module cupy.cuda.nccl."""
-        super().__init__(control.rank, control.size, control.reason, xp, device)
+        super().__init__(control.rank, control.size, control.reason, xp, device, control.node_of, control.origin)
         self._control, self._nccl = control, nccl
         unique_id = control.bcast(nccl.get_unique_id() if control.rank == 0 else None)
         self._link = nccl.NcclCommunicator(control.size, unique_id, control.rank)
@@ -77,7 +77,9 @@ class NcclCommunicator(Communicator):
         if x.dtype not in DTYPES:
             names = ", ".join(dtype.name for dtype in DTYPES)
             raise TypeError(f"NCCL adds {names}, got {x.dtype}; convert it with .astype")
-        self.sent_bytes += 2 * (self.size - 1) * x.nbytes // self.size
+        ring = [0] * self.size
+        ring[(self.rank + 1) % self.size] = 2 * (self.size - 1) * x.nbytes // self.size
+        self.count_sent(ring)
         x = self.xp.ascontiguousarray(x).reshape(x.shape)
         out = self.xp.empty(x.shape, x.dtype)
         with self.calling(f"all_reduce of {in_words(x)}"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..array import Array, array_module
+from . import nodes
 from .communicator import Communicator, check_color, check_received, check_root
 from .failures.patience import RanksDisagreeError, patience_s
 
@@ -26,8 +28,8 @@ class _Stopped(BaseException):
 class _Job:
     """State that all threads of one `run_threads` share: which ranks have finished, and the first failure."""
 
-    def __init__(self, timeout_s: float):
-        self.timeout_s = timeout_s
+    def __init__(self, timeout_s: float, node_of: Sequence[int]):
+        self.timeout_s, self.node_of = timeout_s, node_of
         self.changed = threading.Condition()
         self.finished: set[int] = set()
         self.failure: tuple[int, BaseException] | None = None
@@ -90,7 +92,9 @@ class ThreadsCommunicator(Communicator):
     takes_any_module = True
 
     def __init__(self, meeting_point: _MeetingPoint, rank: int, xp: ModuleType, device: int | None):
-        super().__init__(rank, len(meeting_point.members), f"{len(meeting_point.members)} threads", xp, device)
+        members, node_of = meeting_point.members, meeting_point.job.node_of
+        nodes = [node_of[member] for member in members]
+        super().__init__(rank, len(members), f"{len(members)} threads", xp, device, nodes, members)
         self._meeting_point = meeting_point
 
     def barrier(self) -> None:
@@ -147,13 +151,17 @@ def run_threads(
     xp         comm.xp: numpy, or cupy for many ranks on the caller's current GPU
     timeout_s  longest wait of a rank for the others in one collective, in seconds; CUTPQ_TIMEOUT (60) unless given
 
+    CUTPQ_NODES says which ranks are taken to share a node (nodes.py); all of them do unless it is set.
+
     When a rank raises, the others stop at their next collective, and that first error is raised here with the
     rank named. Raises RanksDisagreeError where ranks would wait for each other for ever.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     device = None if xp is np else xp.cuda.Device().id
-    job = _Job(patience_s() if timeout_s is None else timeout_s)
+    text = os.environ.get("CUTPQ_NODES")
+    node_of = nodes.parse(text, size) if text else [0] * size
+    job = _Job(patience_s() if timeout_s is None else timeout_s, node_of)
     meeting_point = _MeetingPoint(job, list(range(size)))
     results: dict[int, T] = {}
 

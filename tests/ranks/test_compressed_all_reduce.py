@@ -198,7 +198,7 @@ def test_unknown_codec_and_algo():
 
     with pytest.raises(ValueError, match=r"no codec is called 'fp4'.*Nearest: .*mxfp4"):
         run_threads(2, lambda comm: reduce(comm, codec="fp4"))
-    with pytest.raises(ValueError, match="algo 'ring' is not one of auto, plain, oneshot, twoshot"):
+    with pytest.raises(ValueError, match="algo 'ring' is not one of auto, plain, oneshot, twoshot, hierarchical"):
         run_threads(2, lambda comm: reduce(comm, codec="mxfp4", algo="ring"))
 
 

@@ -1,0 +1,223 @@
+"""Sums over several nodes: which rank sends how many bytes over the cable between them, and how long that takes.
+
+A cable joins each node to all others. Its bandwidth is a node's in each direction, all adapters together, and it is
+shared by all ranks of the node. Nothing here is measured; constants and their sources stand at CABLES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..codecs.layout import Layout
+from ..weights.shard import even_shares
+from .all_reduce import in_words, quickest, twoshot_sent
+from .gpus import GPUS
+from .links import Link, Protocol, all_gather_us, all_to_all_us
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The ranks of each node, nodes in the order of their first ranks: Nodes.of((7, 7, 3)) is ((0, 1), (2,))."""
+
+    ranks: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, node_of: Sequence[int]) -> Nodes:
+        """node_of: any number for each rank, equal where ranks share a node."""
+        found: dict[int, list[int]] = {}
+        for rank, node in enumerate(node_of):
+            found.setdefault(node, []).append(rank)
+        return cls(tuple(map(tuple, found.values())))
+
+    @property
+    def count(self) -> int:
+        """How many nodes there are."""
+        return len(self.ranks)
+
+    @property
+    def lanes(self) -> int:
+        """Ranks of each node that exchange with other nodes: as many as the smallest node has."""
+        return min(map(len, self.ranks))
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """(node, number of the rank in it)."""
+        return next((node, ranks.index(rank)) for node, ranks in enumerate(self.ranks) if rank in ranks)
+
+
+@dataclass(frozen=True)
+class Cable:
+    """What joins nodes.
+
+    node_gb_s         what a node sends, and receives at the same time, in GB/s of payload
+    ll_us, simple_us  latency of one message by NCCL's two protocols
+    """
+
+    name: str
+    node_gb_s: float
+    ll_us: float
+    simple_us: float
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """NCCL's protocols with the base latencies of its rings; LL sends a flag with every four bytes of data."""
+        return (
+            Protocol("LL", 6.6, self.ll_us, 0.5 * self.node_gb_s),
+            Protocol("Simple", 8.4, self.simple_us, self.node_gb_s),
+        )
+
+
+# Latencies of InfiniBand: NCCL 2.30.7, tuning.cc, hwLat of a ring over the network (LL 2.7 us, Simple 14.0 us). Sockets
+# pass through two kernels: 25 us more for each message are assumed here, half of a round trip between cloud machines;
+# 50 us at 1 Gbit/s. Ethernet carries 1448 bytes of payload in 1538 on the wire; InfiniBand counts as its full rate.
+_ETHERNET = 1448 / 1538
+CABLES = {
+    cable.name: cable
+    for cable in (
+        Cable("ib-ndr400", 50.0, 2.7, 14.0),  # one adapter of 400 Gbit/s
+        Cable("ib-ndr400x8", 400.0, 2.7, 14.0),  # eight, one for each GPU, as in a DGX H100
+        Cable("eth-100g", 12.5 * _ETHERNET, 27.7, 39.0),
+        Cable("eth-25g", 3.125 * _ETHERNET, 27.7, 39.0),
+        Cable("tcp-1g", 0.125 * _ETHERNET, 52.7, 64.0),
+    )
+}
+
+
+def lane_shares(count: int, nodes: Nodes, codec: Layout | None, shots: str) -> list[list[int]]:
+    """How many elements each part of each lane of a hierarchical sum has.
+
+    "twoshot" cuts a lane into a part for each node, whose owner adds it; "oneshot" and sums without a codec do not cut.
+    """
+    parts = nodes.count if shots == "twoshot" and codec else 1
+    shares = codec.shares(count, nodes.lanes * parts) if codec else even_shares(count, nodes.lanes)
+    return [shares[lane * parts : (lane + 1) * parts] for lane in range(nodes.lanes)]
+
+
+def cable_sent(
+    algo: str, count: int, itemsize: int, nodes: Nodes, rank: int, codec: Layout | None, shots: str = "twoshot"
+) -> int:
+    """Bytes that a rank sends to ranks of other nodes, to sum `count` elements of `itemsize` bytes.
+
+    algo   "plain" (by shares, as every backend but nccl sums), "oneshot", "twoshot", "hierarchical"
+    shots  of "hierarchical": what the owners of a share do between nodes
+
+    With p ranks on each of N nodes, n = N p, an array of S bytes and its wire of W, a node sends in all
+    plain 2 p (N-1)/N S, oneshot p^2 (N-1) W, twoshot 2 p (N-1)/N W, hierarchical (N-1) W in one shot and
+    2 (N-1)/N W in two: p times less. Raises ValueError for another algo.
+    """
+    node, number = nodes.place(rank)
+    away = [peer for other, ranks in enumerate(nodes.ranks) if other != node for peer in ranks]
+    size = len(away) + len(nodes.ranks[node])
+    if algo == "hierarchical":
+        if number >= nodes.lanes or nodes.count == 1:
+            return 0
+        lane = lane_shares(count, nodes, codec, shots)[number]
+        if codec is None:
+            return _two_exchanges([n * itemsize for n in even_shares(lane[0], nodes.count)], node, range(nodes.count))
+        if shots == "oneshot":
+            return (nodes.count - 1) * codec.wire_bytes(codec.padded(lane[0]))
+        return twoshot_sent(sum(lane), nodes.count, node, codec)
+    if algo == "plain" or codec is None:
+        return _two_exchanges([n * itemsize for n in even_shares(count, size)], rank, away)
+    if algo == "oneshot":
+        return len(away) * codec.wire_bytes(codec.padded(count))
+    if algo == "twoshot":
+        return _two_exchanges([codec.wire_bytes(share) for share in codec.shares(count, size)], rank, away)
+    raise ValueError(f"algo {algo!r} is not plain, oneshot, twoshot or hierarchical")
+
+
+def _two_exchanges(shares: list[int], rank: int, peers: Sequence[int]) -> int:
+    """Bytes to `peers`: first the share of each, then this rank's own share to each."""
+    others = [peer for peer in peers if peer != rank]
+    return sum(shares[peer] for peer in others) + len(others) * shares[rank]
+
+
+def between_us(shots: str, count: int, nodes: Nodes, codec: Layout, cable: Cable) -> float:
+    """Time on the cable of a hierarchical sum: one exchange of whole wires, or two of parts of them."""
+    wire = codec.wire_bytes(codec.padded(count))
+    if shots == "oneshot":
+        return messages_us(nodes.count - 1, (nodes.count - 1) * wire, cable)
+    return 2 * messages_us(nodes.count - 1, (nodes.count - 1) * wire / nodes.count, cable)
+
+
+def messages_us(steps: int, nbytes: float, cable: Cable) -> float:
+    """Time until each rank has sent `steps` messages one after the other, `nbytes` from the whole node."""
+    if steps == 0:
+        return 0.0
+    return min(p.base_us + steps * p.step_us + nbytes / (p.bus_gb_s * 1e3) for p in cable.protocols)
+
+
+def choose_shots(count: int, nodes: Nodes, codec: Layout, cable: Cable) -> str:
+    """Which exchange between nodes is quicker: "oneshot" or "twoshot".
+
+    Over two nodes both send the same bytes, and one shot has a step and a rounding less.
+    """
+    times = {shots: between_us(shots, count, nodes, codec, cable) for shots in ("oneshot", "twoshot")}
+    return min(times, key=lambda shots: times[shots])
+
+
+def all_reduce_over_nodes_us(
+    algo: str, count: int, itemsize: int, nodes: Nodes, codec: Layout | None, link: Link, cable: Cable
+) -> float:
+    """Time to sum `count` elements over nodes, GPUs joined by `link` inside and by `cable` between.
+
+    plain         one ring through all ranks, as NCCL's: its 2 (N-1) steps between nodes have the cable's latency
+    oneshot       encode, wires to all ranks, decode and add all of them
+    twoshot       encode, shares to their owners, add and encode, shares to all, decode
+    hierarchical  shares inside the node, add, encode, wires between the owners (choose_shots), wires inside, decode
+    """
+    p, n, gpu = max(map(len, nodes.ranks)), sum(map(len, nodes.ranks)), GPUS[link.gpu]
+    S = count * itemsize
+    if algo == "plain":
+        return _ring_over_nodes_us(S, nodes, link, cable)
+    wire = codec.wire_bytes(codec.padded(count)) if codec else S
+    away = n - p
+    encode_us = gpu.launch_us + gpu.read_us(S + wire)
+    if algo == "oneshot":
+        decode_us = gpu.launch_us + gpu.read_us(n * wire + S)
+        inside_us = all_gather_us(p * wire, p, link)
+        return encode_us + max(inside_us, messages_us(away, p * away * wire, cable)) + decode_us
+    if algo == "twoshot":
+        middle_us = gpu.launch_us + gpu.read_us(wire + wire / n)
+        inside_us = all_to_all_us(p * wire / n, p, link)
+        exchange_us = max(inside_us, messages_us(away, p * away * wire / n, cable))
+        return encode_us + 2 * exchange_us + middle_us + gpu.launch_us + gpu.read_us(wire + S)
+    lanes = nodes.lanes
+    inside_us = all_to_all_us(S, p, link)
+    add_us = gpu.launch_us + gpu.read_us((p + 2) * S / lanes)
+    if codec is None:
+        exchange_us = 2 * messages_us(nodes.count - 1, (nodes.count - 1) * S / nodes.count, cable)
+        return inside_us + add_us + exchange_us + all_gather_us(S, p, link) + gpu.launch_us
+    shots = choose_shots(count, nodes, codec, cable)
+    terms = nodes.count if shots == "oneshot" else 1
+    encode_us = gpu.launch_us + gpu.read_us((2 * S + wire) / lanes)
+    middle_us = 0.0 if shots == "oneshot" else gpu.launch_us + gpu.read_us((wire + wire / nodes.count) / lanes)
+    gather_us = all_gather_us(terms * wire, p, link)
+    decode_us = gpu.launch_us + gpu.read_us(terms * wire + S)
+    exchange_us = between_us(shots, count, nodes, codec, cable)
+    return inside_us + add_us + encode_us + exchange_us + middle_us + gather_us + decode_us
+
+
+def choose_over_nodes(
+    count: int, itemsize: int, nodes: Nodes, codec: Layout | None, link: Link, cable: Cable
+) -> tuple[str, str]:
+    """As choose_all_reduce, for ranks on several nodes: "hierarchical" is one more algorithm to choose from."""
+    if codec is None or count == 0:
+        return "plain", "nothing to compress"
+    algos = ("plain", "oneshot", "twoshot", "hierarchical")
+    times = {a: all_reduce_over_nodes_us(a, count, itemsize, nodes, codec, link, cable) for a in algos}
+    where = f"{link.name}, {cable.name} between {nodes.count} nodes"
+    return quickest(times), f"predicted on {where}: {in_words(times)}"
+
+
+def _ring_over_nodes_us(nbytes: float, nodes: Nodes, link: Link, cable: Cable) -> float:
+    n, N = sum(map(len, nodes.ranks)), nodes.count
+    steps, across = 2 * (n - 1), 2 * (N - 1)
+    inside = {protocol.name: protocol for protocol in link.protocols}
+    times = []
+    for over in cable.protocols:
+        own = inside[over.name]
+        slowest = min(own.bus_gb_s, over.bus_gb_s)
+        latency = over.base_us + (steps - across) * own.step_us + across * over.step_us
+        times.append(latency + nbytes * steps / n / (slowest * 1e3))
+    return min(times)

@@ -1,0 +1,105 @@
+"""The sum that sends little over the cable between nodes: shares inside each node, then between nodes, then inside.
+
+1. Inside a node each rank sends its numbers, share by share, to the owners: the first `lanes` ranks of the node, as
+   many as the smallest node has. An owner adds its share in float32, in rank order, and rounds nothing.
+2. The owners of the same share, one in each node, exchange what they have with the codec: in one shot (each term is
+   encoded once) or in two (the sum is encoded once more). Everyone adds in float32 in the order of nodes.
+3. The owners pass the result on inside their node: as wires where kernels decode, which all ranks then do themselves;
+   as numbers where NumPy does, so that each share is decoded once in a node. The bits are the same.
+
+Without a codec step 2 rounds each node's sum to x's dtype, adds these in float32, and rounds once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..array import Array, array_module, to_float32
+from ..codecs.codec import Codec
+from ..cost.nodes import choose_shots, lane_shares
+from . import auto
+from .communicator import Communicator
+from .nodes import Groups, groups
+from .wires import add, decode_sum, flat, oneshot, padded, split, twoshot
+
+
+def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
+    """The sum of x over the ranks in x's dtype and shape, equal on all ranks bit for bit. The owners decode."""
+    found = groups(comm)
+    with _counted(comm, found):
+        if codec is None:
+            counts = [lane[0] for lane in lane_shares(x.size, found.nodes, None, "")]
+            partial = _sum_inside(flat(x), counts, found)
+            total = found.between.all_reduce(_rounded(partial, x)) if found.owns_a_share else partial.astype(x.dtype)
+        else:
+            counts, wires, shares = _exchange(x, comm, codec, found)
+            mine = wires.shape[1] and counts[found.inside.rank]
+            numbers = decode_sum(wires, codec, mine, shares)[:mine] if mine else array_module(x).empty(0, np.float32)
+            total = _rounded(numbers, x)
+        gathered = found.inside.all_gather(total, _for_all(counts, found))
+    return gathered[: x.size].reshape(x.shape)
+
+
+def exchange(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (terms, bytes), wires whose decoded sum is the result, and of how many shares each of them is.
+
+    As wires.oneshot and wires.twoshot: every rank decodes all of it.
+    """
+    found = groups(comm)
+    with _counted(comm, found):
+        counts, wires, shares = _exchange(x, comm, codec, found)
+        terms = len(wires)
+        lanes = [terms * sum(map(codec.wire_bytes, codec.shares(count, shares))) for count in counts]
+        gathered = found.inside.all_gather(wires.reshape(-1), _for_all(lanes, found))
+        if terms == 1:
+            return gathered.reshape(1, -1), shares * len(counts)
+        by_lane = [piece.reshape(terms, -1) for piece in split(gathered, lanes)]
+        return array_module(gathered).concatenate(by_lane, axis=1), shares * len(counts)
+
+
+def _exchange(x: Array, comm: Communicator, codec: Codec, found: Groups) -> tuple[list[int], Array, int]:
+    """Steps 1 and 2: elements of each lane, the wires of this rank's lane, (terms, bytes), and shares in each."""
+    shots = _shots(x, comm, codec, found)
+    counts = list(map(sum, lane_shares(codec.padded(x.size), found.nodes, codec, shots)))
+    partial = _sum_inside(padded(x, codec), counts, found)
+    terms, shares = (found.nodes.count, 1) if shots == "oneshot" else (1, found.nodes.count)
+    if not found.owns_a_share:
+        return counts, array_module(x).empty((terms, 0), np.uint8), shares
+    wires, _ = (oneshot if shots == "oneshot" else twoshot)(partial, found.between, codec)
+    return counts, wires, shares
+
+
+def _shots(x: Array, comm: Communicator, codec: Codec, found: Groups) -> str:
+    """Two nodes need no model, and no link."""
+    return "oneshot" if found.nodes.count == 2 else choose_shots(x.size, found.nodes, codec, auto.cable(comm))
+
+
+def _sum_inside(x: Array, counts: list[int], found: Groups) -> Array:
+    """(n,) -> this rank's share of the sum over its node, float32; empty where it owns none."""
+    inside = found.inside
+    mine = counts[inside.rank] if found.owns_a_share else 0
+    terms = inside.all_to_all(x, _for_all(counts, found), [mine] * inside.size)
+    return add(map(to_float32, terms.reshape(inside.size, mine)))
+
+
+def _for_all(counts: list[int], found: Groups) -> list[int]:
+    """The counts of the owners, and none for the other ranks of the node."""
+    return counts + [0] * (found.inside.size - len(counts))
+
+
+def _rounded(total: Array, x: Array) -> Array:
+    with np.errstate(over="ignore"):  # a sum beyond the range of x's dtype becomes Inf
+        return total.astype(x.dtype)
+
+
+@contextmanager
+def _counted(comm: Communicator, found: Groups) -> Iterator[None]:
+    """Count what the groups send as sent by the communicator that they are parts of."""
+    found.inside.reset_sent()
+    found.between.reset_sent()
+    yield
+    comm.sent_bytes += found.inside.sent_bytes + found.between.sent_bytes
+    comm.cable_bytes += found.between.sent_bytes

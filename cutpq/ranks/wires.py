@@ -1,0 +1,87 @@
+"""The two ways in which compressed terms become a sum: who sends which wire to whom. Both end before the last decode.
+
+The last step, decode_sum, is left to the caller, who may do it with what follows in one kernel. Everyone adds in rank
+order in float32, and the owner of a share takes its sum from its own wire, as all others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from ..array import Array, array_module
+from ..codecs import launch
+from ..codecs.codec import Codec
+from .communicator import Communicator
+
+
+def oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (ranks, bytes), the wire of every rank, and 1: what their sum says is the result."""
+    return comm.all_gather(encode(x, codec, 1)), 1
+
+
+def twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
+    """(n,) -> (1, bytes), the wires of the owners' sums one behind the other, and how many they are."""
+    n = codec.padded(x.size)
+    counts = codec.shares(n, comm.size)
+    sizes = [codec.wire_bytes(count) for count in counts]
+    mine = sizes[comm.rank]
+    received = comm.all_to_all(encode(x, codec, comm.size), sizes, [mine] * comm.size)
+    total = _sum_wire(received.reshape(comm.size, mine), codec, counts[comm.rank])
+    return comm.all_gather(total, sizes).reshape(1, -1), comm.size
+
+
+def encode(x: Array, codec: Codec, shares: int) -> Array:
+    """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
+    xp = array_module(x)
+    if launch.takes(codec, xp, x.size):
+        return launch.encode(x, codec, shares)
+    pieces = split(padded(x, codec), codec.shares(codec.padded(x.size), shares))
+    return xp.concatenate([codec.encode(piece) for piece in pieces])
+
+
+def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
+    """(ranks, bytes) -> (bytes,), the wire of the sum of n elements."""
+    if launch.takes(codec, array_module(wires), n):
+        return launch.decode_sum_encode(wires, codec, n)
+    return codec.encode(decode_sum(wires, codec, n, 1))
+
+
+def decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
+    """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
+    sizes = [codec.wire_bytes(count) for count in codec.shares(codec.padded(n), shares)]
+
+    def decoded(of_rank: Array) -> Array:
+        return array_module(wires).concatenate([codec.decode(share) for share in split(of_rank, sizes)])
+
+    return add(map(decoded, wires))
+
+
+def add(terms: Iterable[Array]) -> Array:
+    """The sum of float32 arrays from the first to the last, in place of the first."""
+    rest = iter(terms)
+    total = next(rest)
+    with np.errstate(over="ignore", invalid="ignore"):  # sums may overflow to Inf, and Inf - Inf is NaN
+        for term in rest:
+            total += term
+    return total
+
+
+def flat(x: Array) -> Array:
+    """x as one row of numbers: a view where x is contiguous."""
+    return array_module(x).ascontiguousarray(x).reshape(-1)
+
+
+def padded(x: Array, codec: Codec) -> Array:
+    """x flat, with zeros up to whole blocks, so that wires need no count of them."""
+    xp = array_module(x)
+    padded_x = xp.zeros(codec.padded(x.size), x.dtype)
+    padded_x[: x.size] = x.reshape(-1)
+    return padded_x
+
+
+def split(x: Array, sizes: list[int]) -> list[Array]:
+    """Views of pieces of these sizes, one behind the other."""
+    return [x[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
