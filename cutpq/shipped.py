@@ -10,6 +10,7 @@ from .ops.activation import ActivationConfig, activation_code
 from .ops.dequant import DequantConfig
 from .ops.gather import GatherConfig, RmsnormConfig
 from .ops.gemm_config import GemmProblem, candidates, select_gemm, with_stages
+from .ops.residual_norm import ResidualNormConfig
 from .ranks.slab import peer_config
 
 # Codecs that stand for all in the compile test: every width of an element and every format of a scale.
@@ -68,7 +69,8 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for dtype in dtypes
         for lookup in (False, True)
     ]
-    rmsnorm = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
+    norms: list[tuple[str, Config]] = [("rmsnorm_gather", RmsnormConfig(dtype)) for dtype in dtypes]
+    norms += [("residual_norm", ResidualNormConfig(dtype, center)) for dtype in dtypes for center in (False, True)]
     activations = [
         ("activation", ActivationConfig(dtype, activation_code(kind), gated))
         for dtype in dtypes
@@ -76,5 +78,5 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     ]
     attention: list[tuple[str, Config]] = [("rotate_qkv", RotateConfig(dtype)) for dtype in dtypes]
     attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
-    others = [("gather_columns", GatherConfig()), *rmsnorm, *activations, *(("gemm_w4a16", config) for config in gemm)]
+    others = [("gather_columns", GatherConfig()), *norms, *activations, *(("gemm_w4a16", config) for config in gemm)]
     return [*dequant, *others, *attention, *_shipped_wires()]

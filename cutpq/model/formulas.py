@@ -1,4 +1,4 @@
-"""The formulas of a transformer between its products, for NumPy and CuPy alike: norms, rotation, attention.
+"""The formulas of attention, for NumPy and CuPy alike: rotation and softmax(scale q k^T) v.
 
 All are computed in float32 and rounded once to the dtype of x.
 """
@@ -15,15 +15,6 @@ Angles = tuple[Array, Array] | None
 # Scores that attention computes at a time: few enough to stay in a CPU's cache, and keys that none of these queries
 # sees are skipped.
 _SCORES = 1 << 20
-
-
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, along the last axis. x (M, H) -> (M, H)."""
-    xp = array_module(x, weight, bias)
-    v = x.astype(xp.float32)
-    v = v - v.mean(axis=-1, keepdims=True)
-    scale = 1 / xp.sqrt((v * v).mean(axis=-1, keepdims=True) + np.float32(eps))
-    return (v * scale * weight.astype(xp.float32) + bias.astype(xp.float32)).astype(x.dtype)
 
 
 def cos_and_sin(rope: Array | None, positions: Array) -> Angles:

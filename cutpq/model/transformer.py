@@ -27,7 +27,8 @@ from ..codecs.codec import codec as find_codec
 from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.plan import plan
-from ..ops.gather import gather_columns, rmsnorm_gather
+from ..ops.gather import rmsnorm_gather
+from ..ops.residual_norm import residual_norm
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.communicator import Communicator
 from ..trace import span
@@ -37,7 +38,7 @@ from ..weights.weight import PlainWeight
 from .attention import attention
 from .cache import Batch, Cache, LayerCache
 from .families import read_decoder
-from .formulas import Angles, cos_and_sin, layer_norm
+from .formulas import Angles, cos_and_sin
 from .reader import Reader
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
@@ -207,7 +208,7 @@ class Norm:
         with span("norm"):
             if self.bias is None:
                 return rmsnorm_gather(x, self.weight, self.perm, self.eps)
-            return gather_columns(layer_norm(x, self.weight, self.bias, self.eps), self.perm)
+            return residual_norm(None, x, self.weight, self.perm, self.eps, bias=self.bias)
 
     def after(self, term: Array, x: Array, layer: RowParallelLinear) -> Array:
         """x += sum over the ranks of `term`, in place -> norm(x).
@@ -221,8 +222,9 @@ class Norm:
                 term, layer.comm, x, self.weight, self.perm, self.eps, codec=layer.codec, algo=layer.algo
             )
         with span("all_reduce"):
-            x += all_reduce(term, layer.comm, layer.codec, layer.algo)
-        return self(x)
+            total = all_reduce(term, layer.comm, layer.codec, layer.algo)
+        with span("norm"):
+            return residual_norm(total, x, self.weight, self.perm, self.eps, bias=self.bias)
 
 
 class Embedding:
@@ -245,7 +247,8 @@ class Embedding:
             row = batch.tokens - self.first
             mine = (row >= 0) & (row < len(self.table))
             x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
-            x[~mine] = 0
+            bits = x.view(f"u{x.itemsize}")
+            bits *= mine[:, None]  # zeros; a Boolean index would make the host wait for the GPU
             x = all_reduce(x, self.comm)
             if self.positions is not None:
                 x = x + self.positions[batch.token_positions].astype(self.dtype)

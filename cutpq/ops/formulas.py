@@ -75,6 +75,15 @@ def rmsnorm(x: Array, weight: Array, epsilon: float) -> Array:
     return (x64 / xp.sqrt(mean + epsilon) * weight.astype(xp.float64)).astype(x.dtype)
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
+    """(x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias along the last axis, in float32, rounded once."""
+    xp = array_module(x, weight, bias)
+    v = x.astype(xp.float32)
+    v = v - v.mean(axis=-1, keepdims=True)
+    scale = 1 / xp.sqrt((v * v).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+    return (v * scale * weight.astype(xp.float32) + bias.astype(xp.float32)).astype(x.dtype)
+
+
 def activate(kind: str, gate: Array, up: Array | None = None) -> Array:
     """act(gate) * up, or act(gate) without `up`; in float32, rounded once to the dtype of gate.
 

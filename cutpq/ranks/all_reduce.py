@@ -20,7 +20,7 @@ from ..array import Array, array_module, bfloat16, check_array, to_float32
 from ..codecs import launch
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
-from ..ops.gather import rmsnorm_gather
+from ..ops.residual_norm import residual_norm
 from ..trace import span
 from . import auto, hierarchical
 from .communicator import Communicator, in_words
@@ -87,7 +87,7 @@ def all_reduce_rmsnorm(
               of the weight that is multiplied next
 
     The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
-    all of it in one pass. Raises as all_reduce and rmsnorm_gather do.
+    all of it in one pass; after a plain sum one kernel does the rest. Raises as all_reduce and rmsnorm_gather do.
     """
     check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
     check_array("residual", residual, x.shape, x.dtype)
@@ -102,8 +102,7 @@ def all_reduce_rmsnorm(
             return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
-        residual[...] = (to_float32(residual) + to_float32(total)).astype(x.dtype)
-        return rmsnorm_gather(residual, weight, perm, epsilon)
+        return residual_norm(total, residual, weight, perm, epsilon)
 
 
 def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:

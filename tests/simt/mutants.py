@@ -56,6 +56,7 @@ GEMM, PROBLEM, SPLIT = "gemm_w4a16.cu", "tile/gemm_problem.cuh", "tile/split_k.c
 X, W, Y = "tile/x_stage.cuh", "tile/w_stage.cuh", "tile/store_y.cuh"
 FRAGMENT, GROUPED = "tile/dequant_fragment.cuh", "tile/scales_grouped.cuh"
 ROWS = "tile/scales_by_row.cuh"
+NORM = "residual_norm.cu"
 
 
 def codec_tests(*names: str) -> list[str]:
@@ -281,6 +282,48 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "past the end of the row", "rmsnorm_gather.cu", "k < K; k += 8 * THREADS", "k <= K; k += 8 * THREADS"
             ),
             *WEIGHTED_ROW,
+        ],
+    ),
+    "residual_norm": (
+        ["test_residual_norm.py"],
+        [
+            Mutant("no barrier", "tile/block_sum.cuh", "__syncthreads();", ""),
+            Mutant("total not added", NORM, "__fadd_rn(v[i], term[i])", "v[i]"),
+            Mutant(
+                "residual not stored",
+                NORM,
+                "if (total) *reinterpret_cast<uint4*>(residual",
+                "if (!K) *reinterpret_cast<uint4*>(residual",
+            ),
+            Mutant(
+                "residual stored without a total",
+                NORM,
+                "if (!total) return old;",
+                "if (!total) return make_uint4(0, 0, 0, 0);",
+            ),
+            Mutant("total of the first row", NORM, "total + row + k", "total + k"),
+            Mutant("weights shifted", NORM, "(weight + k)", "(weight + (k + 8) % K)"),
+            Mutant(
+                "mean of squares, not of the row",
+                NORM,
+                "block_sum(smem_sums, row_sum(staged, K))",
+                "block_sum(smem_sums, squares)",
+            ),
+            Mutant("variance around zero", NORM, "row_squares(staged, mean, K)", "row_squares(staged, 0.0f, K)"),
+            Mutant(
+                "one array for both sums", NORM, "variance = block_sum(smem_squares", "variance = block_sum(smem_sums"
+            ),
+            Mutant("mean not subtracted", NORM, "(to_float(column.x) - mean) * factor", "to_float(column.x) * factor"),
+            Mutant("bias of another column", NORM, "to_float(bias[k])", "to_float(bias[j + i])"),
+            Mutant("bias forgotten", NORM, "to_float(bias[k])", "0.0f"),
+            Mutant("every row of y the first", NORM, "write(y + row,", "write(y,"),
+            Mutant("every centred row the first", NORM, "write_centred(staged, y + row", "write_centred(staged, y"),
+            Mutant(
+                "past the end of the row",
+                NORM,
+                "blockIdx.x * K; float squares = 0; for (int k = 8 * threadIdx.x; k < K;",
+                "blockIdx.x * K; float squares = 0; for (int k = 8 * threadIdx.x; k <= K;",
+            ),
         ],
     ),
     # gemm_w4a16, by the tests that come to the point soonest; all of them together are run by pytest
