@@ -244,25 +244,69 @@ def pareto(rows: list[Row]) -> list[Row]:
 
 def plot(path: Path, rows: list[Row]) -> None:
     """KL against bits per value: a series for each tp and scheme, its Pareto front a line."""
+    figure, _ = draw(rows)
+    figure.savefig(path)
+
+
+def draw(rows: list[Row]) -> tuple[Any, list[Any]]:
+    """The figure of `plot`, and its labels: the codecs of the first series, at places where nothing else is."""
     figure, axis = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     every = dict.fromkeys((row["tp"], row["scheme"]) for row in rows if row["bits"] is not None)
-    for number, (tp, scheme) in enumerate(every):
+    for tp, scheme in every:
         of_series = [r for r in rows if (r["tp"], r["scheme"]) == (tp, scheme) and r["bits"] is not None]
         front = pareto(of_series)
         (line,) = axis.plot(*_points(front), "-", label=f"tp={tp} {scheme}, Pareto front")
         axis.plot(*_points(front), "o", color=line.get_color())
         axis.plot(*_points([r for r in of_series if r not in front]), "x", color=line.get_color())
-        for row in of_series if number == 0 else []:  # labels of one series: those of the others would overlap them
-            left = {"xytext": (-5, -9), "ha": "right"} if row in front else {"xytext": (5, 3)}
-            at = (row["bits"], row["kl"])
-            axis.annotate(row["codec"], at, fontsize="x-small", textcoords="offset points", **left)
     axis.margins(x=0.1)
     axis.set_yscale("log")
     axis.set_xlabel("bits per value on the wire")
     axis.set_ylabel("mean KL divergence, nats")
     axis.set_title(f"{rows[0]['checkpoint']}: {rows[0]['windows']} windows of {rows[0]['window']}")
     axis.legend(fontsize="small")
-    figure.savefig(path)
+    first = next(iter(every), None)
+    labelled = [r for r in rows if (r["tp"], r["scheme"]) == first and r["bits"] is not None]
+    return figure, place_labels(figure, axis, labelled, [r for r in rows if r["bits"] is not None])
+
+
+# Where a label may stand around its point, in points and as horizontal alignment: the nearest places first.
+_PLACES = [
+    (dx, dy, "left" if dx > 0 else "right")
+    for distance in (5, 9, 14, 20, 28, 38)
+    for dy in (0, 1, -1)
+    for dx in (1, -1)
+    for dx, dy in [(dx * 5, dy * distance - 3)]
+]
+
+
+def place_labels(figure: Any, axis: Any, labelled: list[Row], points: list[Row]) -> list[Any]:
+    """Write the codec's name beside each labelled point, at the first place that is free of labels and points."""
+    figure.draw_without_rendering()  # fixes the scales that places are measured in
+    boxes = [_box_of_point(axis, row) for row in points]
+    legend = axis.get_legend()
+    boxes.append(legend.get_window_extent())
+    labels = []
+    for row in labelled:
+        label = axis.annotate(
+            row["codec"], (row["bits"], row["kl"]), (0, 0), textcoords="offset points", fontsize="x-small"
+        )
+        for dx, dy, side in _PLACES:
+            label.set_position((dx, dy))
+            label.set_horizontalalignment(side)
+            box = label.get_window_extent()
+            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(boxes):
+                break
+        boxes.append(label.get_window_extent())
+        labels.append(label)
+    return labels
+
+
+def _box_of_point(axis: Any, row: Row) -> Any:
+    """The square of a marker, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    x, y = axis.transData.transform((row["bits"], row["kl"]))
+    return Bbox([[x - 4, y - 4], [x + 4, y + 4]])
 
 
 def _points(rows: list[Row]) -> tuple[list[float], list[float]]:

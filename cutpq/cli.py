@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -16,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from .checkpoint.claims import Inspection
@@ -26,7 +26,7 @@ from .checkpoint.mlp_names import module_role
 from .convert.convert import Conversion, convert
 from .convert.reader import ConversionError
 from .cost.links import LINKS
-from .layers.plan import LayerPlan, plan
+from .layers.plan import DEFAULT_LINK, LayerPlan, plan
 from .weights.schemes import count_groups
 
 _EXAMPLES = """examples:
@@ -48,7 +48,7 @@ _INSPECT = """One row for each kind of quantized module; layers that are alike s
 _CONVERT = """Sort the rows of every act-ordered down_proj by group, let the columns of gate and up follow, and write
 the checkpoint in the format that it has: same names, shapes, dtypes and results, for any engine and any number of
 ranks. Then read everything back and prove it, bit for bit. SRC is never written to; DST appears when all is proven,
-until then it is DST.unfinished-PID.
+until then it is DST.unfinished-PID. Those that killed runs left are removed.
 
 Where every down_proj is ordered already, nothing is written, and the exit status is 0. Weights in other files than
 the checkpoint's own safetensors (*.bin, *.gguf, adapters) are left out, since their order would be the old one."""
@@ -56,7 +56,7 @@ the checkpoint's own safetensors (*.bin, *.gguf, adapters) are left out, since t
 _TP_SIZES = (1, 2, 4, 8, 16)
 
 # A part of a module's name that counts: a layer or an expert. The 1 of w1 does not.
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_NUMBER = re.compile(r"(?<=\.)[0-9]{1,18}(?=\.|$)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("plan", help="a scheme for each layer", description=about)
     command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
     command.add_argument("--tp", type=_positive, required=True, metavar="N", help="number of ranks")
-    command.add_argument("--link", choices=LINKS, required=True, help="what joins the GPUs")
+    command.add_argument("--link", choices=LINKS, help=f"what joins the GPUs (default {DEFAULT_LINK})")
     command.add_argument("--m", type=_positive, default=16, metavar="M", help="tokens of a call (default 16)")
     command.add_argument("--json", action="store_true", help="a JSON list, with every module by itself")
     command.set_defaults(run=_plan)
@@ -187,11 +187,14 @@ def _show_tp(module: dict[str, Any]) -> str:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    layers = plan(open_checkpoint(args.dir), args.tp, args.link, args.m)
+    link = args.link or DEFAULT_LINK
+    layers = plan(open_checkpoint(args.dir), args.tp, link, args.m)
+    if args.link is None:
+        print(f"note: no --link was given, costs are those of {link}", file=sys.stderr)
     if args.json:
         print(json.dumps([asdict(layer) for layer in layers], indent=2))
         return
-    print(f"tp={args.tp}, M={args.m}, {args.link}: bytes of the busiest rank, times predicted by a model of the link")
+    print(f"tp={args.tp}, M={args.m}, {link}: bytes of the busiest rank, times predicted by a model of the link")
     rows, notes = [], _Notes()
     for names, shown in _alike([_show_layer(layer) for layer in layers]):
         rows.append([names, *(shown[key] for key in _PLAN_COLUMNS[1:-1]), notes.marks(shown["why"])])
@@ -233,12 +236,14 @@ def _convert(args: argparse.Namespace) -> None:
             bars.show(stage, done, total)
 
         done = convert(args.src, args.dst, progress)
+    if done.removed:
+        print(f"removed, as left by runs that were killed: {', '.join(done.removed)}")
     if done.sorted:
-        print(f"sorted: {', '.join(_names(done.sorted))}")
+        print(f"sorted: {', '.join(_collapse(done.sorted))}")
     else:
         print(f"nothing to convert: no MLP of {args.src} has an act-ordered down_proj; {args.dst} was not made")
     for why, names in _reasons(done.act_order).items():
-        print(f"act-ordered still, {why}: {', '.join(_names(names))}")
+        print(f"act-ordered still, {why}: {', '.join(_collapse(names))}")
     if done.left_out:
         print(f"left out, as its weights have the old order: {', '.join(done.left_out)}")
     if done.sorted:
@@ -360,24 +365,24 @@ def _alike(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]
         key = json.dumps({**row, "name": _NUMBER.sub("#", row["name"])}, default=str)
         alike.setdefault(key, []).append(row)
     for same in alike.values():
-        for names in _names([row["name"] for row in same]):
+        for names in _collapse([row["name"] for row in same]):
             yield names, same[0]
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    """Names with runs of numbers written as {0..31}, and how many there are."""
-    by_form: dict[str, list[str]] = {}
+def _collapse(names: Sequence[str]) -> list[str]:
+    """Names that differ in their numbers only, as one with runs of numbers such as {0..31}, and how many there are."""
+    by_texts: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        by_form.setdefault(_NUMBER.sub("#", name), []).append(name)
+        by_texts.setdefault(tuple(_NUMBER.split(name)), []).append(name)
     shown = []
-    for form, of_form in by_form.items():
-        numbers = np.array([[int(n) for n in _NUMBER.findall(name)] for name in of_form], int)
-        distinct = [sorted(set(column.tolist())) for column in numbers.T]
-        if len(of_form) == 1 or np.prod([len(d) for d in distinct]) != len(of_form):  # not every combination
-            shown += of_form
-            continue
-        runs = iter([_runs(d) for d in distinct])
-        shown.append(re.sub("#", lambda _, runs=runs: next(runs), form) + f"  x{len(of_form)}")  # type: ignore[misc]
+    for texts, alike in by_texts.items():
+        numbers = [[int(n) for n in _NUMBER.findall(name)] for name in alike]
+        distinct = [sorted(set(column)) for column in zip(*numbers, strict=True)]
+        if len(alike) > 1 and math.prod(map(len, distinct)) == len(alike):  # every combination of numbers is there
+            pieces = [text + _runs(n) for text, n in zip(texts, distinct, strict=False)]
+            shown.append("".join(pieces) + texts[-1] + f"  x{len(alike)}")
+        else:
+            shown += alike
     return shown
 
 

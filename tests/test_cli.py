@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
-from cutpq.cli import _names, main
+from cutpq.cli import _collapse, main
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
@@ -69,6 +69,19 @@ def test_warnings_of_the_loader_are_notes(tmp_path: Path, capsys: pytest.Capture
     assert re.fullmatch(r"note: .*sym is missing.*\n", err)
 
 
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_plan_without_a_link_takes_a_default_and_says_which(
+    json_flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(TINY_LLAMA), "--tp", "8", *json_flag]) == 0
+    default = capsys.readouterr()
+    assert main(["plan", str(TINY_LLAMA), "--tp", "8", "--link", "a100-nvlink", *json_flag]) == 0
+    named = capsys.readouterr()
+    assert default.out == named.out
+    assert default.err == "note: no --link was given, costs are those of a100-nvlink\n"
+    assert named.err == ""
+
+
 def test_plan_names_a_scheme_and_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(TINY_LLAMA), "--tp", "8", "--link", "l4-pcie", "--m", "4"]) == 0
     out = capsys.readouterr().out
@@ -90,7 +103,7 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["plan", "DIR", "--tp", "2", "--link", "token-ring"], "choose from .*a100-nvlink.*l4-pcie"),
         (["plan", "DIR", "--tp", "0", "--link", "l4-pcie"], "at least 1, got '0'"),
-        (["plan", "DIR", "--tp", "2"], "required: --link"),
+        (["plan", "DIR"], "required: --tp"),
         (["convert", "SRC"], "required: DST"),
         ([], "required: inspect"),
     ],
@@ -189,7 +202,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_names_of_many_layers(names: list[str], shown: list[str]) -> None:
     """A range stands for exactly the names that it was made of."""
-    assert _names(names) == shown
+    assert _collapse(names) == shown
 
 
 def _rows(out: str) -> dict[str, str]:

@@ -13,6 +13,8 @@ and the layers that read the residual stream, whose order is a gather of x that 
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import re
@@ -35,8 +37,8 @@ from ..checkpoint.tensors import read_json
 from ..weights.permutation import sorting_permutation
 from ..weights.weight import is_ordered
 from .proof import prove
+from .raw_tensors import BLOCK, Move, RawFile, RawTensor, byte_blocks
 from .reader import ConversionError, Reader
-from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
 Progress = Callable[[str, int, int], None]
@@ -77,6 +79,7 @@ class Conversion:
     sorted      down projections whose rows were sorted; where there are none, nothing was written
     act_order   quantized modules whose groups are scattered still
     left_out    files of the source that the result does not have
+    removed     folders DST.unfinished-PID of earlier runs into `dst` that were killed
     nbytes      of the safetensors files
     convert_s, prove_s   time for writing, and for the proof after it
     """
@@ -84,6 +87,7 @@ class Conversion:
     sorted: tuple[str, ...]
     act_order: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     nbytes: int = 0
     convert_s: float = 0.0
     prove_s: float = 0.0
@@ -97,7 +101,8 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
     is left. When all is written, every tensor is read back and compared (see proof.prove).
 
     dst       must not exist, or be an empty folder; neither inside `src` nor around it. The files are written to a
-              folder beside it, DST.unfinished-PID, which takes the name `dst` at the end, or is removed
+              folder beside it, DST.unfinished-PID, which takes the name `dst` at the end, or is removed. Those of
+              earlier runs whose process is gone are removed first
     progress  called now and then with ("convert" or "prove", bytes done, bytes in all)
 
     A checkpoint without act-ordered down projections is left alone: nothing is written, and `sorted` is empty.
@@ -107,7 +112,7 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
     ckpt = open_checkpoint(src)
     src, dst = Path(src).resolve(), Path(dst).resolve()
     _check_destination(src, dst)
-    files = [StoredFile(src / name) for name in ckpt.files()]
+    files = [RawFile(src / name) for name in ckpt.files()]
     every = {tensor.name: tensor for file in files for tensor in file.tensors}
     orders = _read_orders(ckpt, Reader(ckpt.folder, max((t.nbytes for t in every.values()), default=0)))
     if not orders.perms:
@@ -116,9 +121,11 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
 
     companions, left_out = _other_files(src, set(ckpt.files()))
     nbytes = sum(file.path.stat().st_size for file in files)
+    removed = _remove_unfinished(dst)
     _check_space(dst.parent, nbytes + sum((src / name).stat().st_size for name in companions))
     unfinished = dst.with_name(f"{dst.name}.unfinished-{os.getpid()}")
     unfinished.mkdir()
+    lock = _lock(unfinished)
     try:
         began = time.perf_counter()
         count = _counter(progress, "convert", nbytes)
@@ -136,8 +143,12 @@ def convert(src: str | Path, dst: str | Path, progress: Progress | None = None) 
     except BaseException:  # an interrupt too must leave nothing behind
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     downs = tuple(mlp.down for mlp in orders.perms)
-    return Conversion(downs, orders.act_order, left_out, nbytes, written - began, time.perf_counter() - written)
+    proved = time.perf_counter()
+    return Conversion(downs, orders.act_order, left_out, removed, nbytes, written - began, proved - written)
 
 
 @dataclass(frozen=True)
@@ -174,15 +185,13 @@ def _read_orders(ckpt: Checkpoint, reader: Reader) -> _Orders:
     return _Orders(perms, tuple(act_order), tuple(in_place), trivial)
 
 
-def _all_moves(
-    ckpt: Checkpoint, perms: dict[MlpModules, np.ndarray], every: dict[str, StoredTensor]
-) -> dict[str, Move]:
+def _all_moves(ckpt: Checkpoint, perms: dict[MlpModules, np.ndarray], every: dict[str, RawTensor]) -> dict[str, Move]:
     """What happens to each tensor that changes, by tensor name.
 
     Raises ConversionError where a tensor of an MLP might depend on the order of its features in a way that is not
     known here.
     """
-    members: dict[str, dict[str, StoredTensor]] = {_parent(mlp): {} for mlp in perms}
+    members: dict[str, dict[str, RawTensor]] = {_parent(mlp): {} for mlp in perms}
     for name, tensor in every.items():
         above = name
         while above := above.rpartition(".")[0]:
@@ -197,7 +206,7 @@ def _all_moves(
 
 
 def _moves(
-    mlp: MlpModules, perm: np.ndarray, members: dict[str, StoredTensor], specs: dict[str, ModuleSpec]
+    mlp: MlpModules, perm: np.ndarray, members: dict[str, RawTensor], specs: dict[str, ModuleSpec]
 ) -> dict[str, Move]:
     """The moves of one MLP, of whose tensors all are in `members`; a module without a spec is not quantized."""
     columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
@@ -219,7 +228,7 @@ def _parent(mlp: MlpModules) -> str:
 
 
 def _move(
-    tensor: StoredTensor, runs: tuple[str, ...], feature: str, order: np.ndarray, bits: int | None, mlp: MlpModules
+    tensor: RawTensor, runs: tuple[str, ...], feature: str, order: np.ndarray, bits: int | None, mlp: MlpModules
 ) -> Move | None:
     """How one tensor follows a permutation of its module's `feature`s; None where it does not have them."""
     for axis, what in enumerate(runs):
@@ -235,7 +244,7 @@ def _move(
     return None
 
 
-def _refuse_unknown(mlp: MlpModules, features: int, unknown: Iterable[StoredTensor]) -> None:
+def _refuse_unknown(mlp: MlpModules, features: int, unknown: Iterable[RawTensor]) -> None:
     """Raise where an unknown tensor belongs to one of the modules, or stands beside them and has such an axis."""
     modules = tuple(f"{name}." for name in (mlp.down, *mlp.first))
     for tensor in unknown:
@@ -252,6 +261,46 @@ def _check_destination(src: Path, dst: Path) -> None:
         raise ConversionError(f"{dst}: the destination must be neither the source {src}, nor in it, nor around it")
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise ConversionError(f"{dst}: the destination must not exist, or be an empty folder")
+
+
+def _remove_unfinished(dst: Path) -> tuple[str, ...]:
+    """Remove the DST.unfinished-PID of runs that were killed; their names.
+
+    A run that goes on has a lock on its folder, which also holds between containers that see other process numbers.
+    """
+    removed = []
+    for folder in sorted(dst.parent.glob(f"{glob.escape(dst.name)}.unfinished-*")):
+        pid = folder.name.rpartition("-")[2]
+        if not pid.isdecimal() or not folder.is_dir() or folder.is_symlink() or _is_running(int(pid)):
+            continue
+        lock = _lock(folder)
+        if lock is not None:
+            shutil.rmtree(folder)
+            os.close(lock)
+            removed.append(folder.name)
+    return tuple(removed)
+
+
+def _lock(folder: Path) -> int | None:
+    """A file descriptor that locks the folder until it is closed or the process ends; None where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
@@ -285,7 +334,7 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
     return count
 
 
-def _write_file(file: StoredFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
+def _write_file(file: RawFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
     try:
         with target.open("xb", buffering=BLOCK) as out:
             for block in _blocks(file, moves):
@@ -296,7 +345,7 @@ def _write_file(file: StoredFile, target: Path, moves: dict[str, Move], count: C
         raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
-def _blocks(file: StoredFile, moves: dict[str, Move]) -> Iterator[np.ndarray]:
+def _blocks(file: RawFile, moves: dict[str, Move]) -> Iterator[np.ndarray]:
     """The bytes of the result: those of `file`, with the tensors permuted that move."""
     yield from byte_blocks(file.path, 0, file.header_bytes)
     for tensor in file.tensors:

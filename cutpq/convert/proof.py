@@ -12,14 +12,14 @@ from ..array import Array
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules
+from .raw_tensors import BLOCK, Move, RawFile, RawTensor, byte_blocks, spans
 from .reader import ConversionError, Reader
-from .stored import BLOCK, Move, StoredFile, StoredTensor, byte_blocks, spans
 
 
 def prove(
     src: Path,
     dst: Path,
-    files: list[StoredFile],
+    files: list[RawFile],
     moves: dict[str, Move],
     perms: dict[MlpModules, np.ndarray],
     count: Callable[[int], None],
@@ -57,7 +57,7 @@ def prove(
             count(nbytes)
 
 
-def _same_bytes(file: StoredFile, copy: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
+def _same_bytes(file: RawFile, copy: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
     """Compare the header and each tensor without a move as bytes."""
     size, found = file.path.stat().st_size, copy.stat().st_size
     if size != found:
@@ -83,7 +83,7 @@ def _same_weight(
             _check(_same_bits(getattr(a, part), getattr(b, part)), f"{name} ({part})", new.folder)
 
 
-def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[StoredTensor], order: np.ndarray) -> None:
+def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], order: np.ndarray) -> None:
     for part in parts:
         whole = old.tensor(part.name)
         for start, stop in spans(len(order), BLOCK // part.row_bytes):

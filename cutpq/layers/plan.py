@@ -22,6 +22,10 @@ from ..weights.weight import is_ordered
 _WITHOUT_TP_AWARE = ("local", "all-to-all")
 
 
+# The link of the machine that most published measurements of tensor parallelism were made on.
+DEFAULT_LINK = "a100-nvlink"
+
+
 @dataclass(frozen=True)
 class Option:
     """A scheme that is possible for a layer, or "none" where act-order costs no communication.
@@ -67,7 +71,7 @@ class LayerPlan:
         return next(o for o in self.options if o.scheme == self.chosen)
 
 
-def plan(ckpt: Checkpoint, tp: int, link: str = "a100-nvlink", M: int = 16) -> list[LayerPlan]:
+def plan(ckpt: Checkpoint, tp: int, link: str = DEFAULT_LINK, M: int = 16) -> list[LayerPlan]:
     """For each quantized module of the checkpoint: the schemes possible on `tp` ranks, their costs, and a choice.
 
     link  one of cost.LINKS, which also names the GPU

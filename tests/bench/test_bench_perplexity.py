@@ -110,6 +110,22 @@ def test_the_front_has_what_no_other_beats() -> None:
     assert [(r["bits"], r["kl"]) for r in bench.pareto(rows)] == [(4, 0.3), (6, 0.2), (8, 0.1)]
 
 
+def test_labels_of_the_kept_figure_overlap_nothing() -> None:
+    """Neither each other nor a point, of all 16 codecs."""
+    pytest.importorskip("matplotlib")
+    rows = [json.loads(line) for line in (ROOT / "bench" / "results" / "kl.json").read_text().splitlines()]
+    figure, labels = bench.draw(rows)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    measured = [row for row in rows if row["bits"] is not None]
+    assert sorted(label.get_text() for label in labels) == sorted({row["codec"] for row in measured})
+    boxes = [label.get_window_extent() for label in labels]
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)  # itself
+    points = axis.transData.transform([(row["bits"], row["kl"]) for row in measured])
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert all(axis.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
 def test_plot(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     run(tmp_path, *SHORT, "--codec", "mxfp4,mxint8", "--plot", str(tmp_path / "kl.png"))

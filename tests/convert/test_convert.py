@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,10 +21,11 @@ from convert import write_checkpoint as write_large_checkpoint
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
 import cutpq as cq
+from cutpq.cli import main
 from cutpq.convert import convert as converting
 from cutpq.convert.convert import convert
+from cutpq.convert.raw_tensors import RawTensor
 from cutpq.convert.reader import ConversionError
-from cutpq.convert.stored import StoredTensor
 from cutpq.cost.mlp import MlpShape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -363,16 +365,16 @@ def test_an_exception_in_the_middle_leaves_nothing(
 ) -> None:
     write_checkpoint(tmp_path / "src", layers=2, shards=2)
     before = _contents(tmp_path)
-    permuted, calls = StoredTensor.permuted, []
+    permuted, calls = RawTensor.permuted, []
 
-    def fails(self: StoredTensor, move: object) -> object:
+    def fails(self: RawTensor, move: object) -> object:
         calls.append(self.name)
         if len(calls) == 9:
             assert any(p.stat().st_size for p in tmp_path.glob("dst.unfinished-*/*.safetensors"))
             raise error
         return permuted(self, move)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(StoredTensor, "permuted", fails)
+    monkeypatch.setattr(RawTensor, "permuted", fails)
     with pytest.raises(error):
         convert(tmp_path / "src", tmp_path / "dst")
     assert len(calls) == 9
@@ -381,15 +383,15 @@ def test_an_exception_in_the_middle_leaves_nothing(
 
 @pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
 def test_a_signal_in_the_middle_leaves_no_destination(number: str, status: int, tmp_path: Path) -> None:
-    """After SIGKILL, which no process can answer, there is a folder that says what it is."""
+    """After SIGKILL, which no process can answer, there is a folder that says what it is; the next run removes it."""
     write_checkpoint(tmp_path / "src")
     before = _contents(tmp_path)
     script = (
-        "import signal, sys, time; import cutpq.convert.stored as s; from cutpq.cli import main\n"
+        "import signal, sys, time; import cutpq.convert.raw_tensors as s; from cutpq.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "permuted = s.StoredTensor.permuted\n"
+        "permuted = s.RawTensor.permuted\n"
         "def slow(self, move):\n    time.sleep(0.3)\n    return permuted(self, move)\n"
-        "s.StoredTensor.permuted = slow\n"
+        "s.RawTensor.permuted = slow\n"
         "sys.exit(main(['convert', *sys.argv[1:]]))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "src"), str(tmp_path / "dst")]
@@ -405,8 +407,38 @@ def test_a_signal_in_the_middle_leaves_no_destination(number: str, status: int, 
     assert "Traceback" not in errors
     if number == "SIGKILL":
         (left,) = tmp_path.glob("dst.unfinished-*")
-        shutil.rmtree(left)
+        quick = [*command[:2], script.replace("0.3", "0"), *command[3:]]
+        process = subprocess.run(quick, cwd=ROOT, capture_output=True)
+        assert process.returncode == 0, process.stderr
+        assert f"removed, as left by runs that were killed: {left.name}" in process.stdout.decode()
+        shutil.rmtree(tmp_path / "dst")
     assert _contents(tmp_path) == before
+
+
+def test_what_killed_runs_left_is_removed_by_the_next_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of processes that are gone; not another destination's, one in use, or what only looks like one."""
+    write_checkpoint(tmp_path / "src")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    hold = (
+        "import sys, time; from cutpq.convert import convert\n"
+        "convert._lock(convert.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)\n"
+    )
+    kept = [f"dst.unfinished-{os.getpid()}0x", f"other.unfinished-{gone.pid}", f"dst.unfinished-{os.getppid()}"]
+    locked = f"dst.unfinished-{gone.pid + (1 << 22)}"  # beyond the largest process number
+    for name in (*kept, locked, f"dst.unfinished-{gone.pid}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / locked)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"1\n"
+        assert main(["convert", str(tmp_path / "src"), str(tmp_path / "dst")]) == 0
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert f"removed, as left by runs that were killed: dst.unfinished-{gone.pid}\n" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"src", "dst", locked, *kept}
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,16 +492,16 @@ def test_one_wrong_bit_on_the_disk_fails_the_proof(where: str, tmp_path: Path, m
 def test_a_wrong_permutation_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is whole and every number there, but two columns of gate have changed places."""
     write_checkpoint(tmp_path / "src")
-    permuted = StoredTensor.permuted
+    permuted = RawTensor.permuted
 
-    def swapped(self: StoredTensor, move: converting.Move) -> object:
+    def swapped(self: RawTensor, move: converting.Move) -> object:
         if "gate_proj" in self.name:
             perm = move.perm.copy()
             perm[[3, 4]] = perm[[4, 3]]
             move = converting.Move(move.axis, perm, move.bits)
         return permuted(self, move)
 
-    monkeypatch.setattr(StoredTensor, "permuted", swapped)
+    monkeypatch.setattr(RawTensor, "permuted", swapped)
     with pytest.raises(ConversionError, match=r"proof failed: model.layers.0.mlp.gate_proj"):
         convert(tmp_path / "src", tmp_path / "dst")
     assert [p.name for p in tmp_path.iterdir()] == ["src"]

@@ -81,7 +81,7 @@ class OneModule:
     def spec(self, name: str) -> ModuleSpec:
         return ModuleSpec("gptq", "gptq", 4, self.group_size, True, True)
 
-    def order(self, name: str) -> np.ndarray:
+    def g_idx(self, name: str) -> np.ndarray:
         return (np.random.default_rng(0).permutation(8192) // self.group_size).astype(np.int32)
 
 

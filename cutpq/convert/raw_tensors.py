@@ -35,7 +35,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class RawTensor:
     """Bytes start .. stop of the file `path`, in C order: any dtype, known by its size alone."""
 
     name: str
@@ -84,7 +84,7 @@ class StoredTensor:
         yield result
 
 
-class StoredFile:
+class RawFile:
     """A safetensors file that the loader has accepted: size of the header, and tensors in the order of their bytes."""
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class StoredFile:
         tensors = []
         for name, entry in header.items():
             start, stop = (self.header_bytes + offset for offset in entry["data_offsets"])
-            tensors.append(StoredTensor(name, path, tuple(entry["shape"]), start, stop))
+            tensors.append(RawTensor(name, path, tuple(entry["shape"]), start, stop))
         self.tensors = sorted(tensors, key=lambda t: (t.start, t.stop))
 
 
