@@ -288,17 +288,29 @@ def place_labels(figure: Any, axis: Any, labelled: list[Row], points: list[Row])
     labels = []
     for row in labelled:
         label = axis.annotate(
-            row["codec"], (row["bits"], row["kl"]), (0, 0), textcoords="offset points", fontsize="x-small"
+            row["codec"],
+            (row["bits"], row["kl"]),
+            (0, 0),
+            textcoords="offset points",
+            fontsize="x-small",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "gray", "shrinkB": 4},
         )
         for dx, dy, side in _PLACES:
             label.set_position((dx, dy))
             label.set_horizontalalignment(side)
-            box = label.get_window_extent()
+            box = box_of_text(label)
             if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(boxes):
                 break
-        boxes.append(label.get_window_extent())
+        boxes.append(box_of_text(label))
         labels.append(label)
     return labels
+
+
+def box_of_text(label: Any) -> Any:
+    """The place of a label's text in pixels, without the line to its point."""
+    from matplotlib.text import Text
+
+    return Text.get_window_extent(label)
 
 
 def _box_of_point(axis: Any, row: Row) -> Any:

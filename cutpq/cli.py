@@ -55,7 +55,7 @@ the checkpoint's own safetensors (*.bin, *.gguf, adapters) are left out, since t
 
 _TP_SIZES = (1, 2, 4, 8, 16)
 
-# A part of a module's name that counts: a layer or an expert. The 1 of w1 does not.
+# A part of a module's name that is a number, of a layer or an expert; the 1 of w1 is none.
 _NUMBER = re.compile(r"(?<=\.)[0-9]{1,18}(?=\.|$)")
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for message in dict.fromkeys(str(w.message) for w in caught):
             print(f"note: {message}", file=sys.stderr)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CheckpointError, ConversionError) as e:
         return _fail(str(e))
@@ -298,6 +298,7 @@ class _Bars:
             self._bar.close()
 
     def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of `stage` to `done` of `total` bytes; a new stage starts a new bar."""
         if stage != self._stage:
             self.__exit__()
             self._stage = stage
@@ -309,8 +310,8 @@ class _Bars:
 def _deferred_signals() -> Iterator[Callable[[], None]]:
     """Let Ctrl-C, SIGTERM and SIGHUP wait until the function that this gives is called, and raise there.
 
-    What a handler raises may fall into C code or a callback and be lost, and a conversion would go on, or leave its
-    folder. A second signal does what it does without this. Signals that are ignored, as under nohup, stay so.
+    An exception out of a signal handler can be lost in C code or in a callback; the conversion would then go on, or
+    leave its folder. A second signal acts at once. Signals that are ignored, as under nohup, stay ignored.
     """
     received: list[int] = []
 
@@ -349,9 +350,11 @@ class _Notes:
         self._numbers: dict[str, int] = {}
 
     def marks(self, sentences: Sequence[str]) -> str:
+        """The marks of these sentences, such as "[1] [3]"."""
         return " ".join(f"[{self._numbers.setdefault(s, len(self._numbers) + 1)}]" for s in sentences)
 
     def print(self) -> None:
+        """Print each sentence behind its mark."""
         if self._numbers:
             print()
         for sentence, number in self._numbers.items():

@@ -26,7 +26,7 @@ _SHIFT = (4 * np.argsort(_COLUMN)).astype(np.uint32)
 
 _STORES_Z = ZeroConvention("v2", "v2", "AWQ stores z itself")
 
-# Rows are unpacked in blocks of about this many codes.
+# Codes of a block of rows that is unpacked at once: bounds the memory beside the result.
 _BLOCK = 1 << 22
 
 

@@ -38,9 +38,9 @@ class ModuleSpec:
 class ZeroConvention:
     """How the zero points of a module are stored: "v1" holds z - 1, "v2" holds z.
 
-    label          what the config's label means, "v1" or "v2"
-    decided        what was taken
-    why            in a few words
+    label    what the config's label means, "v1" or "v2"
+    decided  the convention that is used to read the module
+    why      the reason for it, in a few words
     """
 
     label: str
@@ -118,7 +118,7 @@ class Config:
         return self._get(key, default, "a string", lambda v: type(v) is str)
 
     def words(self, key: Key) -> list[str]:
-        """A list of strings; an empty one where it is missing."""
+        """A list of strings; an empty one where it is missing. Raises CheckpointError for anything else."""
         found = self._get(key, [], "a list", lambda v: type(v) is list)
         if not all(isinstance(word, str) for word in found):
             raise self.refuse(key, "a list of strings")
@@ -130,7 +130,7 @@ class Config:
         return Config(values, f"{self.where}: {self._present(key)}")
 
     def sections(self) -> dict[str, Config]:
-        """Every value, which must be an object, by its key."""
+        """Every value by its key. Raises CheckpointError where one is no object."""
         missing = [key for key, value in self.values.items() if value is None]
         if missing:
             raise self.refuse(missing[0], "an object")
@@ -190,14 +190,14 @@ class Layout:
 
 
 def check_bits(bits: int, where: str, known: tuple[int, ...] = (2, 3, 4, 8)) -> int:
-    """`bits` if codes of this width are read here."""
+    """`bits`. Raises CheckpointError where codes of this width are not read here."""
     if bits not in known:
         raise CheckpointError(f"{where}: expected bits to be one of {', '.join(map(str, known))}, found {bits}")
     return bits
 
 
 def check_group_size(group_size: int, where: str) -> int:
-    """`group_size` if it is one: -1, or a positive multiple of 8."""
+    """`group_size`. Raises CheckpointError unless it is -1 or a positive multiple of 8."""
     if group_size != -1 and (group_size <= 0 or group_size % 8):
         raise CheckpointError(f"{where}: expected group_size to be -1 or a positive multiple of 8, found {group_size}")
     return group_size

@@ -31,7 +31,7 @@ _STORES_Z = ZeroConvention("v2", "v2", "compressed-tensors stores z itself")
 # Whether `actorder` scatters the rows of a group. "weight" and "static" reorder while quantizing only.
 _ACTORDER = {"group": True, "dynamic": True, "weight": False, "static": False}
 
-# Rows of packed words are read in blocks of about this many bytes.
+# Bytes of a block of packed words that is read at once: bounds the memory beside the result.
 _BLOCK = 1 << 22
 
 

@@ -33,7 +33,7 @@ _REFUSED = {
 }
 _LABELS = {"gptq": "v1", "gptq_v2": "v2"}
 
-# Packed words are read in blocks of about this many bytes.
+# Bytes of a block of packed words that is read at once: bounds the memory beside the result.
 _BLOCK = 1 << 22
 
 

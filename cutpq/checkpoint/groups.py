@@ -34,7 +34,7 @@ def read_g_idx(tensors: Tensors, name: str) -> np.ndarray:
 
 
 def check_g_idx(tensors: Tensors, name: str, g_idx: np.ndarray, G: int) -> np.ndarray:
-    """`g_idx` as int32, if each value is one of 0 .. G-1."""
+    """`g_idx` as int32. Raises CheckpointError, naming tensor and row, for a value that is not one of 0 .. G-1."""
     wrong = np.flatnonzero((g_idx < 0) | (g_idx >= G))
     if len(wrong):
         raise tensors.error(name, f"groups 0 to {G - 1}", f"{g_idx[wrong[0]]} for row {wrong[0]}")

@@ -20,7 +20,7 @@ class MlpModules:
     """Full module names of one MLP: down(act(gate(x)) * up(x)), or down(act(up(x))) where gate is None.
 
     gate        None for a non-gated MLP; the same name as `up` where one module holds [gate | up] (`fused`)
-    activation  one of ref.ACTIVATIONS
+    activation  one of ops.formulas.ACTIVATIONS
     """
 
     gate: str | None
@@ -59,7 +59,7 @@ _MLP_CHILDREN = (
 _ATTENTION_COLUMN = ("q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value", "W_pack", "Wqkv")
 _ATTENTION_ROW = ("o_proj", "c_proj", "dense", "out_proj")
 
-# Names of activations in Hugging Face configs -> ref.ACTIVATIONS.
+# Names of activations in Hugging Face configs -> ops.formulas.ACTIVATIONS.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..array import bfloat16
 from .errors import CheckpointError
 
-# What a checkpoint may hold that NumPy (with ml_dtypes) can show. Others are listed, and refused when read.
+# Dtypes that NumPy with ml_dtypes has. Tensors of other dtypes are listed, and refused when they are read.
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -75,7 +75,7 @@ class Tensors:
         return list(self._files)
 
     def file_of(self, name: str) -> str:
-        """Name of the file that holds tensor `name`."""
+        """Name of the file that holds tensor `name`. Raises CheckpointError where no file has it."""
         if name not in self._file_of:
             raise CheckpointError(f"{self.folder}: expected tensor {name}, found no such tensor in {self._where()}")
         return self._file_of[name]
@@ -89,7 +89,10 @@ class Tensors:
         return str(self._slice(name).get_dtype())
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """A tensor, or `rows` of its first axis (a slice of step 1); bfloat16 as ml_dtypes.bfloat16."""
+        """A tensor, or `rows` of its first axis (a slice of step 1); bfloat16 as ml_dtypes.bfloat16.
+
+        Raises CheckpointError for a dtype that NumPy lacks and for data that cannot be read.
+        """
         dtype = self.dtype(name)
         if dtype not in _DTYPES:
             raise self.error(name, f"a dtype of {', '.join(_DTYPES)}", dtype)
@@ -106,7 +109,7 @@ class Tensors:
     def check(self, name: str, shape: tuple[int | str, ...], *dtypes: str) -> tuple[int, ...]:
         """The shape of a tensor that must be there with this shape and one of these dtypes (in the file's words).
 
-        A letter in `shape` leaves a dimension free. No dimension may be 0.
+        A letter in `shape` leaves a dimension free. Raises CheckpointError otherwise, and for a dimension of 0.
         """
         have, dtype = self.shape(name), self.dtype(name)
         fits = len(have) == len(shape) and all(

@@ -43,7 +43,7 @@ from .reader import ConversionError, Reader
 # Called with ("convert" or "prove", bytes done, bytes in all).
 Progress = Callable[[str, int, int], None]
 
-# What runs along each axis of a module's tensors: input features K, output features N, or what stays where it is.
+# Features along each axis of a module's tensors: input K, output N; axes of other names are not permuted.
 _PLAIN = {"weight": ("N", "K"), "bias": ("N",)}
 _AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "gptq": {
@@ -68,8 +68,8 @@ _AXES: dict[str, dict[str, tuple[str, ...]]] = {
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 _FOLDERS_LEFT = {".git", ".cache"}
 
-# Linux maps this much around a byte that is read, where it has it at hand.
-_AROUND = 1 << 16
+# Linux fault-around: one access to a memory map may map 64 KiB of cached pages.
+_FAULT_AROUND = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Conversion:
     """What `convert` did.
 
     sorted      down projections whose rows were sorted; where there are none, nothing was written
-    act_order   quantized modules whose groups are scattered still
+    act_order   quantized modules whose groups are still scattered
     left_out    files of the source that the result does not have
     removed     folders DST.unfinished-PID of earlier runs into `dst` that were killed
     nbytes      of the safetensors files
@@ -170,7 +170,7 @@ def _read_orders(ckpt: Checkpoint, reader: Reader) -> _Orders:
     perms: dict[MlpModules, np.ndarray] = {}
     act_order, in_place, trivial = [], [], True
     for name in ckpt.weights():
-        g_idx = reader.before(_AROUND + 4 * ckpt.shape(name)[0]).g_idx(name)
+        g_idx = reader.before(_FAULT_AROUND + 4 * ckpt.shape(name)[0]).g_idx(name)
         scattered = not is_ordered(g_idx)
         if scattered and name in downs:
             perm = sorting_permutation(g_idx)
@@ -212,11 +212,11 @@ def _moves(
     columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
     unknown = dict(members)
     moves: dict[str, Move] = {}
-    for module, feature, order in [(mlp.down, "K", perm)] + [(name, "N", columns) for name in mlp.first]:
+    for module, feature, features_perm in [(mlp.down, "K", perm)] + [(name, "N", columns) for name in mlp.first]:
         spec = specs.get(module)
-        for suffix, runs in (_AXES[spec.format] if spec else _PLAIN).items():
+        for suffix, axes in (_AXES[spec.format] if spec else _PLAIN).items():
             tensor = unknown.pop(f"{module}.{suffix}", None)
-            move = tensor and _move(tensor, runs, feature, order, spec.bits if spec else None, mlp)
+            move = tensor and _move(tensor, axes, feature, features_perm, spec.bits if spec else None, mlp)
             if tensor and move:
                 moves[tensor.name] = move
     _refuse_unknown(mlp, len(perm), unknown.values())
@@ -228,19 +228,19 @@ def _parent(mlp: MlpModules) -> str:
 
 
 def _move(
-    tensor: RawTensor, runs: tuple[str, ...], feature: str, order: np.ndarray, bits: int | None, mlp: MlpModules
+    tensor: RawTensor, axes: tuple[str, ...], feature: str, perm: np.ndarray, bits: int | None, mlp: MlpModules
 ) -> Move | None:
     """How one tensor follows a permutation of its module's `feature`s; None where it does not have them."""
-    for axis, what in enumerate(runs):
+    for axis, what in enumerate(axes):
         if what == f"{feature} packed":
-            return Move(axis, order, bits)
+            return Move(axis, perm, bits)
         if what == feature:
-            if len(tensor.shape) <= axis or tensor.shape[axis] != len(order):
+            if len(tensor.shape) <= axis or tensor.shape[axis] != len(perm):
                 raise ConversionError(
-                    f"{tensor.path}: {tensor.name}: expected {len(order)} features along axis {axis}, to go with "
+                    f"{tensor.path}: {tensor.name}: expected {len(perm)} features along axis {axis}, to go with "
                     f"{mlp.down}, found shape {tensor.shape}"
                 )
-            return Move(axis, order)
+            return Move(axis, perm)
     return None
 
 

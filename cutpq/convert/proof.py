@@ -34,13 +34,13 @@ def prove(
     files  of src;  count  is told the bytes compared
     Memory: the memory maps of both folders are dropped whenever they have shown as much as the largest tensor.
     """
-    stored = {tensor.name: tensor for file in files for tensor in file.tensors}
+    by_name = {tensor.name: tensor for file in files for tensor in file.tensors}
     for file in files:
         _same_bytes(file, dst / file.path.name, moves, count)
     parts = defaultdict(list)
     for name in moves:
-        parts[name.rpartition(".")[0]].append(stored[name])
-    largest = max(tensor.nbytes for tensor in stored.values())
+        parts[name.rpartition(".")[0]].append(by_name[name])
+    largest = max(tensor.nbytes for tensor in by_name.values())
     readers = Reader(src, largest), Reader(dst, largest)
     for mlp, perm in perms.items():
         columns = np.concatenate([perm, perm + len(perm)]) if mlp.fused else perm
@@ -48,7 +48,7 @@ def prove(
             nbytes = sum(part.nbytes for part in parts[name])
             try:
                 old, new = (reader.before(nbytes) for reader in readers)
-                if f"{name}.weight" in stored:
+                if f"{name}.weight" in by_name:
                     _same_plain(old, new, parts[name], columns)
                 else:
                     _same_weight(old, new, name, rows, cols, largest // 4)
@@ -83,12 +83,12 @@ def _same_weight(
             _check(_same_bits(getattr(a, part), getattr(b, part)), f"{name} ({part})", new.folder)
 
 
-def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], order: np.ndarray) -> None:
+def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], perm: np.ndarray) -> None:
     for part in parts:
         whole = old.tensor(part.name)
-        for start, stop in spans(len(order), BLOCK // part.row_bytes):
+        for start, stop in spans(len(perm), BLOCK // part.row_bytes):
             block = new.tensor(part.name, slice(start, stop))
-            _check(_same_bits(whole[order[start:stop]], block), part.name, new.folder)
+            _check(_same_bits(whole[perm[start:stop]], block), part.name, new.folder)
 
 
 def _same_bits(a: Array | None, b: Array | None) -> bool:

@@ -169,6 +169,7 @@ def interleave(gate: QuantWeight, up: QuantWeight) -> QuantWeight:
     xp = array_module(gate.codes, up.codes)
 
     def both(a: Array, b: Array) -> Array:
+        """Eight columns of a and eight of b, in turn."""
         pairs = xp.stack([a.reshape(*a.shape[:-1], -1, 8), b.reshape(*b.shape[:-1], -1, 8)], axis=-2)
         return pairs.reshape(*a.shape[:-1], -1)
 
