@@ -293,24 +293,19 @@ def place_labels(figure: Any, axis: Any, labelled: list[Row], points: list[Row])
             (0, 0),
             textcoords="offset points",
             fontsize="x-small",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "gray", "shrinkB": 4},
         )
         for dx, dy, side in _PLACES:
             label.set_position((dx, dy))
             label.set_horizontalalignment(side)
-            box = box_of_text(label)
+            box = label.get_window_extent()
             if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(boxes):
                 break
-        boxes.append(box_of_text(label))
+        boxes.append(label.get_window_extent())
         labels.append(label)
+        if abs(dy) > 10:  # so far from its point that a line must join them
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "gray"}
+            axis.annotate("", (row["bits"], row["kl"]), (dx, dy + 3), textcoords="offset points", arrowprops=line)
     return labels
-
-
-def box_of_text(label: Any) -> Any:
-    """The place of a label's text in pixels, without the line to its point."""
-    from matplotlib.text import Text
-
-    return Text.get_window_extent(label)
 
 
 def _box_of_point(axis: Any, row: Row) -> Any:

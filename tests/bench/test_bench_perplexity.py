@@ -119,7 +119,7 @@ def test_labels_of_the_kept_figure_overlap_nothing() -> None:
     (axis,) = figure.axes
     measured = [row for row in rows if row["bits"] is not None]
     assert sorted(label.get_text() for label in labels) == sorted({row["codec"] for row in measured})
-    boxes = [bench.box_of_text(label) for label in labels]
+    boxes = [label.get_window_extent() for label in labels]
     assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)  # itself
     points = axis.transData.transform([(row["bits"], row["kl"]) for row in measured])
     assert not any(box.contains(*point) for box in boxes for point in points)
