@@ -21,6 +21,7 @@ from .model.cache import Cache
 from .model.transformer import Transformer, load_model
 from .ops.dequant import dequantize
 from .ops.gemm import matmul
+from .quantize.quantize import quantize
 from .quantize.solver import quantize_weight
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from .ranks.communicator import Communicator
@@ -64,6 +65,7 @@ __all__ = [
     "open_checkpoint",
     "permute_columns",
     "plan",
+    "quantize",
     "quantize_weight",
     "run_threads",
     "shard_columns",

@@ -1,4 +1,4 @@
-"""cutpq inspect | plan | convert: what a checkpoint holds, what to do with it on several GPUs, and doing it."""
+"""cutpq inspect | plan | convert | quantize: what a checkpoint holds, what to do with it on GPUs, and doing it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from .convert.convert import Conversion, convert
 from .convert.reader import ConversionError
 from .cost.links import LINKS
 from .layers.plan import DEFAULT_LINK, LayerPlan, plan
+from .quantize.command import add_parser as add_quantize
+from .quantize.job import QuantizationError
 from .weights.schemes import count_groups
 
 _EXAMPLES = """examples:
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CheckpointError, ConversionError) as e:
+    except (CheckpointError, ConversionError, QuantizationError) as e:
         return _fail(str(e))
     except OSError as e:
         path = e.filename2 or e.filename  # of a copy, the file that was written
@@ -90,7 +92,7 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="cutpq", description=__doc__, epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(required=True, metavar="inspect | plan | convert")
+    commands = parser.add_subparsers(required=True, metavar="inspect | plan | convert | quantize")
 
     command = commands.add_parser("inspect", help="what a checkpoint holds", description=_INSPECT, formatter_class=raw)
     command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
@@ -112,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("src", metavar="SRC", help="a Hugging Face folder")
     command.add_argument("dst", metavar="DST", help="a folder that does not exist, or is empty")
     command.set_defaults(run=_convert)
+
+    add_quantize(commands)
     return parser
 
 

@@ -118,21 +118,30 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
     weight_g_idx is among them where the module had one, or where k // group_size would not say the same.
     """
     layout = _layout(tensors, name, spec)
-    packed = {
-        f"{name}.weight_packed": np.ascontiguousarray(bitstream.pack(w.codes, w.bits).T),
-        f"{name}.weight_scale": np.ascontiguousarray(
-            w.scales.T.astype(tensors.read(f"{name}.weight_scale", slice(0, 1)).dtype)
-        ),
-        f"{name}.weight_shape": np.array([w.N, w.K], np.int64),
-    }
-    if layout.zeros is not None:
-        packed[layout.zeros] = bitstream.pack(np.ascontiguousarray(w.zeros.T), w.bits)
-    in_order = np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size))
-    if layout.g_idx is not None or not in_order:
-        unset = layout.g_idx is not None and in_order and (tensors.read(layout.g_idx) == -1).all()
-        packed[layout.g_idx or f"{name}.weight_g_idx"] = np.full_like(w.g_idx, -1) if unset else w.g_idx
+    packed = packed_tensors(name, w, sym=layout.zeros is None)
+    packed[f"{name}.weight_scale"] = packed[f"{name}.weight_scale"].astype(
+        tensors.read(f"{name}.weight_scale", slice(0, 1)).dtype
+    )
+    if layout.g_idx is not None:
+        in_order = packed.pop(f"{name}.weight_g_idx", None) is None
+        unset = in_order and (tensors.read(layout.g_idx) == -1).all()
+        packed[layout.g_idx] = np.full_like(w.g_idx, -1) if unset else w.g_idx
     if w.bias is not None:
         packed[f"{name}.bias"] = w.bias.astype(tensors.read(f"{name}.bias", slice(0, 1)).dtype)
+    return packed
+
+
+def packed_tensors(name: str, w: QuantWeight, sym: bool) -> dict[str, np.ndarray]:
+    """`w` without its bias as tensors of this format, weight_g_idx among them where the rows are not in order."""
+    packed = {
+        f"{name}.weight_packed": np.ascontiguousarray(bitstream.pack(w.codes, w.bits).T),
+        f"{name}.weight_scale": np.ascontiguousarray(w.scales.T),
+        f"{name}.weight_shape": np.array([w.N, w.K], np.int64),
+    }
+    if not sym:
+        packed[f"{name}.weight_zero_point"] = bitstream.pack(np.ascontiguousarray(w.zeros.T), w.bits)
+    if not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size)):
+        packed[f"{name}.weight_g_idx"] = w.g_idx
     return packed
 
 

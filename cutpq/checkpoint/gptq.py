@@ -162,17 +162,24 @@ def repack(tensors: Tensors, name: str, spec: ModuleSpec, w: QuantWeight) -> dic
     """
     layout = _layout(tensors, name, spec)
     convention = zero_convention(_stored_zeros(tensors, name, layout), spec)
-    stored = (w.zeros - np.uint8(convention.decided == "v1")) & np.uint8((1 << w.bits) - 1)
-    packed = {
-        "qweight": bitstream.pack(w.codes, w.bits),
-        "qzeros": np.ascontiguousarray(bitstream.pack(stored.T, w.bits).T),
-        "scales": w.scales.astype(tensors.read(f"{name}.scales", slice(0, 1)).dtype),
-    }
-    if f"{name}.g_idx" in tensors or not np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size)):
-        packed["g_idx"] = w.g_idx
+    packed = packed_tensors(name, w, convention.decided)
+    packed[f"{name}.scales"] = w.scales.astype(tensors.read(f"{name}.scales", slice(0, 1)).dtype)
+    if f"{name}.g_idx" not in tensors and np.array_equal(w.g_idx, groups.trivial_order(w.K, w.group_size)):
+        del packed[f"{name}.g_idx"]
     if w.bias is not None:
-        packed["bias"] = w.bias.astype(tensors.read(f"{name}.bias", slice(0, 1)).dtype)
-    return {f"{name}.{tensor}": array for tensor, array in packed.items()}
+        packed[f"{name}.bias"] = w.bias.astype(tensors.read(f"{name}.bias", slice(0, 1)).dtype)
+    return packed
+
+
+def packed_tensors(name: str, w: QuantWeight, zeros: str) -> dict[str, np.ndarray]:
+    """`w` without its bias as tensors of this format, g_idx among them; zeros "v1" (z - 1 is stored) or "v2" (z)."""
+    stored = (w.zeros - np.uint8(zeros == "v1")) & np.uint8((1 << w.bits) - 1)
+    return {
+        f"{name}.qweight": bitstream.pack(w.codes, w.bits),
+        f"{name}.qzeros": np.ascontiguousarray(bitstream.pack(stored.T, w.bits).T),
+        f"{name}.scales": w.scales,
+        f"{name}.g_idx": w.g_idx,
+    }
 
 
 def _layout(tensors: Tensors, name: str, spec: ModuleSpec) -> Layout:

@@ -1,0 +1,184 @@
+"""The blocks of a float model, one at a time: their modules, and what each computes from the rows of some sequences.
+
+Everything is float32. A block is two halves, attention and MLP. Each half is: a norm, the modules that read it (q, k
+and v; gate and up), a function of their outputs, and the module that reads that (o; down), whose result is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+
+import numpy as np
+
+from ..array import Array, array_module
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.mlp_names import MlpModules, mlp_modules
+from ..model import formulas
+from ..model.decoder import Decoder
+from ..ops.formulas import activate, layer_norm
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x @ weight + bias: weight (K, N) float32, bias (N,) float32 or None."""
+
+    weight: Array
+    bias: Array | None
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.weight
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+
+class FloatModel:
+    """A checkpoint of float weights, read tensor by tensor when they are needed.
+
+    ckpt     not quantized
+    decoder  its sizes, formulas and names
+    length   of the sequences that it will be given
+    xp       numpy or cupy, where it computes
+    """
+
+    def __init__(self, ckpt: Checkpoint, decoder: Decoder, length: int, xp: ModuleType):
+        self.ckpt, self.decoder, self.length, self.xp = ckpt, decoder, length, xp
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """The rows of the embedding for some sequences' tokens (n,), in host memory: (n, hidden) float32."""
+        d = self.decoder
+        x = self._tensor(d.embedding + ".weight", (d.vocabulary, d.hidden))[tokens].astype(np.float32)
+        if d.positions is not None:
+            positions = self._tensor(d.positions + ".weight", (d.max_positions, d.hidden))
+            x += np.tile(positions[: self.length].astype(np.float32), (len(tokens) // self.length, 1))
+        x *= np.float32(d.embedding_scale)
+        return x
+
+    def block(self, layer: int) -> Block:
+        """One decoder layer."""
+        return Block(self, layer)
+
+    def linear(self, name: str, K: int, N: int) -> Linear:
+        """A module of these sizes. Raises CheckpointError where a number is not finite."""
+        weight = self._finite(name + ".weight", (N, K))
+        bias = self._finite(name + ".bias", (N,)) if self.ckpt.has(name + ".bias") else None
+        return Linear(self.xp.asarray(np.ascontiguousarray(weight.T)), None if bias is None else self.xp.asarray(bias))
+
+    def vector(self, name: str) -> Array:
+        """A norm's weight or bias."""
+        return self.xp.asarray(self._finite(name, (self.decoder.hidden,)))
+
+    def _finite(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        a = self._tensor(name, shape).astype(np.float32)
+        if not np.isfinite(a).all():
+            at = tuple(map(int, np.argwhere(~np.isfinite(a))[0]))
+            raise CheckpointError(f"{self.ckpt.folder}: {name}: expected finite numbers, found {a[at]} at {at}")
+        return a
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        found = self.ckpt.tensor_shape(name)
+        if found != shape:
+            raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
+        return self.ckpt.tensor(name)
+
+    @cached_property
+    def angles(self) -> formulas.Angles:
+        """cos and sin of the angles at each position, (length, head_dim / 2) float32; None without rotation."""
+        return formulas.cos_and_sin(self.decoder.rope, self.xp.arange(self.length))
+
+
+@dataclass(frozen=True)
+class Half:
+    """x += write(act(read(norm(x)))).
+
+    read   names of the modules that read the norm: q, k, v or one that holds all three; gate and up, or one
+    write  name of the module whose result is added
+    norm   x (M, hidden) -> what the readers multiply
+    act    the readers' outputs (M, ...) of whole sequences -> what the writer multiplies
+    """
+
+    read: tuple[str, ...]
+    write: str
+    norm: Callable[[Array], Array]
+    act: Callable[[list[Array]], Array]
+
+
+class Block:
+    """One decoder layer: its halves `attention` and `mlp`."""
+
+    def __init__(self, model: FloatModel, layer: int):
+        self.model, d = model, model.decoder
+        at = d.block.format(layer) + "."
+        self._mlp: MlpModules = mlp_modules(model.ckpt, layer)
+        norms = Norm(model, at + d.first_norm), Norm(model, at + d.second_norm)
+        self.attention = Half(tuple(at + name for name in d.qkv), at + d.output, norms[0], self._attend)
+        self.mlp = Half(self._mlp.first, self._mlp.down, norms[1], self._activate)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that can be quantized."""
+        return (*self.attention.read, self.attention.write, *self.mlp.read, self.mlp.write)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(K, N) of one of the modules."""
+        d, first = self.model.decoder, self.attention.read
+        if name in first:
+            heads = (d.heads, d.kv_heads, d.kv_heads)
+            return d.hidden, d.head_dim * (sum(heads) if len(first) == 1 else heads[first.index(name)])
+        if name == self.attention.write:
+            return d.heads * d.head_dim, d.hidden
+        hidden = self.model.ckpt.tensor_shape(self.mlp.write + ".weight")[-1]
+        return (hidden, d.hidden) if name == self.mlp.write else (d.hidden, hidden * (2 if self._mlp.fused else 1))
+
+    def linear(self, name: str) -> Linear:
+        """The float weight of one of the modules."""
+        return self.model.linear(name, *self.shape(name))
+
+    def _attend(self, qkv: list[Array]) -> Array:
+        """q, k, v (M, ...) of whole sequences, or [q | k | v] -> (M, heads * head_dim)."""
+        d, L = self.model.decoder, self.model.length
+        xp = array_module(*qkv)
+        heads = [part.reshape(len(part), -1, d.head_dim) for part in qkv]
+        q, k, v = np.split(heads[0], [d.heads, d.heads + d.kv_heads], axis=1) if len(heads) == 1 else heads
+        if self.model.angles is not None:
+            cos, sin = (xp.tile(a, (len(q) // L, 1)) for a in self.model.angles)
+            q, k = formulas.rotate(q, cos, sin), formulas.rotate(k, cos, sin)
+        q, k, v = (part.reshape(-1, L, *part.shape[1:]) for part in (q, k, v))
+        positions = np.tile(np.arange(L), (len(q), 1))
+        kv_of_head = xp.asarray(np.arange(d.heads) // (d.heads // d.kv_heads))
+        y = formulas.attention(
+            q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions, kv_of_head, d.attention_scale, d.window
+        )
+        return y.reshape(-1, d.heads * d.head_dim)
+
+    def _activate(self, outputs: list[Array]) -> Array:
+        """gate and up (M, ...), or [gate | up], or up alone -> what down multiplies."""
+        if self._mlp.fused:
+            outputs = np.split(outputs[0], 2, axis=1)
+        return activate(self._mlp.activation, *outputs)
+
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, y as much as the family says."""
+        scale = self.model.decoder.residual_scale
+        return x + (y if scale == 1 else y * np.float32(scale))
+
+
+class Norm:
+    """RMSNorm or LayerNorm in float32."""
+
+    def __init__(self, model: FloatModel, name: str):
+        self.eps = np.float32(model.decoder.eps)
+        self.weight = model.vector(name + ".weight")
+        self.bias = model.vector(name + ".bias") if model.decoder.norm == "layer" else None
+
+    def __call__(self, x: Array) -> Array:
+        if self.bias is not None:
+            return layer_norm(x, self.weight, self.bias, float(self.eps))
+        xp = array_module(x)
+        y = x * (1 / xp.sqrt(xp.square(x).mean(axis=-1, keepdims=True) + self.eps))
+        y *= self.weight
+        return y

@@ -1,0 +1,339 @@
+"""A whole model quantized: what is written, what it computes, for every family, and on any number of ranks."""
+
+import json
+
+import numpy as np
+import oracle
+import pytest
+from assertions import assert_exact
+from make_model import CONFIGS, write_model
+from safetensors.numpy import load_file, save_file
+
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.cli import main
+from cutpq.model.families import read_decoder
+from cutpq.model.transformer import load_model
+from cutpq.quantize import writer
+from cutpq.quantize.float_model import FloatModel, Norm
+from cutpq.quantize.quantize import quantize
+from cutpq.ranks.alone import SelfCommunicator
+from cutpq.ranks.threads import run_threads
+
+GROUP_SIZE = 16  # divides K = 64 and 96 of the small models
+
+
+def calibration(vocabulary=101, sequences=16, length=24, seed=0):
+    print(f"seed {seed}")
+    return np.random.default_rng(seed).integers(0, vocabulary, (sequences, length))
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def logits(folder, tokens):
+    model = load_model(folder, SelfCommunicator(), dtype="float32")
+    return model(tokens, model.new_cache(*tokens.shape)).astype(np.float64)
+
+
+def divergence(p, q):
+    """Mean KL(p || q) of two arrays of logits."""
+    p, q = (
+        v - np.log(np.exp(v - v.max(1, keepdims=True)).sum(1, keepdims=True)) - v.max(1, keepdims=True) for v in (p, q)
+    )
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_float_model_is_the_model(tmp_path, family):
+    """Through the blocks that are quantized one at a time, the same logits as load_model's."""
+    write_model(tmp_path, family)
+    ckpt = open_checkpoint(tmp_path)
+    decoder, tokens = read_decoder(ckpt), calibration(sequences=3)
+    model = FloatModel(ckpt, decoder, tokens.shape[1], np)
+    x = model.embed(tokens.ravel())
+    for layer in range(decoder.layers):
+        block = model.block(layer)
+        for half in (block.attention, block.mlp):
+            middle = half.act([block.linear(name)(half.norm(x)) for name in half.read])
+            x = block.add(x, block.linear(half.write)(middle))
+    head = ckpt.tensor((decoder.embedding if decoder.tied else decoder.head) + ".weight").astype(np.float32)
+    got = Norm(model, decoder.last_norm)(x) @ head.T * np.float32(decoder.logits_scale)
+    want = logits(tmp_path, tokens)
+    assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family(tmp_path, family):
+    model = write_model(tmp_path / "src", family)
+    (tmp_path / "src" / "tokenizer.json").write_text("{}")
+    tokens = calibration()
+    done = quantize(tmp_path / "src", tmp_path / "dst", tokens, bits=8, group_size=GROUP_SIZE)
+    ckpt = open_checkpoint(tmp_path / "dst")
+    assert sorted(ckpt.weights()) == sorted(done.losses)
+    assert len(done.losses) == 2 * {"phi3": 4, "gpt_bigcode": 4}.get(family, 7)
+    assert {ckpt.inspect(name).order_kind for name in ckpt.weights()} == {"trivial"}
+    assert not any(ckpt.inspect(name).notes for name in ckpt.weights())
+    assert max(done.losses.values()) < 1e-3
+    assert done.notes == ()
+    assert (tmp_path / "dst" / "tokenizer.json").read_text() == "{}"
+    for name in set(ckpt.tensors()) & set(model.tensors):  # embedding, norms, biases
+        assert_exact(ckpt.tensor(name), model.tensors[name])
+    kl = divergence(logits(tmp_path / "src", tokens[:4]), logits(tmp_path / "dst", tokens[:4]))
+    assert 0 < kl < 1e-3
+    assert not (tmp_path / "dst.unfinished").exists()
+
+
+FORMATS = [
+    ("gptq", True),
+    ("gptq_v2", True),
+    ("gptq_v2", False),
+    ("compressed-tensors", True),
+    ("compressed-tensors", False),
+]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("format, sym", FORMATS)
+def test_formats_say_what_was_solved(tmp_path, format, sym, bits):
+    """The same numbers in every format, as the slow reader of the formats finds them."""
+    write_model(tmp_path / "src", num_hidden_layers=1, head_dim=16)
+    quantize(tmp_path / "src", tmp_path / "dst", calibration(), bits=bits, group_size=32, sym=sym, format=format)
+    quantize(tmp_path / "src", tmp_path / "v2", calibration(), bits=bits, group_size=32, sym=sym, format="gptq_v2")
+    ckpt, tensors = open_checkpoint(tmp_path / "dst"), oracle.load(tmp_path / "dst")
+    name = "model.layers.0.mlp.down_proj"
+    if format == "compressed-tensors":
+        want = oracle.compressed(tensors, name, bits, 32)
+    else:
+        want = oracle.gptq(tensors, name, bits, 32, sym, format)
+    oracle.assert_same_weight(ckpt.weight(name), want)
+    assert_exact(want.codes, open_checkpoint(tmp_path / "v2").weight(name).codes)
+    assert ckpt.inspect(name).sym == sym
+    assert want.codes.max() > 2 ** (bits - 1)
+
+
+def test_configs_say_how_it_was_made(tmp_path):
+    write_model(tmp_path / "src")
+    done = quantize(tmp_path / "src", tmp_path / "dst", calibration(), group_size=32)
+    config = json.loads((tmp_path / "dst" / "config.json").read_text())
+    claims = config.pop("quantization_config")
+    assert config == json.loads((tmp_path / "src" / "config.json").read_text())
+    assert claims == json.loads((tmp_path / "dst" / "quantize_config.json").read_text())
+    assert (claims["bits"], claims["group_size"], claims["desc_act"], claims["sym"]) == (4, 32, False, True)
+    assert claims["checkpoint_format"] == "gptq"
+    assert claims["meta"]["losses"] == done.losses
+    assert claims["meta"]["options"]["order"] == "static"
+    index = json.loads((tmp_path / "dst" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(open_checkpoint(tmp_path / "dst").tensors())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in oracle.load(tmp_path / "dst").values())
+
+
+def test_shards_have_a_limit(tmp_path, monkeypatch):
+    write_model(tmp_path / "src")
+    quantize(tmp_path / "src", tmp_path / "one", calibration(), group_size=32)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 4000)
+    quantize(tmp_path / "src", tmp_path / "many", calibration(), group_size=32)
+    one, many = (oracle.load(tmp_path / name) for name in ("one", "many"))
+    assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 10
+    assert set(one) == set(many)
+    for name, array in one.items():
+        assert_exact(many[name], array)
+    for path in (tmp_path / "many").glob("*.safetensors"):
+        held = load_file(path)
+        assert len(held) == 1 or sum(a.nbytes for a in held.values()) <= 4000
+
+
+def test_modules_left_out_stay_float(tmp_path):
+    model = write_model(tmp_path / "src")
+    done = quantize(
+        tmp_path / "src", tmp_path / "dst", calibration(), group_size=32, modules=r"mlp\.|layers\.1\..*[qk]_proj"
+    )
+    ckpt = open_checkpoint(tmp_path / "dst")
+    assert len(done.losses) == len(ckpt.weights()) == 8
+    kept = "model.layers.1.self_attn.v_proj.weight"
+    assert_exact(ckpt.tensor(kept), model.tensors[kept])
+    claims = json.loads((tmp_path / "dst" / "quantize_config.json").read_text())
+    assert r"-:^model\.layers\.1\.self_attn\.v_proj$" in claims["dynamic"]
+    assert logits(tmp_path / "dst", calibration()[:2]).shape == (48, 101)
+
+
+def test_order_act_scatters_rows_but_not_those_of_down(tmp_path):
+    write_model(tmp_path / "src")
+    done = quantize(tmp_path / "src", tmp_path / "dst", calibration(), group_size=GROUP_SIZE, order="act")
+    ckpt = open_checkpoint(tmp_path / "dst")
+    orders = {name.rpartition(".")[2]: ckpt.inspect(name).order_kind for name in ckpt.weights()}
+    assert orders.pop("down_proj") == "trivial"
+    assert set(orders.values()) == {"act-order"}
+    assert "vLLM since 0.30 ignores g_idx" in done.notes[0]
+    tokens = calibration()[:2]
+    quantize(tmp_path / "src", tmp_path / "static", calibration(), group_size=GROUP_SIZE)
+    want = logits(tmp_path / "src", tokens)
+    assert divergence(want, logits(tmp_path / "dst", tokens)) < 2 * divergence(
+        want, logits(tmp_path / "static", tokens)
+    )
+
+
+def test_the_target_makes_up_for_the_layers_before(tmp_path):
+    """Fewer bits than layers can stand alone: with the asymmetric target the model is nearer to the float one."""
+    write_model(tmp_path / "src", num_hidden_layers=4, head_dim=16)
+    tokens = calibration(sequences=64)
+    kl = {}
+    for target in (True, False):
+        dst = tmp_path / f"target-{target}"
+        quantize(tmp_path / "src", dst, tokens, bits=3, group_size=32, asymmetric_target=target)
+        kl[target] = divergence(logits(tmp_path / "src", tokens[:8]), logits(dst, tokens[:8]))
+    assert kl[True] < 0.9 * kl[False]
+
+
+def test_activations_beyond_the_memory_are_in_files(tmp_path):
+    write_model(tmp_path / "src")
+    for name, memory_gb in (("memory", 1.0), ("files", 0.0)):
+        quantize(tmp_path / "src", tmp_path / name, calibration(), group_size=32, memory_gb=memory_gb)
+    assert files(tmp_path / "memory") == files(tmp_path / "files")
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_any_number_of_ranks_writes_the_same_bytes(tmp_path, ranks):
+    write_model(tmp_path / "src", head_dim=16)
+    tokens = calibration(sequences=11)  # blocks of one sequence and of two
+    quantize(tmp_path / "src", tmp_path / "one", tokens, bits=3, group_size=32)
+    run_threads(ranks, lambda comm: quantize(tmp_path / "src", tmp_path / "many", tokens, comm, bits=3, group_size=32))
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+
+
+def test_command(tmp_path, capsys):
+    write_model(tmp_path / "src")
+    np.save(tmp_path / "tokens.npy", calibration().ravel())
+    arguments = ["--tokens", str(tmp_path / "tokens.npy"), "--window", "24", "--group-size", "32", "--json"]
+    capsys.readouterr()
+    assert main(["quantize", str(tmp_path / "src"), str(tmp_path / "dst"), *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["settings"]["scale"] == "search"
+    assert len(told["losses"]) == 14
+    quantize(tmp_path / "src", tmp_path / "same", calibration(), group_size=32)
+    assert files(tmp_path / "dst") == files(tmp_path / "same")
+    assert main(["quantize", str(tmp_path / "src"), str(tmp_path / "fast"), *arguments[:-1], "--fast", "--asym"]) == 0
+    assert "proved, bit for bit" in capsys.readouterr().out
+    claims = json.loads((tmp_path / "fast" / "quantize_config.json").read_text())
+    assert claims["checkpoint_format"] == "gptq_v2"
+    assert (claims["meta"]["options"]["sweeps"], claims["meta"]["options"]["asymmetric_target"]) == (0, False)
+
+
+# ---- what cannot be quantized
+
+
+def fails(tmp_path, capsys, *arguments, tokens=None):
+    np.save(tmp_path / "tokens.npy", calibration() if tokens is None else tokens)
+    command = ["quantize", str(tmp_path / "src"), str(tmp_path / "dst"), "--tokens", str(tmp_path / "tokens.npy")]
+    assert main([*command, "--group-size", "32", *arguments]) == 1
+    assert not (tmp_path / "dst").exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--group-size", "40"], "q_proj: K=64 is not a multiple of group_size=40; take a divisor of K, or -1"),
+        (["--group-size", "12"], "group_size=12 must be -1 or a multiple of 8"),
+        (["--damp", "2"], "damp=2.0 must be between 0 and 1"),
+        (["--asym", "--format", "gptq"], "take gptq_v2 or compressed-tensors, or --sym"),
+        (["--modules", "nothing"], "--modules 'nothing' finds no module of"),
+        (["--modules", "("], "--modules: expected a regular expression, found '('"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, capsys, arguments, message):
+    write_model(tmp_path / "src")
+    assert message in fails(tmp_path, capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (np.full((4, 8), 101), "token 101 of sequence 0 at 0 is out of range: the vocabulary is 0 .. 100"),
+        (np.array([[1, 2], [3, -1]]), "token -1 of sequence 1 at 1 is out of range"),
+        (np.zeros((4, 8)), "must be integers of shape (sequences, length), length at least 2, got float64"),
+        (np.zeros((0, 8), int), r"got int64 of shape (0, 8)"),
+        (np.zeros((2, 65), int), "sequences of 65 tokens are longer than the 64 positions"),
+        (np.zeros(100, int), "100 tokens cannot be cut into windows of --window 512"),
+    ],
+)
+def test_tokens_that_do_not_fit(tmp_path, capsys, tokens, message):
+    write_model(tmp_path / "src")
+    assert message in fails(tmp_path, capsys, tokens=tokens)
+
+
+def test_few_tokens_are_said_by_name(tmp_path):
+    write_model(tmp_path / "src")
+    done = quantize(tmp_path / "src", tmp_path / "dst", calibration(sequences=3), group_size=32)
+    assert "72 calibration tokens are fewer than the K=96 inputs of model.layers.0.self_attn.o_proj" in done.notes[0]
+    assert "and 3 more modules" in done.notes[0]
+
+
+def edit(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path, capsys):
+    write_model(tmp_path / "src")
+    edit(tmp_path / "src", lambda t: t["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 5), np.nan))
+    assert "model.layers.1.mlp.up_proj.weight: expected finite numbers, found nan at (3, 5)" in fails(tmp_path, capsys)
+
+
+def test_activations_that_are_not_finite_are_named(tmp_path, capsys):
+    write_model(tmp_path / "src")
+
+    def overflow(tensors):
+        for layer in range(2):
+            for name in ("gate", "up", "down"):
+                tensors[f"model.layers.{layer}.mlp.{name}_proj.weight"][:] *= np.float16(3e4)
+        tensors["model.layers.0.post_attention_layernorm.weight"][:] = 6e4
+
+    edit(tmp_path / "src", overflow)
+    with np.errstate(all="ignore"):
+        assert "hold NaN or infinity for these calibration tokens" in fails(tmp_path, capsys)
+
+
+def test_a_quantized_source_is_refused(tmp_path, capsys):
+    write_model(tmp_path / "src", quantized=True)
+    assert "expected float weights, found 14 quantized modules such as" in fails(tmp_path, capsys)
+
+
+def test_a_module_of_another_shape_is_refused(tmp_path, capsys):
+    write_model(tmp_path / "src")
+    edit(
+        tmp_path / "src", lambda t: t.update({"model.layers.1.self_attn.q_proj.weight": np.zeros((8, 64), np.float16)})
+    )
+    message = fails(tmp_path, capsys)
+    assert "model.layers.1.self_attn.q_proj.weight: expected shape (96, 64) by config.json, found (8, 64)" in message
+
+
+def test_a_destination_that_is_there_is_refused(tmp_path, capsys):
+    write_model(tmp_path / "src")
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst" / "mine").touch()
+    np.save(tmp_path / "tokens.npy", calibration())
+    command = ["quantize", str(tmp_path / "src"), str(tmp_path / "dst"), "--tokens", str(tmp_path / "tokens.npy")]
+    assert main([*command, "--group-size", "32"]) == 1
+    assert "the destination must not exist, or be an empty folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_seen_before_the_work(tmp_path, capsys, monkeypatch):
+    write_model(tmp_path / "src")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    assert "are needed for the result and for activations between layers, 0.0 GB are free" in fails(tmp_path, capsys)
+
+
+def test_what_does_not_read_back_is_not_kept(tmp_path, capsys, monkeypatch):
+    write_model(tmp_path / "src")
+    packed = writer.gptq.packed_tensors
+
+    def one_code_wrong(name, w, zeros):
+        tensors = packed(name, w, zeros)
+        if name == "model.layers.1.mlp.up_proj":
+            tensors[f"{name}.qweight"][0, 0] ^= 1
+        return tensors
+
+    monkeypatch.setattr(writer.gptq, "packed_tensors", one_code_wrong)
+    assert "proof failed: model.layers.1.mlp.up_proj in" in fails(tmp_path, capsys)
