@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from .array import bfloat16
 from .codecs.config import WireConfig, wire_config
 from .codecs.formats import ELEMENTS, SCALES
 from .kernels.config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .model.attention import RotateConfig, softmax_config
+from .model.decode_attention import config_for
 from .ops.activation import ActivationConfig, activation_code
 from .ops.dequant import DequantConfig
 from .ops.gather import GatherConfig, RmsnormConfig
@@ -19,6 +23,10 @@ _SHIPPED_CODECS = (
     ("e2m2", 128, "e5m0", "rceil"), ("e3m2", 32, "e8m0", "floor"), ("e4m3", 64, "float16", "rceil"),
     ("int7", 32, "e8m0", "floor"), ("int2", 8, "e8m0", "floor"),
 )  # fmt: skip
+
+
+# Features of a head in the models that there are.
+HEAD_DIMS = (64, 80, 96, 128, 256)
 
 
 def _shipped_wires() -> list[tuple[str, Config]]:
@@ -77,6 +85,8 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for kind, gated in (("silu", True), ("gelu", False), ("gelu_tanh", False))
     ]
     attention: list[tuple[str, Config]] = [("rotate_qkv", RotateConfig(dtype)) for dtype in dtypes]
+    attention += [("decode_attention", config_for(np.float16, D, rep)) for D in HEAD_DIMS for rep in (8, 16)]
+    attention += [("decode_attention", config_for(bfloat16, 128, 8))]
     attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
     others = [("gather_columns", GatherConfig()), *norms, *activations, *(("gemm_w4a16", config) for config in gemm)]
     return [*dequant, *others, *attention, *_shipped_wires()]

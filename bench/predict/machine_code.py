@@ -1,4 +1,4 @@
-"""What one warp executes, counted in the machine code: for a unit of gemm_w4a16, and for a tile of a codec's kernels.
+"""What one warp executes, counted in machine code: a unit of gemm_w4a16, a tile of a codec's kernels or of attention.
 
 Needs NVRTC and nvdisasm, no GPU.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from cutpq.codecs.config import WireConfig
 from cutpq.kernels import nvrtc
 from cutpq.kernels.compile import compile_kernel
+from cutpq.model.decode_attention import DecodeAttentionConfig
 from cutpq.ops.gemm_config import GemmConfig
 
 # Integer and logical instructions: a multiprocessor executes 64 lanes of these a clock, two warps' worth, while it can
@@ -63,6 +64,13 @@ def unit_code(config: GemmConfig, arch: str) -> UnitCode:
     """The counts for a configuration whose rows take one way: uniform or scattered groups."""
     path = compile_kernel("gemm_w4a16", config, arch).path
     return count(_disassemble(path), loads=config.SLAB // 16)
+
+
+@cache
+def attention_tile(config: DecodeAttentionConfig, arch: str) -> UnitCode:
+    """The counts of decode_attention's loop over tiles of 16 keys; loads are a warp's of keys and values."""
+    path = compile_kernel("decode_attention", config, arch).path
+    return count(_disassemble(path), loads=config.D // 8)
 
 
 def _disassemble(cubin: Path) -> str:

@@ -83,3 +83,23 @@ def attention(
         scores = queries[:, :, rows] @ keys[:, :, :seen].swapaxes(-1, -2)
         out[:, :, rows] = softmax(scores, hidden[:, None]) @ values[:, :, :seen]
     return xp.moveaxis(out, 1, 2).astype(q.dtype)
+
+
+def decode_attention(
+    q: Array, keys: Array, values: Array, positions: Array, scale: float, window: int | None = None
+) -> Array:
+    """softmax(scale q k^T) v of one query token a sequence, of all query heads side by side.
+
+    q             (B, KV, rep, D); query heads kv * rep ... of key/value head kv
+    keys, values  (B, KV, length, D) finite
+    positions     (B,) int32, where q is: sequence b attends to keys 0 ... positions[b]; -1 for no token, whose row is 0
+    window        a query attends to only so many keys, its own the last; None for all
+    -> (B, KV * rep * D), computed in float32 and rounded once to q's dtype
+    """
+    xp = array_module(q, keys, values, positions)
+    distance = positions[:, None] - xp.arange(keys.shape[2])
+    hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
+    queries = q.astype(xp.float32) * np.float32(scale)
+    scores = queries @ keys.astype(xp.float32).swapaxes(-1, -2)
+    y = softmax(scores, hidden[:, None, None]) @ values.astype(xp.float32)
+    return y.astype(q.dtype).reshape(len(q), -1)

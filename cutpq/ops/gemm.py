@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
 from ..kernels import load as kernels
 from ..kernels.config import dtype_code
+from ..kernels.workspace import workspace
 from ..weights.pack import PackedWeight, pack, scales_are_exact, unpack
 from ..weights.weight import PlainWeight, QuantWeight, Weight
 from . import formulas as ref
@@ -175,7 +175,7 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = ceil_div(p.padded_N, config.block_n), ceil_div(M, config.BLOCK_M)
     parts = rows * columns * cuts if cuts > 1 else 1
-    partial_sums, arrivals = _workspace(xp, parts * config.tile_words * 4, rows * columns)
+    partial_sums, arrivals = workspace(xp, parts * config.tile_words * 4, rows * columns)
     kernel(
         (rows, cuts, columns),
         config.threads,
@@ -195,23 +195,3 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
         p.padded_K // 16,
         smem_bytes=config.smem_bytes,
     )
-
-
-# By device, stream, thread and size. Launches on one stream follow each other, those on two do not; and what a CUDA
-# graph has captured must stay, so that nothing is ever replaced.
-_workspaces: dict[tuple[int, int, int, int, int], tuple[Array, Array]] = {}
-
-# The stream that is another one in every thread: cudaStreamPerThread.
-_PER_THREAD = 2
-
-
-def _workspace(xp: ModuleType, floats: int, counters: int) -> tuple[Array, Array]:
-    """Room for partial sums, and counters that are zero between launches."""
-    if xp is np:
-        return np.full(floats, np.nan, np.float32), np.zeros(counters, np.uint32)
-    floats, counters = 1 << (floats - 1).bit_length(), 1 << (counters - 1).bit_length()
-    stream = int(xp.cuda.get_current_stream().ptr)
-    key = (xp.cuda.runtime.getDevice(), stream, get_ident() if stream == _PER_THREAD else 0, floats, counters)
-    if key not in _workspaces:
-        _workspaces[key] = xp.empty(floats, xp.float32), xp.zeros(counters, xp.uint32)
-    return _workspaces[key]

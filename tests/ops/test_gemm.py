@@ -1,9 +1,6 @@
 """matmul and dequantize against slow formulas, and what wrong operands are told."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from random_weight import random_weight
 
 from cutpq.array import bfloat16, to_numpy
 from cutpq.ops import formulas as ref
-from cutpq.ops import gemm
 from cutpq.ops.dequant import dequantize
 from cutpq.ops.gemm import matmul
 from cutpq.weights.permutation import sort_groups
@@ -138,30 +134,3 @@ def test_activations_against_float64(xp, kind):
 def test_unknown_activation_lists_the_known():
     with pytest.raises(ValueError, match="activation 'relu' is not one of silu, gelu, gelu_tanh"):
         ref.activate("relu", np.zeros(2, np.float16))
-
-
-class FakeCuda:
-    """Of CuPy what the workspace asks for, on the thread's default stream (2), which each thread has its own of."""
-
-    empty, zeros, float32, uint32 = np.empty, np.zeros, np.float32, np.uint32
-    runtime = SimpleNamespace(getDevice=lambda: 0)
-    get_current_stream = staticmethod(lambda: SimpleNamespace(ptr=2))
-
-    @property
-    def cuda(self):
-        return self
-
-
-def test_default_streams_of_two_threads_do_not_share_partial_sums(monkeypatch):
-    monkeypatch.setattr(gemm, "_workspaces", {})
-    both_alive = threading.Barrier(2)
-
-    def workspace(_):
-        both_alive.wait(10)
-        first, again = (gemm._workspace(FakeCuda(), 8, 1)[0] for _ in range(2))
-        assert first is again
-        return first
-
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(workspace, range(2))
-    assert one is not other

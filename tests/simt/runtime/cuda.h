@@ -31,6 +31,8 @@ using uint2 = vector_type<uint32_t, 2>;
 using uint4 = vector_type<uint32_t, 4>;
 using float2 = vector_type<float, 2>;
 using float4 = vector_type<float, 4>;
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 // ---- the runtime, as kernels and PTX wrappers see it. Every `line` is the kernel's own.
