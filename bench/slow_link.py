@@ -3,8 +3,8 @@
     python bench/slow_link.py                              4 ranks, 100 Mbit/s, 1 Gbit/s and without a limit
     python bench/slow_link.py --rates 250mbit --ranks 3 -b 64K -e 4M --codecs mxfp4,int4-b8
 
-Other flags are those of bench/all_reduce.py. Needs Linux, iproute2 (ip and tc), util-linux (unshare, setpriv), an
-MPICH built with UCX, as the wheel is, and root, or a system that lets users make namespaces.
+Other flags are those of bench/all_reduce.py. Needs what harness/namespaces.py needs, and an MPICH built with UCX, as
+the wheel is. No namespace remains, however the script ends.
 
 Each rank has a network namespace of its own. A cable (veth) leads from it to a switch (a bridge), with a token bucket
 (tc tbf) at both ends: a rank sends at no more than that rate, and receives at no more, as behind a network card.
@@ -17,9 +17,6 @@ cable_bytes   what the cable of the busiest rank carried in one call, by the int
 predicted_us  by cutpq/cost with the latency and bandwidth that messages between two ranks had in this run, its
               ring and GPU kernels: what the link costs, but not what NumPy takes to encode and decode
 check         as in bench/all_reduce.py, and FAIL if a cable carried less than its rank says it sent
-
-Nothing remains: all namespaces belong to a mount and process namespace of the script's own, and vanish with it,
-however it ends.
 """
 
 from __future__ import annotations
@@ -28,8 +25,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +38,7 @@ from typing import Any
 import all_reduce as bench
 import numpy as np
 from harness.flags import at_least
+from harness.namespaces import BURST, COUNTER, MTU, WITHIN, connect, disconnect, mpirun, obstacle, within_namespaces
 from harness.report import Column, Table, header, write_json
 from truth.verifiable import term
 
@@ -53,14 +49,8 @@ from cutpq.cost.links import Link, Protocol, all_reduce_us
 from cutpq.ranks.communicator import Communicator
 
 DEFAULT = ["-b", "16K", "-e", "4M", "-f", "4", "-n", "5", "--codecs", "mxfp4,mxfp8-e4m3"]
-MTU = 9000  # at 1500 bytes the CPU cannot send packets fast enough to fill 1 Gbit/s
-BURST = "16kb"  # bytes the token bucket passes at once: less than the smallest message worth compressing
 OVER_TCP = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
-COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")
-WITHIN, RANK = (
-    "CUTPQ_SLOW_LINK_WITHIN",
-    "CUTPQ_SLOW_LINK_ROWS",
-)  # set where the script calls itself: in the namespaces, and on each rank
+ROWS = "CUTPQ_SLOW_LINK_ROWS"  # set where the script calls itself on each rank
 
 TABLE = Table(
     (
@@ -84,15 +74,14 @@ Row = dict[str, Any]
 def main(argv: Sequence[str]) -> int:
     """Call this script again in namespaces and on their ranks; 1 where a check fails, 2 where that is impossible."""
     args, flags = parse(argv)
-    if RANK in os.environ:
-        return measure(bench.parse(flags), Path(os.environ[RANK]))
+    if ROWS in os.environ:
+        return measure(bench.parse(flags), Path(os.environ[ROWS]))
     if WITHIN not in os.environ:
         reason = obstacle()
         if reason:
             print(f"slow_link.py: {reason}", file=sys.stderr)
             return 2
         return within_namespaces([sys.executable, __file__, *argv])
-    subprocess.run(["mount", "-t", "tmpfs", "none", "/run/netns"], check=True)
     rows: list[Row] = []
     for rate in args.rates:
         found = run(rate, args.ranks, flags)
@@ -127,100 +116,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, flags
 
 
-# --- namespaces ----------------------------------------------------------------------------------------------------
-
-# The process dies with its parent, and takes all processes and namespaces in it along.
-UNSHARE = ["setpriv", "--pdeathsig", "KILL"]
-UNSHARE += ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-
-
-def as_root() -> list[str]:
-    """What makes a user root of the namespaces, if it is not root already."""
-    return [] if os.geteuid() == 0 else ["--map-root-user"]
-
-
-def obstacle() -> str | None:
-    """Why this cannot run here, if it cannot."""
-    if not sys.platform.startswith("linux"):
-        return f"network namespaces are Linux's, and this is {sys.platform}"
-    packages = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "setpriv": "util-linux"}
-    missing = [f"{tool} ({package})" for tool, package in packages.items() if shutil.which(tool) is None]
-    if mpirun() is None:
-        missing.append("mpirun (pip install 'cutpq[mpi]')")
-    if missing:
-        return f"needs {', '.join(missing)}"
-    trial = subprocess.run(
-        [*UNSHARE, *as_root(), "mount", "-t", "tmpfs", "none", "/run/netns"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if trial.returncode:
-        return (
-            "must make namespaces, as root may outside of containers (or in a privileged one), and users where the "
-            f"system lets them; here: {trial.stderr.strip()}"
-        )
-    return None
-
-
-def within_namespaces(command: list[str]) -> int:
-    """Run a command where it alone sees the namespaces it makes. If this is ended, so is that, and they are gone."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    within = subprocess.Popen([*UNSHARE, *as_root(), *command], env=os.environ | {WITHIN: "1"})
-    try:
-        return within.wait()
-    finally:
-        within.kill()
-
-
-def mpirun() -> str | None:
-    """The launcher beside this Python, or else on the PATH."""
-    beside = os.path.dirname(sys.executable)
-    return shutil.which("mpirun", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
-
-
-def connect(rate: str, ranks: int) -> None:
-    """Make a switch and the ranks' namespaces, and cables between them that carry `rate`."""
-    tool("ip netns add switch")
-    tool("ip -n switch link add hub type bridge")
-    tool("ip -n switch link set hub up")
-    for rank in range(ranks):
-        own, port = f"rank{rank}", f"port{rank}"
-        tool(f"ip netns add {own}")
-        tool(f"ip -n {own} link set lo up")
-        tool(f"ip -n {own} link add eth0 mtu {MTU} type veth peer name {port} mtu {MTU} netns switch")
-        tool(f"ip -n {own} addr add 10.0.{rank // 250}.{rank % 250 + 1}/16 dev eth0")
-        tool(f"ip -n {own} link set eth0 up")
-        tool(f"ip -n switch link set {port} master hub up")
-        if rate != "none":
-            for namespace, end in ((own, "eth0"), ("switch", port)):
-                tool(f"tc -n {namespace} qdisc add dev {end} root tbf rate {rate} burst {BURST} limit 8mb")
-
-
-def disconnect(ranks: int) -> None:
-    """Remove what `connect` made, with all that is in it."""
-    for name in ("switch", *(f"rank{rank}" for rank in range(ranks))):
-        tool(f"ip netns del {name}")
-
-
-def tool(command: str) -> None:
-    """Run `ip` or `tc`; ends the script with what it said where it fails."""
-    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"slow_link.py: `{command}` failed: {done.stderr.strip()}")
-
-
 def run(rate: str, ranks: int, flags: list[str]) -> dict[str, Any]:
     """What the ranks measure over such cables: see `measure`."""
-    connect(rate, ranks)
+    names = [f"rank{rank}" for rank in range(ranks)]
+    connect(names, rate)
     enter = ["sh", "-c", 'exec ip netns exec "rank$PMI_RANK" "$@"', "sh"]
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.json")
         command = [mpirun() or "mpirun", "-n", str(ranks), *enter, sys.executable, __file__, *flags]
-        done = subprocess.run(command, env=os.environ | OVER_TCP | {RANK: str(rows)}, stdout=sys.stderr, check=False)
+        done = subprocess.run(command, env=os.environ | OVER_TCP | {ROWS: str(rows)}, stdout=sys.stderr, check=False)
         if done.returncode:
             sys.exit(f"slow_link.py: the ranks ended with status {done.returncode}")
-        disconnect(ranks)
+        disconnect(names)
         return json.loads(rows.read_text())
 
 
