@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import socket
 import sys
@@ -77,6 +78,24 @@ def find_node(mpi: ModuleType) -> tuple[int, int]:
     node.Free()
     firsts = sorted(set(mpi.COMM_WORLD.allgather(first)))
     return firsts.index(first), rank
+
+
+def check_versions(mpi: ModuleType) -> None:
+    """Raise RuntimeError, on all ranks, where they run different versions of cutpq. Collective over COMM_WORLD."""
+    found = mpi.COMM_WORLD.allgather((_version(), socket.gethostname()))
+    if len({version for version, _ in found}) > 1:
+        ranks_of: dict[tuple[str, str], list[int]] = {}
+        for rank, place in enumerate(found):
+            ranks_of.setdefault(place, []).append(rank)
+        said = "; ".join(f"{version} on ranks {ranks} of {host}" for (version, host), ranks in ranks_of.items())
+        raise RuntimeError(f"ranks run different versions of cutpq: {said}. Install the same one everywhere")
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("cutpq")
+    except importlib.metadata.PackageNotFoundError:
+        return "a version that is not installed"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def init(backend: str = "auto") -> Communicator:
     Ranks of one machine share a node, unless rank 0's CUTPQ_NODES says otherwise (nodes.py).
 
     Raises ValueError for an unknown backend and for a CUTPQ_NODES that does not name a node for each rank,
-    RuntimeError on all ranks where the one asked for cannot run, and where several processes were launched but MPI is
+    RuntimeError on all ranks where the one asked for cannot run and where they have different versions of cutpq, and
+    where several processes were launched but MPI is
     missing or does not belong to the launcher.
     """
     asked = (os.environ.get("CUTPQ_COMM") or "auto") if backend == "auto" else backend
@@ -72,6 +73,7 @@ def _connect(asked: str) -> Communicator:
         return _alone("one process")
     if world.Get_size() > 1:
         end_job_on_failure(mpi)
+        discovery.check_versions(mpi)
 
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         _print_processes(world)

@@ -1,0 +1,83 @@
+"""Faults between nodes: nodes made of namespaces, jobs started by mpirun with a launcher (bench/nodes.py --run)."""
+
+import re
+import sys
+
+import pytest
+from harness.namespaces import obstacle
+from jobs import BENCH_PATH, HELPERS, needs_mpi, run
+
+NODES = HELPERS.parents[1] / "bench" / "nodes.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespaces():
+    """Skips where no namespaces can be made, and says why."""
+    reason = obstacle()
+    if reason:
+        pytest.skip(reason)
+
+
+def over_nodes(name, *flags, nodes="2x2", **environment):
+    job = [sys.executable, str(HELPERS / "node_faults.py"), name]
+    command = [sys.executable, str(NODES), "--nodes", nodes, "--rates", "none", *flags, "--run", *job]
+    return run(command, 60, PYTHONPATH=BENCH_PATH, **environment)
+
+
+@needs_mpi
+def test_a_killed_rank_is_named_with_its_node():
+    job = over_nodes("one_is_killed")
+    assert job.status != 0
+    assert re.search(
+        r"cutpq: rank 3 \(process \d+ on node1\) was the first on its machine to end without a word", job.err
+    )
+    assert job.seconds < 20
+
+
+@needs_mpi
+def test_a_cut_cable_ends_the_job_and_names_who_did_not_come():
+    job = over_nodes("cable_is_cut", "--cut", "1:6", CUTPQ_TIMEOUT="3")
+    assert "summing" in job.out
+    assert job.status != 0
+    assert re.search(r"rank [01] waits in .* for ranks \[[23, ]+\] of node 1, which did not come in 3 s", job.err)
+    assert job.seconds < 30
+
+
+@needs_mpi
+def test_another_codec_on_one_node_is_refused_with_both():
+    job = over_nodes("another_codec")
+    assert job.status != 0
+    assert re.search(
+        r"rank 2 calls all_reduce of .* by mxfp8-e5m2, hierarchical, but rank 0 of .* by mxfp8-e4m3,", job.err
+    )
+
+
+@needs_mpi
+def test_another_version_on_one_node_is_refused_with_both(tmp_path):
+    """node1 finds the facts of another release first, as after an upgrade that left it out."""
+    facts = tmp_path / "node1" / "cutpq-0.0.9.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: cutpq\nVersion: 0.0.9\n")
+    script = tmp_path / "on_node.sh"
+    script.write_text(f'PYTHONPATH="{tmp_path}/$(hostname):$PYTHONPATH" exec "$@"\n')
+    job = [sys.executable, str(HELPERS / "node_faults.py"), "one_is_slow"]
+    command = [sys.executable, str(NODES), "--nodes", "2x2", "--rates", "none", "--run", "sh", str(script), *job]
+    found = run(command, 60, PYTHONPATH=BENCH_PATH)
+    assert found.status != 0
+    said = r"different versions of cutpq: \S+ on ranks \[0, 1\] of node0; 0\.0\.9 on ranks \[2, 3\] of node1"
+    assert re.search(said, found.err)
+
+
+@needs_mpi
+def test_a_slow_rank_is_waited_for():
+    job = over_nodes("one_is_slow", CUTPQ_TIMEOUT="20")
+    assert job.status == 0, job.err
+    assert sorted(job.out.splitlines())[-4:] == [f"rank {rank} of node{rank // 2} is done" for rank in range(4)]
+
+
+@needs_mpi
+def test_ranks_of_uneven_nodes_find_them():
+    job = over_nodes("one_is_slow", nodes="1+3")
+    assert job.status == 0, job.err
+    assert "rank 0 of node0 is done" in job.out
+    assert all(f"rank {rank} of node1 is done" in job.out for rank in (1, 2, 3))
