@@ -18,6 +18,8 @@ from .layers.linear import ColumnParallelLinear, RowParallelLinear
 from .layers.mlp import Mlp
 from .layers.plan import LayerPlan, plan
 from .model.cache import Cache
+from .model.generate import Step, generate
+from .model.sampler import Sampler
 from .model.transformer import Transformer, load_model
 from .ops.dequant import dequantize
 from .ops.gemm import matmul
@@ -49,12 +51,15 @@ __all__ = [
     "PlainWeight",
     "QuantWeight",
     "RowParallelLinear",
+    "Sampler",
+    "Step",
     "Transformer",
     "all_reduce",
     "all_reduce_rmsnorm",
     "codec",
     "dequantize",
     "even_bounds",
+    "generate",
     "group_bounds",
     "init",
     "invert",

@@ -1,4 +1,4 @@
-"""cutpq inspect | plan | convert | quantize: what a checkpoint holds, what to do with it on GPUs, and doing it."""
+"""cutpq inspect | plan | convert | quantize | generate: what a checkpoint holds, what to do with it, and doing it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from . import cli_generate
 from .checkpoint.claims import Inspection
 from .checkpoint.errors import CheckpointError, CheckpointWarning
 from .checkpoint.folder import Checkpoint, open_checkpoint
@@ -36,6 +37,7 @@ _EXAMPLES = """examples:
   cutpq inspect Llama-2-70B-GPTQ --json | jq '.modules[].order'
   cutpq plan Llama-2-70B-GPTQ --tp 8 --link h100-nvlink
   cutpq convert Llama-2-70B-GPTQ Llama-2-70B-sorted     no act-order in any down_proj, for any engine and any TP
+  mpirun -n 8 cutpq generate Llama-2-70B-GPTQ --prompt "The reason is"
 """
 
 _INSPECT = """One row for each kind of quantized module; layers that are alike share it.
@@ -67,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CheckpointWarning)
-            args.run(args)
+            status = args.run(args)
         for message in dict.fromkeys(str(w.message) for w in caught):
             print(f"note: {message}", file=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (CheckpointError, ConversionError, QuantizationError) as e:
         return _fail(str(e))
     except OSError as e:
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cutpq: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _fail(message: str) -> int:
@@ -92,7 +95,7 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="cutpq", description=__doc__, epilog=_EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(required=True, metavar="inspect | plan | convert | quantize")
+    commands = parser.add_subparsers(required=True, metavar="inspect | plan | convert | quantize | generate")
 
     command = commands.add_parser("inspect", help="what a checkpoint holds", description=_INSPECT, formatter_class=raw)
     command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     add_quantize(commands)
+    cli_generate.add_command(commands)
     return parser
 
 

@@ -35,6 +35,16 @@ class Cache:
         for layer in self.layers:
             layer.keys[:] = layer.values[:] = 0  # attention reads beyond a sequence's end: no NaN may stay there
 
+    def remove(self, sequence: int) -> None:
+        """Forget one sequence, whose number the last one takes. Nothing is allocated, and no other sequence moves."""
+        last = len(self.lengths) - 1
+        for layer in self.layers:
+            if sequence != last:
+                layer.keys[sequence], layer.values[sequence] = layer.keys[last], layer.values[last]
+            layer.keys, layer.values = layer.keys[:last], layer.values[:last]
+        self.lengths[sequence] = self.lengths[last]
+        self.lengths = self.lengths[:last]
+
 
 class LayerCache:
     """Keys and values of one layer, (batch, heads, length, head_dim) each: the keys of a head are one matrix.
@@ -89,7 +99,7 @@ class Batch:
         Raises ValueError for a token out of range, for rows that are no integers, and for a cache that is full or of
         another number of sequences.
         """
-        rows = [_token_row(row, i) for i, row in enumerate(tokens)]
+        rows = [token_row(row, i) for i, row in enumerate(tokens)]
         counts = np.array([len(row) for row in rows])
         _check_room(counts, cache)
         flat = np.concatenate(rows)
@@ -121,7 +131,8 @@ class Batch:
         return flat if self.places is None else flat[self.places]
 
 
-def _token_row(row: Any, i: int) -> np.ndarray:
+def token_row(row: Any, i: int) -> np.ndarray:
+    """The tokens of sequence i as (n,) int64 in host memory; ValueError for anything but a row of integers."""
     row = to_numpy(row) if hasattr(row, "dtype") else np.asarray(row)
     if row.ndim != 1 or row.dtype.kind not in "iu" or not len(row):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint.claims import Config
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.tensors import read_json
 from .decoder import Decoder, rope_angles
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -29,6 +30,21 @@ def read_decoder(ckpt: Checkpoint) -> Decoder:
             f"found {decoder.kv_heads}"
         )
     return decoder
+
+
+def end_tokens(ckpt: Checkpoint) -> tuple[int, ...]:
+    """The tokens that end a text: eos_token_id of generation_config.json, else of config.json; () without one.
+
+    Raises CheckpointError for an eos_token_id that is neither a token nor a list of tokens.
+    """
+    path = ckpt.folder / "generation_config.json"
+    where, named = path, read_json(path).get("eos_token_id") if path.is_file() else None
+    if named is None:
+        where, named = ckpt.folder / "config.json", ckpt.config.get("eos_token_id")
+    tokens = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(token) is int and token >= 0 for token in tokens):
+        raise CheckpointError(f"{where}: expected eos_token_id to be a token or a list of tokens, found {named!r}")
+    return tuple(tokens)
 
 
 def llama(config: Config) -> Decoder:

@@ -37,7 +37,7 @@ from ..weights.shard import even_bounds, head_bounds
 from ..weights.weight import PlainWeight
 from .attention import attention
 from .cache import Batch, Cache, LayerCache
-from .families import read_decoder
+from .families import end_tokens, read_decoder
 from .formulas import Angles, cos_and_sin
 from .reader import Reader
 
@@ -85,10 +85,12 @@ class Transformer:
     decoder  its sizes and formulas
     comm     its ranks
     dtype    of activations, cache and logits
+    eos      the tokens that end a text
     """
 
     def __init__(self, reader: Reader, dtype: np.dtype):
         self.decoder, self.comm, self.dtype = reader.decoder, reader.comm, dtype
+        self.eos = end_tokens(reader.ckpt)
         self.embedding = Embedding(reader, dtype)
         self.blocks = [Block(reader, layer, dtype) for layer in range(reader.decoder.layers)]
         self.head = Head(reader, self.embedding)

@@ -1,12 +1,15 @@
-"""Logits of every family against transformers on torch: a cross-check with foreign code, where both are installed."""
+"""Logits of every family, and texts, against transformers on torch: foreign code, where both are installed."""
 
+import json
 from pathlib import Path
 
+import greedy
 import numpy as np
 import pytest
 from assertions import assert_bounded
 from make_model import CONFIGS, write_model
 
+from cutpq.model.generate import generate
 from cutpq.model.transformer import load_model
 from cutpq.ranks.alone import SelfCommunicator
 
@@ -28,3 +31,12 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     got = model(tokens, model.new_cache(2, 23))
     assert_bounded(got, want, np.full_like(want, 2e-5 * np.abs(want).max()))
     print(f"{family}: largest difference {np.abs(got - want).max():.1e}, logits up to {np.abs(want).max():.2f}")
+
+
+def test_greedy_texts_are_those_of_transformers() -> None:
+    """64 tokens of each of 20 prompts from the carried model, and that the kept ones are what transformers makes."""
+    want = greedy.texts_of_transformers(greedy.prompts())
+    assert json.loads(greedy.KEPT.read_text())["tokens"] == want[: greedy.KEPT_PROMPTS]
+    model = load_model(greedy.TINY_LLAMA, SelfCommunicator(), dtype="float32")
+    some = list(generate(model, greedy.prompts(), max_tokens=greedy.NEW, eos=()))
+    assert [[step.tokens[s] for step in some] for s in range(greedy.PROMPTS)] == want
