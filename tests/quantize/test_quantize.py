@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 from assertions import assert_exact
+from calibration import calibration, files
 from make_model import CONFIGS, write_model
 from safetensors.numpy import load_file, save_file
 
@@ -20,15 +21,6 @@ from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.threads import run_threads
 
 GROUP_SIZE = 16  # divides K = 64 and 96 of the small models
-
-
-def calibration(vocabulary=101, sequences=16, length=24, seed=0):
-    print(f"seed {seed}")
-    return np.random.default_rng(seed).integers(0, vocabulary, (sequences, length))
-
-
-def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def logits(folder, tokens):
