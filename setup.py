@@ -1,4 +1,4 @@
-"""Put cuda_src into wheels, as cutpq/cuda_src: in a checkout it lies beside the package. All else is in setup.cfg.
+"""Put cuda_src and softgpu into wheels, as folders of cutpq: in a checkout they lie beside it. All else is in setup.cfg.
 
 `package_dir` in setup.cfg could say the same. But then an editable install is an import hook, and Python asks import
 hooks last: started in the folder that holds the clone, it would take the clone itself, a folder called cutpq, for an
@@ -14,14 +14,15 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithCudaSrc(build_py):
-    """Copies the package, then the CUDA sources into it; an editable install copies nothing."""
+    """Copies the package, then the sources for the GPU into it; an editable install copies nothing."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            inside = Path(self.build_lib) / "cutpq" / "cuda_src"
-            shutil.rmtree(inside, ignore_errors=True)  # what an earlier build left
-            shutil.copytree("cuda_src", inside)
+            for folder in ("cuda_src", "softgpu"):
+                inside = Path(self.build_lib) / "cutpq" / folder
+                shutil.rmtree(inside, ignore_errors=True)  # what an earlier build left
+                shutil.copytree(folder, inside)
 
 
 setup(cmdclass={"build_py": BuildWithCudaSrc})

@@ -43,8 +43,8 @@ class Nvrtc:
         self._check(self._lib.nvrtcGetSupportedArchs(numbers))
         return frozenset(numbers)
 
-    def compile(self, source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
-        """The cubin, and what compiler and assembler had to say. `name` stands for the source in messages."""
+    def compile(self, source: str, name: str, options: Sequence[str], result: str = "CUBIN") -> tuple[bytes, str]:
+        """The cubin, or the PTX, and what the compiler had to say. `name` stands for the source in messages."""
         program = ctypes.c_void_p()
         self._check(self._lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
         try:
@@ -53,7 +53,7 @@ class Nvrtc:
             log = self._read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
             if status:
                 raise CompileError(log or self._lib.nvrtcGetErrorString(status).decode())
-            return self._read(program, "CUBIN"), log
+            return self._read(program, result), log
         finally:
             self._lib.nvrtcDestroyProgram(ctypes.byref(program))
 

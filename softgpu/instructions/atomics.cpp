@@ -15,7 +15,7 @@ void atomic_lanes(Warp& w, I i, u32 m) {
   reach(w, i, m, a, Space(i.a), sizeof(M), p);
   M* d = w.at<M>(i.o[0]);
   const M *b = w.at<M>(i.o[1]), *c = w.at<M>(i.o[2]);
-  M olds[LANES];
+  M olds[LANES] = {};
   for (u32 rest = m; rest; rest &= rest - 1) {
     const int l = __builtin_ctz(rest);
     M* at = reinterpret_cast<M*>(p[l]);

@@ -1,7 +1,6 @@
 // PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions": ldmatrix, stmatrix, mma of 16-bit numbers.
-#include "mma_sum.h"
-#include "../machine/settings.h"
 #include "lanes.h"
+#include "mma_sum.h"
 
 namespace softgpu {
 namespace {
@@ -84,7 +83,7 @@ void mma_lanes(Warp& w, I i, u32) {
     for (int l = 0; l < LANES; l++) t.d[l / 4 + 8 * (n >> 1)][2 * (l % 4) + (n & 1)] = s[l];
   }
   constexpr int least = std::is_same_v<N, Half> ? -14 : -126;
-  if (settings().arch >= 90) sum_as_hopper(t, least);
+  if (w.block->run->options.arch >= 90) sum_as_hopper(t, least);
   else sum_as_ampere(t, least);
   for (int n = 0; n < 4; n++) {
     float* s = w.at<float>(i.o[n]);

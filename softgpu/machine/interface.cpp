@@ -5,7 +5,6 @@
 
 #include "../races/checker.h"
 #include "memory.h"
-#include "settings.h"
 #include "watcher.h"
 
 using namespace softgpu;
@@ -36,7 +35,7 @@ struct Description {
   s32 device, after;
 };
 struct LaunchOptions {
-  s32 check, seed, most_resident, own_timer;
+  s32 check, seed, most_resident, arch, timeout_s;
 };
 
 const char* softgpu_error() { return error.c_str(); }
@@ -75,7 +74,8 @@ int softgpu_launch(int count, const Description* descriptions, const LaunchOptio
     }
     Options options;
     options.seed = wanted->seed, options.most_resident = wanted->most_resident;
-    options.alone = true, options.own_timer = wanted->own_timer;
+    options.alone = true, options.own_timer = true, options.arch = wanted->arch;
+    options.timeout_s = wanted->timeout_s;
     std::unique_ptr<Watcher> checker;
     if (wanted->check) checker = new_checker(grids);
     options.watcher = checker.get();

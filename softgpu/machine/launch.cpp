@@ -39,6 +39,7 @@ class Launcher {
         finish(std::move(block));
       } else {
         watch_for_hang(*block, outcome == Outcome::Waits && run_.progress == before);
+        if (options_.timeout_s && nanoseconds() - began_ > u64(options_.timeout_s) * 1000000000) hangs(*block, "watchdog: the launch takes too long");
         resident_.insert(resident_.begin() + std::min(turn_, resident_.size()), std::move(block));
         turn_++;
       }
@@ -55,7 +56,7 @@ class Launcher {
   std::vector<std::unique_ptr<Block>> resident_, spare_;
   u64 most_ = 0;
   size_t turn_ = 0;
-  u64 idle_rounds_ = 0;
+  u64 idle_rounds_ = 0, began_ = nanoseconds();
 
   void enqueue(size_t g) {
     const size_t from = queue_.size();
@@ -107,10 +108,11 @@ class Launcher {
   // If every block looks at flags that nobody is left to write, the kernel hangs.
   void watch_for_hang(Block& block, bool idle) {
     if (!idle) idle_rounds_ = 0;
-    else if (options_.alone && ++idle_rounds_ > 200000 + 1000 * resident_.size()) hangs(block);
+    else if (options_.alone && ++idle_rounds_ > 200000 + 1000 * resident_.size())
+      hangs(block, "livelock: only threads that look at flags again and again are left");
   }
 
-  [[noreturn]] void hangs(Block& block) {
+  [[noreturn]] void hangs(Block& block, const std::string& what) {
     std::string others;
     for (size_t n = 0; n < std::min<size_t>(resident_.size(), 8); n++) {
       const Block& b = *resident_[n];
@@ -123,9 +125,8 @@ class Launcher {
     }
     for (Warp& w : block.warps)
       if (!w.splits.empty() && w.waits_at < 0)
-        fault(w, w.program->code[w.splits[0].pc], __builtin_ctz(w.splits[0].mask), HUNG,
-              "livelock: only threads that look at flags again and again are left" + others);
-    throw Fault(HUNG, "softgpu: livelock" + others);
+        fault(w, w.program->code[w.splits[0].pc], __builtin_ctz(w.splits[0].mask), HUNG, what + others);
+    throw Fault(HUNG, "softgpu: " + what + others);
   }
 };
 

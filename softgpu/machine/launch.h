@@ -26,6 +26,8 @@ struct Options {
   u32 seed = 0;             // order of blocks and warps: 0 ascending, 1 descending, else random
   u64 most_resident = 0;    // blocks alive at a time; 0: as many as the device would hold
   bool alone = false;       // nobody else changes memory: a wait that only others could end is an error
+  int timeout_s = 0;        // a launch that runs longer hangs; 0: no limit
+  int arch = 90;            // whose tensor cores add
   bool own_timer = false;   // %globaltimer counts its readings, a microsecond each, instead of time
   Watcher* watcher = nullptr;
 };

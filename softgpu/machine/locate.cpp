@@ -25,7 +25,7 @@ u8* in_global(Warp& w, const Instruction& i, int lane, u64 a, u32 bytes) {
     k = {found.begin, found.end};
   } else if (settings().check_bounds) {
     char text[64];
-    std::snprintf(text, sizeof text, "%u bytes at %#llx: ", bytes, (unsigned long long)a);
+    std::snprintf(text, sizeof text, "out of bounds: %u bytes at %#llx, ", bytes, (unsigned long long)a);
     fault(w, i, lane, ILLEGAL_ADDRESS, text + memory::describe(a));
   }
   return reinterpret_cast<u8*>(a);
@@ -35,7 +35,7 @@ u8* in_shared(Warp& w, const Instruction& i, int lane, u64 a, u32 bytes) {
   const u64 at = a - SHARED_START, size = w.block->shared.size();
   if (a < SHARED_START || at + bytes > size)
     fault(w, i, lane, ILLEGAL_ADDRESS,
-          std::to_string(bytes) + " bytes at " + std::to_string(s64(at)) + " of " + std::to_string(size) + " bytes of shared memory");
+          "out of bounds: " + std::to_string(bytes) + " bytes at " + std::to_string(s64(at)) + " of " + std::to_string(size) + " bytes of shared memory");
   return w.block->shared.data() + at;
 }
 
@@ -78,7 +78,7 @@ void locate(Warp& w, const Instruction& i, u32 mask, const u64* addresses, Space
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     u64 a = addresses[lane];
-    if (a % bytes) fault(w, i, lane, MISALIGNED, "address " + std::to_string(a) + " is not a multiple of " + std::to_string(bytes));
+    if (a % bytes) fault(w, i, lane, MISALIGNED, "misaligned: address " + std::to_string(a) + " is not a multiple of " + std::to_string(bytes));
     const Space s = space == Space::Generic ? space_of(a) : space;
     host[lane] = s == Space::Shared  ? in_shared(w, i, lane, a, bytes)
                  : s == Space::Local ? in_local(w, i, lane, a, bytes)

@@ -157,7 +157,10 @@ class Runner {
   After exit(u32 m) {
     if (watcher_) watcher_->exits(w_, m);
     w_.live &= ~m;
-    if (!w_.copies.empty()) finish_copies(w_, m, 0);
+    for (const AsyncCopy& c : w_.copies)
+      if (w_.block->run->options.alone && c.mask & m)
+        fault(w_, *c.by, __builtin_ctz(c.mask & m), LAUNCH_FAILED, "the thread exits with a cp.async that it never waited for");
+    if (!w_.copies.empty()) finish_copies(w_, m, -1);
     w_.block->run->progress++;
     split() = {pc_ + 1, mask_ & ~m, false};
     if (!split().mask) w_.splits.erase(w_.splits.begin() + chosen_);

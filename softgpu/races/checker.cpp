@@ -2,6 +2,7 @@
 
 #include <unordered_map>
 
+#include "../machine/memory.h"
 #include "order.h"
 
 namespace softgpu {
@@ -33,8 +34,6 @@ class Checker : public Watcher {
   }
 
   void exits(Warp& w, u32 mask) override {
-    for (const AsyncCopy& c : w.copies)
-      if (c.mask & mask) fault(w, *c.by, __builtin_ctz(c.mask & mask), LAUNCH_FAILED, "the thread ends with a cp.async that it never waited for");
     BlockState& b = *blocks_[w.block];
     WarpState& s = state_of(w);
     b.exited += __builtin_popcount(mask);
@@ -79,12 +78,14 @@ class Checker : public Watcher {
   }
 
   void arrives(Warp& w, const Instruction& i, u32 mask, Barrier&, bool counts_all) override {
-    const u32 exited = blocks_[w.block]->exited;
-    if (counts_all && exited)
-      fault(w, i, __builtin_ctz(mask), HUNG, "a barrier for all threads of the block after " + std::to_string(exited) + " of them have ended");
+    if (counts_all) all_are_alive(w, i, mask);
   }
 
   void releases(Block& b, Barrier& barrier) override {
+    if (!barrier.expected) {
+      Warp& w = *barrier.came[0].first;
+      all_are_alive(w, w.program->code[w.pc], barrier.came[0].second);
+    }
     VectorClock all;
     std::vector<VectorClock::Stamp> stamps;
     for (auto& [w, mask] : barrier.came) {
@@ -117,6 +118,13 @@ class Checker : public Watcher {
   Readers readers_;
   Order order_;
 
+  // Whether a barrier waits for threads that have ended is not defined.
+  void all_are_alive(Warp& w, const Instruction& i, u32 mask) {
+    const u32 exited = blocks_[w.block]->exited;
+    if (!exited) return;
+    fault(w, i, __builtin_ctz(mask), HUNG, "a barrier for all threads of the block, of which " + std::to_string(exited) + " have ended");
+  }
+
   static bool is_shared(const Warp& w, const u8* at) { return u64(at - w.block->shared.data()) < w.block->shared.size(); }
   static bool is_private(const Warp& w, const u8* at) {
     const auto& local = w.block->local;
@@ -137,12 +145,12 @@ class Checker : public Watcher {
     if (is_private(t.w, t.at)) return;
     const bool shared = is_shared(t.w, t.at);
     for_cells(t.w, t.at, t.bytes, [&](Cell& c) {
-      if (c.flags & IN_FLIGHT) complain(t, "touches bytes that a cp.async is still writing: it was not waited for", c.write_pc);
-      if (shared && !t.access.writes() && !(c.flags & INITIALISED)) complain(t, "reads shared memory that nobody has written", ~0u);
+      if (c.flags & IN_FLIGHT) complain(t, "access while a cp.async into it is in flight (not waited for)", c.write_pc);
+      if (shared && !t.access.writes() && !(c.flags & INITIALISED)) complain(t, "uninitialized read", ~0u);
       if (t.access.kind == AccessKind::ReadOnly) return read_only(t, c);
       if (c.write_clock && !(t.access.atomic() && (c.flags & ATOMIC) && strong(t, c.writer_block, c.scope)) &&
           !before(t, c.writer_block, c.writer_thread, c.write_clock))
-        complain(t, "is not ordered after the write by " + thread_name(c.writer_block, c.writer_thread), c.write_pc);
+        complain(t, "race: not ordered after the write by " + thread_name(c.writer_block, c.writer_thread), c.write_pc);
       if (t.access.writes()) write(t, c);
       else read(t, c);
     });
@@ -178,7 +186,7 @@ class Checker : public Watcher {
   // ld.global.nc promises that nobody writes there while the kernel runs.
   void read_only(const Touch& t, Cell& c) {
     if (c.write_clock && device_of(c.writer_block) == t.w.block->grid->device && grids_of(c.writer_block) == t.w.block->grid_number)
-      complain(t, "reads by way of the read-only cache what this kernel writes", c.write_pc);
+      complain(t, "race: read by way of the read-only cache, and written in this kernel", c.write_pc);
     c.flags |= READ_ONLY;
   }
   u64 grids_of(u64 block) const {
@@ -191,13 +199,13 @@ class Checker : public Watcher {
     for (; c.readers >= 0; c.readers = readers_.drop(c.readers)) {
       const Reader& r = readers_[c.readers];
       if (t.access.atomic() && r.atomic && strong(t, r.block, r.scope)) continue;
-      if (!before(t, r)) complain(t, "is not ordered after a read by " + thread_name(r.block, r.warp * LANES + __builtin_ctz(r.mask)), r.pc);
+      if (!before(t, r)) complain(t, "race: not ordered after a read by " + thread_name(r.block, r.warp * LANES + __builtin_ctz(r.mask)), r.pc);
     }
     c.writer_block = t.w.block->id, c.writer_thread = t.w.number * LANES + t.lane;
     c.write_clock = state_of(t.w).clock, c.write_pc = t.w.pc;
     c.flags = INITIALISED | (t.access.atomic() ? ATOMIC : 0) | (c.flags & READ_ONLY);
     c.scope = t.access.scope;
-    if (c.flags & READ_ONLY && t.w.block->grid->after < 0) complain(t, "writes what this kernel has read by way of the read-only cache", ~0u);
+    if (c.flags & READ_ONLY && t.w.block->grid->after < 0) complain(t, "race: written, and read in this kernel by way of the read-only cache", ~0u);
   }
 
   void read(const Touch& t, Cell& c) {
@@ -219,13 +227,18 @@ class Checker : public Watcher {
            (grids_.size() > 1 ? " of launch " + std::to_string(g) : "");
   }
 
+  static std::string global_name(const u8* at) {
+    Allocation a;
+    if (!memory::find(u64(at), &a)) return "global memory";
+    return "global memory at byte " + std::to_string(u64(at) - a.begin) + " of an allocation of " + std::to_string(a.end - a.begin);
+  }
+
   [[noreturn]] void complain(const Touch& t, const std::string& what, u32 other_pc) const {
     const bool shared = is_shared(t.w, t.at);
-    std::string where = shared ? "shared memory at byte " + std::to_string(t.at - t.w.block->shared.data()) : "global memory at " + std::to_string(u64(t.at));
-    const char* kind = t.access.atomic() ? "an atomic access to " : t.access.writes() ? "a write to " : "a read of ";
-    std::string text = kind + where + " " + what;
+    const std::string where = shared ? "shared memory at byte " + std::to_string(t.at - t.w.block->shared.data()) : global_name(t.at);
+    std::string text = std::string(t.access.atomic() ? "atomic access to " : t.access.writes() ? "write to " : "read of ") + where + ": " + what;
     if (other_pc != ~0u && other_pc < t.w.program->code.size()) text += "\n  the other:" + place_of(*t.w.program, t.w.program->code[other_pc]) + "\n  this one:";
-    fault(t.w, t.i, t.lane, LAUNCH_FAILED, "race: " + text);
+    fault(t.w, t.i, t.lane, LAUNCH_FAILED, text);
   }
 };
 

@@ -1,0 +1,276 @@
+"""CUDA kernels on NumPy arrays, without a GPU: NVRTC makes PTX of the source, and softgpu/ executes it on the CPU.
+
+    kernel = build("dequant", source, include=cuda_src)
+    kernel((blocks,), (threads,), (x, y, np.int32(n)), shared_mem=0)  # y is written, as on a GPU
+
+Inline assembly is executed with all else. Two modes:
+
+    fast   numbers, hangs, accesses out of bounds, results that depend on the order of things (vary `seed`)
+    check  also races on shared and global memory, memory order, reads of what is uninitialized or in flight
+
+The executor is C++ (softgpu/README.md); g++ compiles it at the first use, which takes a minute, into CUTPQ_CACHE_DIR.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import nvrtc
+
+CXX_FLAGS = "-std=c++20 -O3 -march=native -ffp-contract=off -fno-strict-aliasing -fPIC".split()
+FOLDERS = ("ptx", "machine", "instructions", "races")  # of softgpu/: what the executor consists of
+
+
+class ExecutorError(RuntimeError):
+    """What a kernel did wrong, with kernel, block, thread, the line of PTX and the line of the source."""
+
+
+@dataclass
+class Settings:
+    """How launches run; module-wide, so that tests reach launches made deep inside the public API."""
+
+    seed: int = 0  # order of blocks and warps: 0 ascending, 1 descending, else random and interrupted anywhere
+    max_resident: int = 1 << 16  # blocks alive at a time
+    arch: int = 90  # what is compiled for, and how tensor cores add
+    timeout_s: int = 60
+
+
+settings = Settings()
+default_mode = "fast"
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("check", "seed", "most_resident", "arch", "timeout_s")]
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("program", ctypes.c_void_p),
+        ("args", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("device", ctypes.c_int32),
+        ("after", ctypes.c_int32),
+    ]
+
+
+# ---- the executor itself
+
+
+@cache
+def source_dir() -> Path:
+    """The folder softgpu: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "softgpu", package.parent / "softgpu"):
+        if (candidate / "README.md").is_file():
+            return candidate
+    raise FileNotFoundError(f"softgpu is neither inside nor beside {package}: reinstall cutpq")
+
+
+def _cache_dir() -> Path:
+    folder = os.environ.get("CUTPQ_CACHE_DIR")
+    return (Path(folder) if folder else Path.home() / ".cache" / "cutpq") / "executor"
+
+
+def _digest(*parts: Any) -> str:
+    h = hashlib.sha256()
+    for part in parts:
+        h.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+    return h.hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    found = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found[0] if found else ""
+
+
+@cache
+def _library() -> ctypes.PyDLL:
+    files = sorted(p for folder in FOLDERS for p in (source_dir() / folder).iterdir() if p.suffix in (".cpp", ".h"))
+    path = _cache_dir() / f"executor-{_digest(*files, CXX_FLAGS, _cpu())}.so"
+    if not path.exists():
+        _compile_library([p for p in files if p.suffix == ".cpp"], path)
+    lib = ctypes.PyDLL(str(path))  # keeps Python's lock: ranks that are threads launch one by one
+    lib.softgpu_error.restype = ctypes.c_char_p
+    for name, takes, gives in (
+        ("load", [ctypes.c_char_p], ctypes.c_void_p),
+        ("kernel", [ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p),
+        ("parameters", [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)], ctypes.c_int),
+        ("malloc", [ctypes.c_uint64], ctypes.c_void_p),
+        ("free", [ctypes.c_void_p], None),
+        ("launch", [ctypes.c_int, ctypes.POINTER(_Launch), ctypes.POINTER(_Options)], ctypes.c_int),
+    ):
+        function = getattr(lib, f"softgpu_{name}")
+        function.argtypes, function.restype = takes, gives
+    return lib
+
+
+def _compile_library(sources: list[Path], path: Path) -> None:
+    """Compile into a temporary folder and rename, since several processes may build at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".executor-") as folder:
+        objects = [Path(folder) / f"{p.parent.name}-{p.stem}.o" for p in sources]
+        commands = [["g++", *CXX_FLAGS, "-c", str(p), "-o", str(o)] for p, o in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run_compiler, commands))
+        library = Path(folder) / "executor.so"
+        _run_compiler(["g++", "-shared", *map(str, objects), "-o", str(library)])
+        os.replace(library, path)
+
+
+def _run_compiler(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ExecutorError("the executor of CUDA kernels is compiled by g++ 12 or newer, which is not here") from None
+    if done.returncode:
+        raise ExecutorError(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+# ---- kernels
+
+
+class Kernel:
+    """A kernel that is ready to run, called as a cupy.RawKernel: kernel(grid, block, args, shared_mem=bytes)."""
+
+    def __init__(self, name: str, ptx: bytes, mode: str):
+        self.name, self.mode, self.ptx = name, mode, ptx
+        self._program = _program(ptx, name)
+        sizes = (ctypes.c_uint32 * 64)()
+        count = _library().softgpu_parameters(self._program, sizes)
+        self.parameter_bytes = list(sizes[:count])
+
+    def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
+        launch([(self, grid, block, args, shared_mem)])
+
+
+@cache
+def _program(ptx: bytes, name: str) -> int:
+    lib = _library()
+    module = lib.softgpu_load(ptx)
+    program = lib.softgpu_kernel(module, name.encode()) if module else None
+    if not program:
+        raise ExecutorError(lib.softgpu_error().decode() or f'no kernel extern "C" {name} in this source')
+    return int(program)
+
+
+def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
+    """The kernel `name` of `source`, whose #include lines are looked up in `include`. nvrtc.CompileError if it has faults."""
+    return Kernel(name, _ptx(name, source, include, settings.arch), mode or default_mode)
+
+
+def _ptx(name: str, source: str, include: Path, arch: int) -> bytes:
+    compiler = nvrtc.find()
+    headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
+    target = f"compute_{arch}{'a' if arch >= 90 else ''}"
+    path = _cache_dir() / f"{name}-{_digest(source, target, compiler.version, *headers)}.ptx"
+    if path.exists():
+        return path.read_bytes()
+    options = [f"-arch={target}", "-std=c++17", "-lineinfo", f"-I{include}", f"-I{compiler.include}"]
+    ptx = compiler.compile(source, f"{name}.unit.cu", options, result="PTX")[0].rstrip(b"\0")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
+        unfinished.write(ptx)
+    os.replace(unfinished.name, path)
+    return ptx
+
+
+# ---- launches
+
+# kernel, grid, block, arguments, bytes of shared memory
+Call = tuple[Kernel, Sequence[int], Sequence[int], Sequence[Any], int]
+
+# Ranks may be threads that share arrays: no other launch comes between the copies to the device and back.
+_one_at_a_time = threading.Lock()
+
+
+def launch(devices: Sequence[Call | list[Call]]) -> None:
+    """Run kernels side by side, as on several GPUs that see each other's memory.
+
+    Those of a list run one after the other, on one GPU.
+    Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
+    ExecutorError if a kernel does what it may not.
+    """
+    with _one_at_a_time, _Memory() as memory:
+        launches = []
+        for number, stream in enumerate(devices):
+            for n, call in enumerate(stream if isinstance(stream, list) else [stream]):
+                launches.append(_describe(call, memory, number, len(launches) - 1 if n else -1))
+        mode = (devices[0][0][0] if isinstance(devices[0], list) else devices[0][0]).mode
+        options = _Options(
+            mode == "check", *(getattr(settings, name) for name in ("seed", "max_resident", "arch", "timeout_s"))
+        )
+        if _library().softgpu_launch(len(launches), (_Launch * len(launches))(*launches), ctypes.byref(options)):
+            raise ExecutorError(_library().softgpu_error().decode())
+        memory.copy_back()
+
+
+def _describe(call: Call, memory: _Memory, device: int, after: int) -> _Launch:
+    kernel, grid, block, args, shared_bytes = call
+    if len(args) != len(kernel.parameter_bytes):
+        raise ExecutorError(f"{kernel.name} takes {len(kernel.parameter_bytes)} arguments, {len(args)} given")
+    values = [_value(kernel, i, arg, memory) for i, arg in enumerate(args)]
+    pointers = (ctypes.c_void_p * len(values))(*[v.ctypes.data for v in values])
+    memory.keep += [values, pointers]
+    shape = [(ctypes.c_uint32 * 3)(*(*dims, 1, 1)[:3]) for dims in (grid, block)]
+    return _Launch(kernel._program, pointers, *shape, shared_bytes, device, after)
+
+
+def _value(kernel: Kernel, i: int, arg: Any, memory: _Memory) -> np.ndarray:
+    if isinstance(arg, list):
+        arg = np.array([memory.address(a) for a in arg], np.uint64)
+    if isinstance(arg, np.ndarray) and not (arg.ndim == 0 and arg.nbytes == kernel.parameter_bytes[i]):
+        arg = np.uint64(memory.address(arg))
+    value = np.array(arg)
+    if value.ndim or isinstance(arg, int | float) or value.nbytes != kernel.parameter_bytes[i]:
+        got = f"argument {i} of {kernel.name} has {value.nbytes} bytes"
+        raise ExecutorError(f"{got}, the kernel takes {kernel.parameter_bytes[i]}")
+    return value
+
+
+class _Memory:
+    """Copies of the arrays of a launch, each of exactly its size: one byte too far is an error."""
+
+    def __init__(self) -> None:
+        self.keep: list[Any] = []
+        self._copies: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # the copy's address, and the array
+
+    def __enter__(self) -> _Memory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for address, _ in self._copies.values():
+            _library().softgpu_free(address)
+
+    def address(self, array: np.ndarray) -> int:
+        if not array.flags.c_contiguous:
+            raise ExecutorError(f"arrays must be contiguous, got strides {array.strides} for {array.shape}")
+        key = (array.ctypes.data, array.nbytes)
+        if key not in self._copies:
+            address = _library().softgpu_malloc(array.nbytes)
+            if not address:
+                raise MemoryError(f"no room for {array.nbytes} bytes")
+            ctypes.memmove(address, array.ctypes.data, array.nbytes)
+            self._copies[key] = (address, array)
+        return self._copies[key][0]
+
+    def copy_back(self) -> None:
+        for address, array in self._copies.values():
+            if array.flags.writeable:
+                ctypes.memmove(array.ctypes.data, address, array.nbytes)

@@ -1,0 +1,178 @@
+"""The race detector, one program a rule of the memory model: the right order passes, each weaker one is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cutpq.kernels import executor
+from cutpq.kernels.executor import ExecutorError
+
+# Message passing: one thread writes data and then a flag, another sees the flag and then reads the data.
+MESSAGE = """
+__device__ unsigned load(unsigned* p) { unsigned v; asm volatile("LOAD %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
+__device__ void store(unsigned* p, unsigned v) { asm volatile("STORE [%0], %1;" :: "l"(p), "r"(v) : "memory"); }
+extern "C" __global__ void message(unsigned* data, unsigned* flag, unsigned* out, int writer, int reader) {
+  const int self = blockIdx.x * blockDim.x + threadIdx.x;
+  if (self == writer) { *data = 42; BEFORE store(flag, 1); }
+  if (self == reader) { while (!load(flag)) {} BEHIND *out = *data; }
+}
+"""
+WARP, BLOCK = 32, 64  # the reader's thread: of another warp, of another block
+FENCE = {"cta": "__threadfence_block();", "gpu": "__threadfence();", "sys": "__threadfence_system();"}
+
+
+def message(load, store, reader, before="", behind="", devices=1):
+    """What the reader read, under the detector; -1 a number that is never written."""
+    source = MESSAGE.replace("LOAD", f"ld.{load}.u32").replace("STORE", f"st.{store}.u32")
+    source = source.replace("BEFORE", before).replace("BEHIND", behind)
+    kernel = executor.build("message", source, Path(__file__).parent / "include", "check")
+    data, flag, out = (np.zeros(1, np.uint32) for _ in range(3))
+    if devices == 1:
+        kernel((2,), (64,), (data, flag, out, np.int32(0), np.int32(reader)))
+    else:
+        calls = [(kernel, (1,), (64,), (data, flag, out, np.int32(w), np.int32(r)), 0) for w, r in ((0, -1), (-1, 0))]
+        executor.launch(calls)
+    return int(out[0])
+
+
+# The narrowest scope that does, for each distance.
+DISTANCES = {"warp": (WARP, 1, "cta"), "block": (BLOCK, 1, "gpu"), "device": (0, 2, "sys")}
+SCOPES = ["cta", "gpu", "sys"]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_release_and_acquire_by_scope(distance, scope):
+    reader, devices, needed = DISTANCES[distance]
+    if SCOPES.index(scope) >= SCOPES.index(needed):
+        assert message(f"acquire.{scope}", f"release.{scope}", reader, devices=devices) == 42
+    else:
+        with pytest.raises(ExecutorError, match="race: not ordered after"):
+            message(f"acquire.{scope}", f"release.{scope}", reader, devices=devices)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_fences_by_scope(distance, scope):
+    reader, devices, needed = DISTANCES[distance]
+    args = ("relaxed.sys", "relaxed.sys", reader, FENCE[scope], FENCE[scope], devices)
+    if SCOPES.index(scope) >= SCOPES.index(needed):
+        assert message(*args) == 42
+    else:
+        with pytest.raises(
+            ExecutorError, match="read of global memory at byte 0 .*race: not ordered after the write by thread 0"
+        ):
+            message(*args)
+
+
+@pytest.mark.parametrize(
+    ("load", "store", "before", "behind"),
+    [
+        ("relaxed.gpu", "release.gpu", "", ""),
+        ("acquire.gpu", "relaxed.gpu", "", ""),
+        ("relaxed.gpu", "relaxed.gpu", FENCE["gpu"], ""),
+        ("relaxed.gpu", "relaxed.gpu", "", FENCE["gpu"]),
+        ("acquire.sys", "release.cta", "", ""),
+        ("acquire.cta", "release.sys", "", ""),
+    ],
+    ids=["no acquire", "no release", "no fence behind", "no fence before", "narrow release", "narrow acquire"],
+)
+def test_half_an_order_is_none(load, store, before, behind):
+    with pytest.raises(ExecutorError, match="race: not ordered after"):
+        message(load, store, BLOCK, before, behind)
+
+
+def test_a_plain_flag_races_itself():
+    with pytest.raises(ExecutorError, match="race: not ordered after"):
+        message("volatile", "global", BLOCK, FENCE["gpu"], FENCE["gpu"])
+
+
+SHARED = """
+extern "C" __global__ void shared(const int* in, int* out, int n) {
+  __shared__ __align__(16) int x[256];
+  const int t = threadIdx.x;
+  BODY
+}
+"""
+
+
+def shared(body, threads=64, mode="check"):
+    data, out = np.arange(256, dtype=np.int32), np.zeros(256, np.int32)
+    executor.build("shared", SHARED.replace("BODY", body), Path(__file__).parent, mode)(
+        (1,), (threads,), (data, out, np.int32(threads))
+    )
+    return out[:threads]
+
+
+COPY = 'asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"((unsigned)__cvta_generic_to_shared(x + t)), "l"(in + t) : "memory");'
+COMMIT, WAIT = (
+    'asm volatile("cp.async.commit_group;" ::: "memory");',
+    'asm volatile("cp.async.wait_group 0;" ::: "memory");',
+)
+BAR = 'asm volatile("bar.{} 1, 64;" ::: "memory");'
+RIGHT = {
+    "barrier": "x[t] = in[t]; __syncthreads(); out[t] = x[t ^ 32];",
+    "syncwarp": "x[t] = in[t]; __syncwarp(); out[t] = x[t ^ 1];",
+    "cp.async": f"{COPY} {COMMIT} {WAIT} __syncthreads(); out[t] = x[t ^ 32];",
+    "named barrier": f"if (t < 32) {{ x[t] = in[t]; {BAR.format('arrive')} }} else {{ {BAR.format('sync')} out[t] = x[t ^ 32]; }}",
+    "atomics": "if (t == 0) x[0] = 0; __syncthreads(); atomicAdd(x, 1); __syncthreads(); out[t] = x[0];",
+    "disjoint bytes": "((char*)x)[t] = t; __syncthreads(); out[t] = ((char*)x)[t ^ 32];",
+}  # fmt: skip
+WRONG = {
+    "no barrier": ("barrier", "__syncthreads();", "", "race|uninitialized"),
+    "no syncwarp": ("syncwarp", "__syncwarp();", "", "race|uninitialized"),
+    "no wait": ("cp.async", WAIT, "", "in flight"),
+    "no commit": ("cp.async", COMMIT, "", "in flight"),
+    "wait, but no barrier": ("cp.async", "__syncthreads();", "", "race|in flight|uninitialized"),
+    "named barrier of the writers only": ("named barrier", BAR.format("sync"), "", "race|uninitialized"),
+    "addition that is not atomic": ("atomics", "atomicAdd(x, 1)", "x[0] += 1", "race"),
+    "uninitialized": ("barrier", "x[t] = in[t];", "if (t < 32) x[t] = in[t];", "uninitialized"),
+    "bytes that overlap": ("disjoint bytes", "[t] = t;", "[t / 2] = t;", "race"),
+    "barrier after an exit": ("barrier", "x[t] = in[t];", "x[t] = in[t]; if (t >= 32) return;", "have ended"),
+    "half a warp at a barrier": ("barrier", "__syncthreads();", "if (t % 32 < 16) __syncthreads();", "wait at different|ended|race|condition|uninit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("mode", ["fast", "check"])
+def test_ordered_in_shared_memory(name, mode):
+    assert shared(RIGHT[name], mode=mode).any()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_not_ordered_in_shared_memory(name):
+    right, old, new, message = WRONG[name]
+    assert old in RIGHT[right]
+    with pytest.raises(ExecutorError, match=message):
+        shared(RIGHT[right].replace(old, new, 1))
+
+
+def test_a_race_names_both_places_in_the_source():
+    with pytest.raises(ExecutorError) as error:
+        shared("x[t] = in[t];\n  out[t] = x[t ^ 32];")
+    text = str(error.value)
+    assert "kernel shared, block (0, 0, 0), thread (" in text
+    assert text.count("PTX line") >= 1
+    assert "shared.unit.cu:" in text
+
+
+def test_a_deadlock_says_who_waits_where():
+    with pytest.raises(ExecutorError, match=r"(?s)deadlock.*barrier 1.*PTX line"):
+        shared(f"if (t < 32) {{ {BAR.format('sync')} }}")
+
+
+def test_waiting_for_what_nobody_writes_is_a_hang():
+    with pytest.raises(ExecutorError, match="livelock"):
+        message("acquire.gpu", "release.gpu", BLOCK, before="return;")
+
+
+@pytest.mark.parametrize("index", ["256 + t", "-1 - t"])
+def test_out_of_bounds(index):
+    with pytest.raises(ExecutorError, match=r"out of bounds: 4 bytes at -?\d+ of 1024 bytes of shared memory"):
+        shared(f"((volatile int*)x)[{index}] = t;", mode="fast")
+
+
+def test_one_element_past_an_array():
+    with pytest.raises(ExecutorError, match="out of bounds: 4 bytes .* 0 bytes past the end of an allocation of 1024"):
+        shared("out[256] = t;", threads=1, mode="fast")
