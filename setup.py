@@ -1,4 +1,4 @@
-"""Put cuda_src and softgpu into wheels, as folders of cutpq: in a checkout they lie beside it. All else is in setup.cfg.
+"""Put cuda_src and softgpu into wheels, inside cutpq: in a checkout they lie beside it. All else is in setup.cfg.
 
 `package_dir` in setup.cfg could say the same. But then an editable install is an import hook, and Python asks import
 hooks last: started in the folder that holds the clone, it would take the clone itself, a folder called cutpq, for an

@@ -31,7 +31,7 @@ import numpy as np
 
 from . import nvrtc
 
-CXX_FLAGS = "-std=c++20 -O3 -march=native -ffp-contract=off -fno-strict-aliasing -fPIC".split()
+CXX_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
 FOLDERS = ("ptx", "machine", "instructions", "races")  # of softgpu/: what the executor consists of
 
 
@@ -171,7 +171,10 @@ def _program(ptx: bytes, name: str) -> int:
 
 
 def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
-    """The kernel `name` of `source`, whose #include lines are looked up in `include`. nvrtc.CompileError if it has faults."""
+    """The kernel `name` of `source`, whose #include lines are looked up in `include`.
+
+    Raises nvrtc.CompileError, with the compiler's words.
+    """
     return Kernel(name, _ptx(name, source, include, settings.arch), mode or default_mode)
 
 
@@ -208,14 +211,13 @@ def launch(devices: Sequence[Call | list[Call]]) -> None:
     ExecutorError if a kernel does what it may not.
     """
     with _one_at_a_time, _Memory() as memory:
-        launches = []
+        launches: list[_Launch] = []
         for number, stream in enumerate(devices):
             for n, call in enumerate(stream if isinstance(stream, list) else [stream]):
                 launches.append(_describe(call, memory, number, len(launches) - 1 if n else -1))
         mode = (devices[0][0][0] if isinstance(devices[0], list) else devices[0][0]).mode
-        options = _Options(
-            mode == "check", *(getattr(settings, name) for name in ("seed", "max_resident", "arch", "timeout_s"))
-        )
+        order = (settings.seed, settings.max_resident, settings.arch, settings.timeout_s)
+        options = _Options(mode == "check", *order)
         if _library().softgpu_launch(len(launches), (_Launch * len(launches))(*launches), ctypes.byref(options)):
             raise ExecutorError(_library().softgpu_error().decode())
         memory.copy_back()

@@ -1,10 +1,11 @@
-"""The door to a runtime that runs kernels on NumPy arrays. The package has none; the tests of a checkout do.
+"""The door to what runs kernels on NumPy arrays: the executor of their PTX, or another runtime.
 
 Environment:
     CUTPQ_HOST_KERNELS=1  NumPy arrays go through the kernels; "check" for the runtime's slower mode that finds races
-    CUTPQ_HOST_RUNTIME    the runtime: a Python file with `default_mode` and build(name, text, folder, mode), which
-                          compiles the text of a kernel (its headers are in the folder) and returns a function to be
-                          called as a CuPy RawKernel. tests/ and bench/ set it to tests/simt/cpu_cuda.py
+    CUTPQ_HOST_RUNTIME    another runtime than executor.py: a Python file with `default_mode` and
+                          build(name, text, folder, mode), which compiles the text of a kernel (its headers are in the
+                          folder) and returns a function to be called as a CuPy RawKernel. tests/ and bench/ set it to
+                          tests/simt/cpu_cuda.py
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from . import executor
 from .source import KernelError
 
 _once = Lock()
@@ -32,16 +34,18 @@ def mode() -> str:
 
 
 def runtime() -> Any:
-    """The module that CUTPQ_HOST_RUNTIME names. Raises KernelError where it names none."""
-    path = Path(os.environ.get("CUTPQ_HOST_RUNTIME", ""))
+    """The executor, or the module that CUTPQ_HOST_RUNTIME names. Raises KernelError where that is none."""
+    if not os.environ.get("CUTPQ_HOST_RUNTIME"):
+        return executor
+    path = Path(os.environ["CUTPQ_HOST_RUNTIME"])
     with _once:  # ranks may be threads
         if path.stem in sys.modules:
             return sys.modules[path.stem]
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise KernelError(
-                f"CUTPQ_HOST_KERNELS needs CUTPQ_HOST_RUNTIME={str(path) if path.name else 'unset'!r} to be the path "
-                "of tests/simt/cpu_cuda.py in a checkout of cutpq"
+                f"CUTPQ_HOST_RUNTIME={str(path)!r} must be the path of a runtime, as tests/simt/cpu_cuda.py of a "
+                "checkout of cutpq; unset, the package executes kernels itself"
             )
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cutpq.kernels import executor, host, nvrtc, source
 from cutpq.kernels import load as kernels
-from cutpq.kernels import nvrtc, source
 from cutpq.kernels.compile import ARCHITECTURES, Resources, compile_kernel, resources_from
 from cutpq.kernels.config import BFLOAT16, FLOAT16, Device
 from cutpq.ops import gemm_config
@@ -251,11 +251,10 @@ def test_numpy_arrays_go_to_kernels_only_when_asked(monkeypatch):
 
 
 def test_the_runtime_for_numpy_arrays_comes_through_one_door(monkeypatch, tmp_path):
-    """CUTPQ_HOST_RUNTIME alone decides which code runs kernels on NumPy arrays: the package knows no path of it."""
+    """The executor, or the file that CUTPQ_HOST_RUNTIME names: the package knows no path of another."""
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     monkeypatch.delenv("CUTPQ_HOST_RUNTIME")
-    with pytest.raises(source.KernelError, match="CUTPQ_HOST_RUNTIME='unset'"):
-        kernels.load("gather_columns", GatherConfig(THREADS=32), np)
+    assert host.runtime() is executor
     monkeypatch.setenv("CUTPQ_HOST_RUNTIME", str(tmp_path / "gone.py"))
     with pytest.raises(source.KernelError, match=r"gone\.py"):
         kernels.load("gather_columns", GatherConfig(THREADS=32), np)

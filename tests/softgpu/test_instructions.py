@@ -200,7 +200,8 @@ CONVERSIONS = [
     ("cvt.f32.f16", np.float16, np.float32), ("cvt.rn.f16.f32", np.float32, np.float16),
     ("cvt.rn.bf16.f32", np.float32, bf16), ("cvt.rn.f32.s32", np.int32, np.float32),
     ("cvt.rn.f32.u32", np.uint32, np.float32), ("cvt.f64.f32", np.float32, np.float64),
-    ("cvt.s64.s32", np.int32, np.int64), ("cvt.u16.u32", np.uint32, np.uint16), ("cvt.rn.f32.u64", np.uint64, np.float32),
+    ("cvt.s64.s32", np.int32, np.int64), ("cvt.u16.u32", np.uint32, np.uint16),
+    ("cvt.rn.f32.u64", np.uint64, np.float32),
 ]  # fmt: skip
 
 
