@@ -121,6 +121,10 @@ class RandomModel:
         """The shape of a plain tensor."""
         return self._tensors[name]
 
+    def check_tensor(self, name: str, shape: tuple[int | str, ...]) -> tuple[int, ...]:
+        """The shape of a plain tensor, which is made to be right."""
+        return self._tensors[name]
+
     def tensor(self, name: str, rows: slice | None = None) -> np.ndarray:
         """A tensor of that name, or rows of it, float16: norms one, biases zero, others spread around zero."""
         shape = self._tensors[name]
