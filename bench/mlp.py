@@ -114,7 +114,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="C,C,...",
         help="rows of tp-aware with these, as in cutpq/codecs/codec.py",
     )
-    parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="with a codec (twoshot)")
+    algos = ("oneshot", "twoshot", "hierarchical")
+    parser.add_argument("--algo", choices=algos, default="twoshot", help="with a codec (twoshot)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
     parser.add_argument(
         "--plot", type=figure_file, metavar="FILE", help="latency against M per TP, naive beside tp-aware"
@@ -214,7 +215,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
         bar.update()
         mlps = {}
         for scheme, c in ways:
-            how = {"comm": comm, "scheme": scheme, "codec": c, "algo": args.algo}
+            how = {"comm": comm, "scheme": scheme, "codec": c, "algo": args.algo if c else "plain"}
             mlps[scheme, c] = [cq.Mlp.from_checkpoint(job.ckpt, modules=m, **how) for m in job.mlps]
             bar.update()
         for M in args.m:

@@ -45,7 +45,7 @@ TABLE = Table(
         Column("tp", "tp", 2),
         Column("scheme", "scheme", 10),
         Column("codec", "codec", 16),
-        Column("algo", "algo", 7),
+        Column("algo", "algo", 12),
         Column("bits", "bits", 6, ".3f"),
         Column("ratio", "ratio", 5, ".2f"),
         Column("perplexity", "perplexity", 10, ".4f"),
@@ -92,7 +92,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tp", type=positive_numbers, metavar="N,...", help="numbers of ranks, as threads (2)")
     parser.add_argument("--scheme", type=schemes, default=["auto"], metavar="S,...", help="of cutpq.SCHEMES, or all")
     parser.add_argument("--codec", type=codecs, default=codecs(CODECS), metavar="C,...", help=f"default {CODECS}")
-    parser.add_argument("--algo", choices=("oneshot", "twoshot"), default="twoshot", help="of the codecs (twoshot)")
+    algos = ("oneshot", "twoshot", "hierarchical")
+    parser.add_argument("--algo", choices=algos, default="twoshot", help="of the codecs (twoshot)")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32", help="(float32)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="KL against bits, the Pareto front marked")

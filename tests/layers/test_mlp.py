@@ -280,3 +280,21 @@ def test_bounds_of_both_kinds_are_used():
     weights = random_mlp()
     assert len(set(np.diff(group_bounds(weights[2].g_idx, 4)))) == 2
     assert (even_bounds(96, 8, 8) % 32 != 0).any()
+
+
+def test_tp_aware_spares_the_cable_naives_gathering(monkeypatch):
+    """Over two nodes of two ranks a rank's own columns would go to both ranks of the other node."""
+    monkeypatch.setenv("CUTPQ_NODES", "0,0,1,1")
+    weights, x = random_mlp(), tokens(3, 64)
+    columns = np.diff(group_bounds(weights[2].g_idx, 4))
+
+    def cable_bytes(comm, scheme):
+        mlp = Mlp.from_weights(*weights, comm, scheme, codec="mxfp4", algo="hierarchical")
+        comm.reset_sent()
+        return to_numpy(mlp(x)), comm.cable_bytes
+
+    naive = run_threads(4, cable_bytes, "naive")
+    tp_aware = run_threads(4, cable_bytes, "tp-aware")
+    for rank in range(4):
+        assert_exact(tp_aware[rank][0], naive[rank][0])
+        assert naive[rank][1] - tp_aware[rank][1] == 2 * 3 * columns[rank] * 2

@@ -1,11 +1,12 @@
 """Faults between nodes: nodes made of namespaces, jobs started by mpirun with a launcher (bench/nodes.py --run)."""
 
+import json
 import re
 import sys
 
 import pytest
 from harness.namespaces import obstacle
-from jobs import BENCH_PATH, HELPERS, needs_mpi, run
+from jobs import BENCH_PATH, HELPERS, MPIRUN, needs_mpi, run
 
 NODES = HELPERS.parents[1] / "bench" / "nodes.py"
 
@@ -81,3 +82,47 @@ def test_ranks_of_uneven_nodes_find_them():
     assert job.status == 0, job.err
     assert "rank 0 of node0 is done" in job.out
     assert all(f"rank {rank} of node1 is done" in job.out for rank in (1, 2, 3))
+
+
+BENCH = NODES.parent
+
+
+@needs_mpi
+def test_a_model_has_the_same_bits_over_two_nodes_as_on_one(tmp_path):
+    """Perplexities and divergences are sums over all logits: printed in full they differ where any bit does."""
+    where = {"one": tmp_path / "one.json", "two": tmp_path / "two.json"}
+    flags = [
+        "--windows",
+        "1",
+        "--window",
+        "48",
+        "--codec",
+        "none,mxfp4",
+        "--algo",
+        "hierarchical",
+        "--dtype",
+        "float16",
+    ]
+    job = [sys.executable, str(BENCH / "perplexity.py"), *flags, "--json"]
+    one = run([MPIRUN, "-n", "4", *job, str(where["one"])], 120, CUTPQ_NODES="0,0,1,1")
+    assert one.status == 0, one.err
+    start = [sys.executable, str(NODES), "--nodes", "2x2", "--rates", "1gbit", "--run"]
+    two = run([*start, *job, str(where["two"])], 120)
+    assert two.status == 0, two.err
+    results = [[json.loads(line) for line in path.read_text().splitlines()] for path in where.values()]
+    figures = [[(row["codec"], row["perplexity"], row["kl"], row["check"]) for row in rows] for rows in results]
+    assert figures[0] == figures[1]
+    assert len({perplexity for _, perplexity, *_ in figures[0]}) == 2, "the codec is used"
+
+
+@needs_mpi
+def test_the_main_job_runs_over_two_nodes():
+    """Its rows want equal bits on all ranks, naive's bits for tp-aware, and every element within its bound."""
+    job = [sys.executable, str(BENCH / "mlp.py"), "--smoke", "--codec", "mxfp4", "--algo", "hierarchical"]
+    done = run(
+        [sys.executable, str(NODES), "--nodes", "2x2", "--rates", "1gbit", "--run", *job, "--project", "none"], 120
+    )
+    assert done.status == 0, done.err
+    assert "4 ranks" in done.out
+    assert "FAIL" not in done.out
+    assert done.out.count(" ok") >= 6
