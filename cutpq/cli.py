@@ -27,7 +27,8 @@ from .checkpoint.mlp_names import module_role
 from .convert.convert import Conversion, convert
 from .convert.reader import ConversionError
 from .cost.links import LINKS
-from .layers.plan import DEFAULT_LINK, LayerPlan, plan
+from .cost.nodes import CABLES
+from .layers.plan import DEFAULT_LINK, LayerPlan, across_nodes, plan
 from .quantize.command import add_parser as add_quantize
 from .quantize.job import QuantizationError
 from .weights.schemes import count_groups
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dir", metavar="DIR", help="a Hugging Face folder")
     command.add_argument("--tp", type=_positive, required=True, metavar="N", help="number of ranks")
     command.add_argument("--link", choices=LINKS, help=f"what joins the GPUs (default {DEFAULT_LINK})")
+    command.add_argument("--between", choices=CABLES, help="what joins nodes, where there are more ranks than one has")
+    command.add_argument("--per-node", type=_positive, default=8, metavar="N", help="ranks of a node (default 8)")
     command.add_argument("--m", type=_positive, default=16, metavar="M", help="tokens of a call (default 16)")
     command.add_argument("--json", action="store_true", help="a JSON list, with every module by itself")
     command.set_defaults(run=_plan)
@@ -196,7 +199,8 @@ def _show_tp(module: dict[str, Any]) -> str:
 
 def _plan(args: argparse.Namespace) -> None:
     link = args.link or DEFAULT_LINK
-    layers = plan(open_checkpoint(args.dir), args.tp, link, args.m)
+    ckpt = open_checkpoint(args.dir)
+    layers = plan(ckpt, args.tp, link, args.m, args.between, args.per_node)
     if args.link is None:
         print(f"note: no --link was given, costs are those of {link}", file=sys.stderr)
     if args.json:
@@ -209,6 +213,10 @@ def _plan(args: argparse.Namespace) -> None:
     print()
     _print_table(_PLAN_COLUMNS, rows)
     notes.print()
+    if args.between:
+        print(f"\n{across_nodes(ckpt, args.tp, link, args.m, args.between, args.per_node)}")
+    elif args.tp > args.per_node:
+        print(f"\ntp={args.tp} is taken for one machine; --between says what joins nodes of --per-node ranks")
 
 
 _PLAN_COLUMNS = (

@@ -91,6 +91,18 @@ def test_plan_names_a_scheme_and_the_reason(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^\[1\] the columns of gate_proj and up_proj are permuted offline", out, re.MULTILINE)
 
 
+def test_plan_over_nodes_says_what_that_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(TINY_LLAMA), "--tp", "8", "--link", "h100-nvlink", "--per-node", "4"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith(
+        "taken for one machine; --between says what joins nodes of --per-node ranks\n"
+    )
+    assert main([*command, "--between", "eth-25g"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"over 2 nodes, .* on 4 ranks of one node; a mistake, which costs \d+ us of a call", out)
+    assert "stays inside" not in out
+
+
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(TINY_LLAMA), "--tp", "2", "--link", "h100-nvlink", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)

@@ -54,6 +54,13 @@ class Link:
             Protocol("Simple", 8.4, 3.4, self.bus_gb_s),
         )
 
+    def ring_us(self, nbytes: float, steps: int, n: int) -> float:
+        """Time of so many steps of a ring of n ranks, each of which moves nbytes / n: by the quickest protocol."""
+        check_ranks(n)
+        if n == 1:
+            return 0.0
+        return min(p.base_us + steps * p.step_us + nbytes * steps / n / (p.bus_gb_s * 1e3) for p in self.protocols)
+
 
 # topo.h: an NVLink of sm_80 carries 20.0 GB/s (A100 has 12), one of sm_90 20.6 (H100 and H200 have 18).
 # PCIe 4.0 x16: 24 GB/s under one root, 10 across two sockets (as NCCL printed them: NVIDIA/nccl-tests#307).
@@ -72,12 +79,12 @@ LINKS = {
 
 def all_reduce_us(nbytes: float, n: int, link: Link) -> float:
     """Time to sum n arrays of `nbytes`: a ring of 2 (n-1) steps."""
-    return _ring_us(nbytes, 2 * (n - 1), n, link)
+    return link.ring_us(nbytes, 2 * (n - 1), n)
 
 
 def all_gather_us(nbytes: float, n: int, link: Link) -> float:
     """Time until every rank has all n parts, `nbytes` being their total: a ring of n-1 steps."""
-    return _ring_us(nbytes, n - 1, n, link)
+    return link.ring_us(nbytes, n - 1, n)
 
 
 def all_to_all_us(nbytes: float, n: int, link: Link) -> float:
@@ -86,7 +93,7 @@ def all_to_all_us(nbytes: float, n: int, link: Link) -> float:
     NCCL has no model of it. Taken for n-1 pairs of send and recv, one after the other through the links that a ring
     uses: the latency of an all_gather, and (n-1)/n of `nbytes` at bus bandwidth. Pairs that overlap do better.
     """
-    return _ring_us(nbytes, n - 1, n, link)
+    return link.ring_us(nbytes, n - 1, n)
 
 
 def all_reduce_sent(nbytes: int, n: int) -> int:
@@ -104,13 +111,6 @@ def all_gather_sent(nbytes: int, n: int) -> int:
 def all_to_all_sent(nbytes: int, n: int) -> int:
     """Bytes that a rank sends of the `nbytes` it has: (n-1)/n of them."""
     return all_gather_sent(nbytes, n)
-
-
-def _ring_us(nbytes: float, steps: int, n: int, link: Link) -> float:
-    check_ranks(n)
-    if n == 1:
-        return 0.0
-    return min(p.base_us + steps * p.step_us + nbytes * steps / n / (p.bus_gb_s * 1e3) for p in link.protocols)
 
 
 def check_ranks(n: int) -> None:

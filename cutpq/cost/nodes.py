@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..array import ceil_div
 from ..codecs.layout import Layout
 from ..weights.shard import even_shares
 from .all_reduce import in_words, quickest, twoshot_sent
 from .gpus import GPUS
-from .links import Link, Protocol, all_gather_us, all_to_all_us
+from .links import Link, Protocol, all_gather_us, all_to_all_us, check_ranks
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,43 @@ CABLES = {
         Cable("tcp-1g", 0.125 * _ETHERNET, 52.7, 64.0),
     )
 }
+
+
+@dataclass(frozen=True)
+class Network(Link):
+    """Nodes of `per_node` GPUs each, with a link inside and a cable between them: a Link for all that asks for one.
+
+    The ring of more ranks passes through every node once in a round, as NCCL's does.
+    """
+
+    inside: Link
+    cable: Cable
+    per_node: int
+
+    @classmethod
+    def of(cls, link: Link, cable: Cable, per_node: int) -> Network:
+        """Raises ValueError for a number of GPUs below one."""
+        check_ranks(per_node)
+        name = f"{link.name}, {cable.name} between nodes of {per_node}"
+        return cls(name, link.kind, link.bus_gb_s, link.gpu, link.ll_gb_s, link, cable, per_node)
+
+    def nodes(self, n: int) -> Nodes:
+        """Where n ranks are, if they fill node after node."""
+        return Nodes.of([rank // self.per_node for rank in range(n)])
+
+    def ring_us(self, nbytes: float, steps: int, n: int) -> float:
+        """As Link.ring_us; the steps from node to node have the cable's latency, and all the lesser bandwidth."""
+        check_ranks(n)
+        if n <= self.per_node:
+            return self.inside.ring_us(nbytes, steps, n)
+        across = steps // (n - 1) * (ceil_div(n, self.per_node) - 1)
+        own = {protocol.name: protocol for protocol in self.inside.protocols}
+        times = []
+        for over in self.cable.protocols:
+            latency = over.base_us + (steps - across) * own[over.name].step_us + across * over.step_us
+            slowest = min(own[over.name].bus_gb_s, over.bus_gb_s)
+            times.append(latency + nbytes * steps / n / (slowest * 1e3))
+        return min(times)
 
 
 def lane_shares(count: int, nodes: Nodes, codec: Layout | None, shots: str) -> list[list[int]]:
@@ -169,7 +207,7 @@ def all_reduce_over_nodes_us(
     p, n, gpu = max(map(len, nodes.ranks)), sum(map(len, nodes.ranks)), GPUS[link.gpu]
     S = count * itemsize
     if algo == "plain":
-        return _ring_over_nodes_us(S, nodes, link, cable)
+        return Network.of(link, cable, p).ring_us(S, 2 * (n - 1), n)
     wire = codec.wire_bytes(codec.padded(count)) if codec else S
     away = n - p
     encode_us = gpu.launch_us + gpu.read_us(S + wire)
@@ -208,16 +246,3 @@ def choose_over_nodes(
     times = {a: all_reduce_over_nodes_us(a, count, itemsize, nodes, codec, link, cable) for a in algos}
     where = f"{link.name}, {cable.name} between {nodes.count} nodes"
     return quickest(times), f"predicted on {where}: {in_words(times)}"
-
-
-def _ring_over_nodes_us(nbytes: float, nodes: Nodes, link: Link, cable: Cable) -> float:
-    n, N = sum(map(len, nodes.ranks)), nodes.count
-    steps, across = 2 * (n - 1), 2 * (N - 1)
-    inside = {protocol.name: protocol for protocol in link.protocols}
-    times = []
-    for over in cable.protocols:
-        own = inside[over.name]
-        slowest = min(own.bus_gb_s, over.bus_gb_s)
-        latency = over.base_us + (steps - across) * own.step_us + across * over.step_us
-        times.append(latency + nbytes * steps / n / (slowest * 1e3))
-    return min(times)

@@ -18,6 +18,7 @@ from .all_reduce import compressed_all_reduce_us
 from .gpus import ACTIVATION_BYTES, FP16, Gpu, WeightFormat, gemm_us, weight_bytes
 from .links import Link, all_gather_us, all_reduce_us
 from .mlp import MlpShape, mlp_cost, row_parallel
+from .nodes import Network, all_reduce_over_nodes_us
 
 
 @dataclass(frozen=True)
@@ -163,18 +164,25 @@ def attention_us(step: Step, heads: int, kv_heads: int, head_dim: int, gpu: Gpu)
 
 
 def reduce_us(count: int, tp: int, link: Link, codec: Codec | None) -> tuple[float, str]:
-    """Time to sum `count` activations over the ranks, and how: "plain" without a codec, else the quicker of its two.
+    """Time to sum `count` activations over the ranks, and how: "plain" without a codec, else the quickest with it.
 
     With a codec it is used, also where plain would be quicker.
     """
     if codec is None or tp == 1:
         return all_reduce_us(count * ACTIVATION_BYTES, tp, link), "plain"
-    times = {
-        algo: compressed_all_reduce_us(algo, count, ACTIVATION_BYTES, tp, codec, link)
-        for algo in ("oneshot", "twoshot")
-    }
+    times = compressed_times_us(count, tp, link, codec)
     algo = min(times, key=lambda a: times[a])
     return times[algo], algo
+
+
+def compressed_times_us(count: int, tp: int, link: Link, codec: Codec) -> dict[str, float]:
+    """Time to sum `count` activations by each algorithm that compresses; over nodes "hierarchical" is one of them."""
+    if isinstance(link, Network) and tp > link.per_node:
+        place = link.nodes(tp), codec, link.inside, link.cable
+        algos: tuple[str, ...] = ("oneshot", "twoshot", "hierarchical")
+        return {algo: all_reduce_over_nodes_us(algo, count, ACTIVATION_BYTES, *place) for algo in algos}
+    algos = ("oneshot", "twoshot")
+    return {algo: compressed_all_reduce_us(algo, count, ACTIVATION_BYTES, tp, codec, link) for algo in algos}
 
 
 def rank_bytes(shape: ModelShape, tp: int, form: WeightFormat) -> int:

@@ -13,6 +13,7 @@ from ..checkpoint.mlp_names import mlps, module_role
 from ..cost.gpus import GPUS, Gpu, WeightFormat
 from ..cost.links import LINKS, Link
 from ..cost.mlp import LayerCost, column_parallel, row_parallel
+from ..cost.nodes import CABLES, Network
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES, count_groups, refusals
 from ..weights.shard import default_bounds
 from ..weights.weight import is_ordered
@@ -71,25 +72,53 @@ class LayerPlan:
         return next(o for o in self.options if o.scheme == self.chosen)
 
 
-def plan(ckpt: Checkpoint, tp: int, link: str = DEFAULT_LINK, M: int = 16) -> list[LayerPlan]:
+def plan(
+    ckpt: Checkpoint, tp: int, link: str = DEFAULT_LINK, M: int = 16, between: str | None = None, per_node: int = 8
+) -> list[LayerPlan]:
     """For each quantized module of the checkpoint: the schemes possible on `tp` ranks, their costs, and a choice.
 
     link  one of cost.LINKS, which also names the GPU
     M     tokens of a call
+    between, per_node  where there are more than per_node ranks, what joins their nodes: one of cost.nodes.CABLES
 
     The second layer of an MLP gets `tp-aware`. Another row-parallel layer (attention's output, whose order crosses
     heads) gets `local` or `all-to-all`, whichever is predicted to be faster. What needs nothing gets "none".
     Reads g_idx of each module, and no weights. Costs are those of the model in cutpq/cost, not measurements.
-    Raises ValueError for an unknown link and for tp or M below 1.
+    Raises ValueError for an unknown link or cable, and for tp, M or per_node below 1.
     """
     if link not in LINKS:
         raise ValueError(f"link {link!r} is not one of {', '.join(LINKS)}")
-    for what, value in (("tp", tp), ("M", M)):
+    if between is not None and between not in CABLES:
+        raise ValueError(f"between {between!r} is not one of {', '.join(CABLES)}")
+    for what, value in (("tp", tp), ("M", M), ("per_node", per_node)):
         if value < 1:
             raise ValueError(f"{what}={value} must be at least 1")
-    machine = _Machine(tp, M, LINKS[link])
+    joined = LINKS[link] if between is None else Network.of(LINKS[link], CABLES[between], per_node)
+    machine = _Machine(tp, M, joined)
     folds = {m.down: m.first for m in mlps(ckpt)}
     return [_plan_layer(ckpt, name, folds, machine) for name in ckpt.weights()]
+
+
+def across_nodes(ckpt: Checkpoint, tp: int, link: str, M: int, between: str, per_node: int) -> str:
+    """What tensor parallelism over several nodes gains or costs beside that of one node, in a sentence.
+
+    Arguments and errors are those of `plan`.
+    """
+    own, every = min(tp, per_node), (link, M, between, per_node)
+    one, all_nodes = (sum(layer.best.time_us for layer in plan(ckpt, n, *every)) for n in (own, tp))
+    nodes = ceil_div(tp, per_node)
+    if nodes == 1:
+        return f"tensor parallelism stays inside one node of {per_node} ranks"
+    if all_nodes >= one:
+        verdict = (
+            f"a mistake, which costs {all_nodes - one:.0f} us of a call: give the nodes replicas or layers instead"
+        )
+    else:
+        verdict = f"a call is {one / all_nodes:.2f} times quicker on {tp / own:.3g} times the ranks"
+    return (
+        f"tensor parallelism over {nodes} nodes, sums not compressed: {all_nodes:.0f} us in all layers, "
+        f"{one:.0f} us on {own} ranks of one node; {verdict}"
+    )
 
 
 @dataclass(frozen=True)

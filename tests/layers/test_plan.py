@@ -11,7 +11,7 @@ from make_checkpoint import write_checkpoint
 
 from cutpq.checkpoint.claims import ModuleSpec
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.layers.plan import LayerPlan, plan
+from cutpq.layers.plan import LayerPlan, across_nodes, plan
 from cutpq.weights.schemes import SCHEMES
 
 TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny-llama"
@@ -152,3 +152,35 @@ def test_bad_arguments_name_the_choice() -> None:
         plan(ckpt, 0)
     with pytest.raises(ValueError, match="M=0 must be at least 1"):
         plan(ckpt, 2, M=0)
+
+
+def test_ranks_of_several_nodes_pay_for_their_cable():
+    ckpt = open_checkpoint(TINY_LLAMA)
+    one = {layer.name: layer.best.time_us for layer in plan(ckpt, 8, "h100-nvlink")}
+    two = {layer.name: layer.best.time_us for layer in plan(ckpt, 8, "h100-nvlink", between="eth-25g", per_node=4)}
+    rows = [layer.name for layer in plan(ckpt, 8, "h100-nvlink") if layer.role == "row"]
+    assert rows
+    assert all(two[name] > one[name] if name in rows else two[name] == one[name] for name in one)
+    same = plan(ckpt, 4, "h100-nvlink", between="eth-25g", per_node=4)
+    assert [layer.best for layer in same] == [layer.best for layer in plan(ckpt, 4, "h100-nvlink")]
+
+
+def test_a_mistake_over_nodes_is_called_one_and_has_a_price():
+    ckpt = open_checkpoint(TINY_LLAMA)
+
+    def total(tp):
+        return sum(layer.best.time_us for layer in plan(ckpt, tp, "h100-nvlink", 16, "eth-25g", 4))
+
+    said = across_nodes(ckpt, 8, "h100-nvlink", 16, "eth-25g", 4)
+    assert f"{total(8):.0f} us in all layers, {total(4):.0f} us on 4 ranks of one node" in said
+    assert f"a mistake, which costs {total(8) - total(4):.0f} us of a call" in said
+    assert (
+        across_nodes(ckpt, 4, "h100-nvlink", 16, "eth-25g", 4) == "tensor parallelism stays inside one node of 4 ranks"
+    )
+
+
+def test_an_unknown_cable_is_refused():
+    with pytest.raises(ValueError, match="between 'string' is not one of ib-ndr400, "):
+        plan(open_checkpoint(TINY_LLAMA), 8, "h100-nvlink", between="string")
+    with pytest.raises(ValueError, match="per_node=0 must be at least 1"):
+        plan(open_checkpoint(TINY_LLAMA), 8, "h100-nvlink", between="tcp-1g", per_node=0)
