@@ -136,9 +136,11 @@ def find_gpu(number: int) -> Gpu:
 
 
 def _exports_memory(cupy: ModuleType, device: int) -> bool:
+    """Whether CUDA gives a handle for memory of this GPU, with which another process could open it."""
     try:
         with cupy.cuda.Device(device):
-            cupy.cuda.runtime.ipcGetMemHandle(cupy.cuda.memory.Memory(1 << 21).ptr)
+            memory = cupy.cuda.memory.Memory(1 << 21)  # by a name: CUDA exports only memory that is still allocated
+            cupy.cuda.runtime.ipcGetMemHandle(memory.ptr)
     except Exception:  # the container, the driver or the kind of memory forbids it
         return False
     return True

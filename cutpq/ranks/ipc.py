@@ -13,14 +13,16 @@ and the steps that meet on the host are tested on the CPU.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..array import Array, aligned, bfloat16, ceil_div
+from ..array import Array, aligned, bfloat16, ceil_div, to_numpy
 from ..kernels import load as kernels
 from ..kernels.config import FLOAT16, MOST_ELEMENTS, payload_code
 from .communicator import Communicator, check_received, in_words, offsets
+from .failures.abort import before_exit
 from .failures.patience import RanksDisagreeError, patience_s
 from .slab import HALF_ALIGN, MOST_BYTES, SLAB_UNIT, half_bytes, peer_config, share_bytes
 
@@ -33,6 +35,13 @@ ONESHOT_BYTES = 256 << 10
 
 _STEPS = {"oneshot": 2, "twoshot": 3}
 
+# How long a rank waits for the stores of its peers to show, which after a barrier should be there.
+STORES_S = 5.0
+
+# This process's slabs that peers may have open, by id. A slab leaves when all ranks closed it together. That of a
+# communicator which was dropped without close() stays until the process ends: a peer may still be reading it.
+_open_to_peers: dict[int, Array] = {}
+
 
 class IpcError(RuntimeError):
     """The ranks cannot read each other's GPU memory; raised on all ranks alike."""
@@ -44,6 +53,9 @@ class IpcCommunicator(Communicator):
     A peer that does not come within CUTPQ_TIMEOUT is named by RanksDisagreeError: where each rank has its own GPU,
     by the next collective or barrier after the sum that waited for it, and what that sum returned is void. There
     watch.py, too, ends the job where ranks call different things.
+
+    A slab is freed when all ranks have met and closed it: by `close`, or by `reserve` for a larger one. Else it stays
+    until the process ends; a process that leaves finishes its work on the GPU and waits for the others to leave.
     """
 
     backend = "ipc"
@@ -61,7 +73,10 @@ class IpcCommunicator(Communicator):
         self._status, self._status_on_device = memory.status()
         self._stream: int | None = None
         self._slabs: list[Array] = []
+        self._kept_for_graphs: list[tuple[list[Array], Any]] = []  # slabs, and the device array of their addresses
+        self._used_in_capture = False
         self._half_bytes = 0
+        before_exit(memory.drain)
         self.reserve(SLAB_UNIT)
         if not self.shared:
             self.start_watch(control)
@@ -81,26 +96,71 @@ class IpcCommunicator(Communicator):
     def reserve(self, half_bytes: int) -> None:
         """Make room for `half_bytes` in each half of every slab. Collective, if there is less.
 
-        Raises ValueError for more than MOST_BYTES, IpcError where new slabs cannot be shared.
+        A graph that was captured goes on with the slabs of its time, which are kept for it. During a capture nothing
+        can be reserved: do so before.
+
+        Raises ValueError for more than MOST_BYTES and during a capture, IpcError where new slabs cannot be shared.
         """
         if half_bytes <= self._half_bytes:
             return
         if half_bytes > MOST_BYTES:
             raise ValueError(f"a collective of {half_bytes} bytes is beyond {MOST_BYTES}; cut it into pieces")
-        if self._slabs:
-            self.barrier()  # after it no rank reads the old slabs
-            for rank, slab in enumerate(self._slabs):
-                if rank != self.rank:
-                    self._memory.close(slab)
-            self._control.barrier()  # after it no rank has the old slabs open
-        self._slabs = []
+        if self._is_capturing():
+            raise ValueError(
+                f"a collective of {half_bytes} bytes does not fit the slabs, of {self._half_bytes}, which cannot grow "
+                f"during a capture: call comm.reserve({half_bytes}), or this collective, on every rank before it"
+            )
+        self._give_back_slabs()
         nbytes = ceil_div(self._data_at + 2 * half_bytes, SLAB_UNIT) * SLAB_UNIT
         self._slabs = self._open(self._memory.allocate(nbytes), nbytes)
         self._addresses = self._memory.addresses(self._slabs)
         self._half_bytes = (nbytes - self._data_at) // 2 // HALF_ALIGN * HALF_ALIGN
 
+    def close(self) -> None:
+        """Free this communicator's GPU memory, after which it cannot be used. Collective.
+
+        Graphs that captured its sums must not be launched any more.
+        """
+        with self.calling("close"):
+            for slabs, _ in [*self._kept_for_graphs, (self._slabs, self._addresses)]:
+                self._free_together(slabs)
+            self._kept_for_graphs, self._slabs = [], []
+
+    def _give_back_slabs(self) -> None:
+        """Free the slabs, or keep them where a captured graph has their addresses. Collective."""
+        if self._used_in_capture:
+            self._kept_for_graphs.append((self._slabs, self._addresses))
+            self._used_in_capture = False
+        elif self._slabs:
+            self._free_together(self._slabs)
+        self._slabs = []
+
+    def _free_together(self, slabs: list[Array]) -> None:
+        """Close the peers' slabs and free the own one, between two meetings."""
+        self.barrier()  # after it no rank reads these slabs
+        for rank, slab in enumerate(slabs):
+            if rank != self.rank:
+                self._memory.close(slab)
+        self._control.barrier()  # after it no rank has these slabs open
+        del _open_to_peers[id(slabs[self.rank])]
+
+    def _is_capturing(self) -> bool:
+        """Whether the current stream's work goes into a graph. Raises ValueError where collectives cannot do so."""
+        if not self._memory.stream().is_capturing():
+            return False
+        if self.shared:
+            raise ValueError(
+                "ranks that share a GPU meet on the host in every collective, which a graph cannot capture: "
+                "end the capture, or give each rank a GPU"
+            )
+        return True
+
     def _open(self, own: Array, nbytes: int) -> list[Array]:
-        """Open every rank's slab, and check that what its owner wrote can be read: opening alone proves nothing."""
+        """Open every rank's slab, and check that loads see what its owner stored, and stores show at the owner.
+
+        Opening alone proves nothing.
+        """
+        _open_to_peers[id(own)] = own
         own[self._data_at] = self.rank + 1
         self._memory.stream().synchronize()
         problem, handle, slabs = "", b"", [own] * self.size
@@ -116,11 +176,37 @@ class IpcCommunicator(Communicator):
                     problem = problem or f"it does not see what rank {rank} wrote"
         except Exception as error:
             problem = problem or f"{type(error).__name__}: {error}"
+        self._agree(problem)
+        try:
+            for rank in set(range(self.size)) - {self.rank}:
+                slabs[rank][self._data_at + HALF_ALIGN + self.rank] = self.rank + 1
+            self._memory.stream().synchronize()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        self._control.barrier()  # after it every rank has stored
+        self._agree(problem or self._missing_stores(own))
+        return slabs
+
+    def _missing_stores(self, own: Array) -> str:
+        """What is wrong with the peers' stores into this rank's slab; "" where all show within STORES_S."""
+        first = self._data_at + HALF_ALIGN
+        wanted = np.arange(1, self.size + 1)
+        wanted[self.rank] = 0
+        deadline = time.monotonic() + STORES_S
+        while True:
+            missing = np.flatnonzero(to_numpy(own[first : first + self.size]) != wanted)
+            if not len(missing):
+                return ""
+            if time.monotonic() > deadline:
+                return f"it does not see what rank {missing[0]} stored into its memory"
+            time.sleep(0.001)
+
+    def _agree(self, problem: str) -> None:
+        """Raise IpcError on all ranks where one has a problem. Collective."""
         for rank in range(self.size):
             theirs = self._control.bcast(problem, rank)
             if theirs:
                 raise IpcError(f"GPU memory cannot be shared between processes: on rank {rank}, {theirs}")
-        return slabs
 
     def all_reduce(self, x: Array) -> Array:
         """sum over ranks of x, in x's dtype: added in rank order, rounded once, equal on all ranks bit for bit.
@@ -141,10 +227,12 @@ class IpcCommunicator(Communicator):
             return None
         if not 0 < x.size <= MOST_ELEMENTS or (codec and (codec.rotate or codec.outliers)):
             return None
+        capturing = self._is_capturing()
         self._check_peers_came()
         self._check_stream()
         shares = share_bytes(x, codec, self.size)
         self.reserve(half_bytes(shares, sum(shares), algo))
+        self._used_in_capture |= capturing
         out = self._launch(aligned(x).reshape(-1), codec, algo).reshape(x.shape)
         mine = shares[self.rank]
         others = (self.size - 1) * mine
@@ -170,6 +258,10 @@ class IpcCommunicator(Communicator):
         return out
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        if self._is_capturing():
+            raise ValueError(
+                f"{self.kind} meets on the host, which a graph cannot capture; sums of floats can be captured"
+            )
         self._synchronize()  # finish pending sums: after the all_gather below, slabs may be overwritten
         mine = np.array([x.size, *starts, *send_counts], np.int64)
         of_rank = self._control.all_gather(mine)

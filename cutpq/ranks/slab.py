@@ -55,11 +55,19 @@ class CudaMemory:
 
     def status(self) -> tuple[np.ndarray, Array]:
         """A word of host memory that kernels can write: as the host and as the device sees it."""
-        import cupyx
-
-        word = cupyx.zeros_pinned(1, np.uint32)
+        # not cupyx.zeros_pinned: threads that import cupyx at once see a half-made module
+        word = np.frombuffer(self.xp.cuda.alloc_pinned_memory(4), np.uint32, 1)
+        word[0] = 0
         memory = self.xp.cuda.UnownedMemory(word.ctypes.data, word.nbytes, word, self.device)
         return word, self.xp.ndarray((1,), np.uint32, self.xp.cuda.MemoryPointer(memory, 0))
+
+    def drain(self) -> None:
+        """Wait for all work of this GPU that this process has launched."""
+        try:
+            with self.xp.cuda.Device(self.device):
+                self.xp.cuda.runtime.deviceSynchronize()
+        except self.xp.cuda.runtime.CUDARuntimeError:  # a faulted context runs nothing more
+            pass
 
     def stream(self) -> Any:
         """CuPy's current stream."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import cutpq as cq
-from cutpq.array import bfloat16
+from cutpq.array import bfloat16, to_numpy
 from cutpq.ranks.failures import abort
 from cutpq.ranks.init import init
 from cutpq.ranks.nccl import NcclCommunicator
@@ -339,7 +339,56 @@ def gpus_that_agree(comm):
         time.sleep(0.05 * comm.rank)
 
 
+def ranks_leave_after_a_sum(comm):
+    """Nobody waits for the GPU: what the ranks have launched still reads the peers' memory when they leave."""
+    comm, xp = comm.comm, comm.xp
+    total = comm.all_reduce(xp.full(1 << 20, comm.rank + 1, np.float16))
+    if comm.rank == 0:
+        sys.exit(0)
+    total = to_numpy(total)
+    assert (total == comm.size * (comm.size + 1) // 2).all(), total
+    print(f"rank {comm.rank} has the sum", flush=True)
+    sys.exit(0)
+
+
+def slow_rank_drains_before_others_end(comm):
+    """What a rank still has to finish is done before any rank's process ends."""
+
+    def drain():
+        time.sleep(0.5)
+        print("drained", flush=True)
+
+    if comm.rank == 1:
+        abort.before_exit(drain)
+        abort.before_exit(drain)
+    abort.at_job_end(lambda: print("all have left", flush=True))
+
+
+def graph_replays_after_larger_sums(comm):
+    """A captured sum finds its slabs again, although a larger sum made the communicator take others."""
+    comm, xp = comm.comm, comm.xp
+    with xp.cuda.Stream(non_blocking=True) as stream:
+        x = xp.ones(1000, np.float16)
+        comm.all_reduce(x)
+        stream.begin_capture()
+        y = comm.all_reduce(x)
+        graph = stream.end_capture()
+        for factor in (1, 2, 3):
+            if factor == 2:
+                large = comm.all_reduce(xp.ones(3 << 20, np.float16))
+                assert (to_numpy(large) == comm.size).all()
+            x.fill(factor)
+            y.fill(np.nan)
+            graph.launch(stream)
+            stream.synchronize()
+            assert (to_numpy(y) == factor * comm.size).all(), (factor, y)
+            assert (to_numpy(comm.all_reduce(x)) == factor * comm.size).all()
+
+
 ENDINGS = {
+    case.__name__: case
+    for case in (ranks_leave_after_a_sum, slow_rank_drains_before_others_end, graph_replays_after_larger_sums)
+} | {
     case.__name__: case
     for case in (
         one_rank_raises,
@@ -366,10 +415,37 @@ ENDINGS = {
 }
 
 
+class Moving:
+    """A communicator of GPU arrays for cases that are written with NumPy's: each array is moved there and back."""
+
+    def __init__(self, comm):
+        self.comm = comm
+
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+
+    def _moved(self, call, x, *rest):
+        return to_numpy(call(self.comm.xp.asarray(x), *rest))
+
+    def all_gather(self, x, *rest):
+        return self._moved(self.comm.all_gather, x, *rest)
+
+    def all_to_all(self, x, *rest):
+        return self._moved(self.comm.all_to_all, x, *rest)
+
+    def all_reduce(self, x):
+        return self._moved(self.comm.all_reduce, x)
+
+    def split(self, *args, **kwargs):
+        return Moving(self.comm.split(*args, **kwargs))
+
+
 def main():
     backend, *names = sys.argv[1:]
     abort.EXIT_GRACE_S = 2.0
     comm = init(backend)
+    if comm.xp is not np:
+        comm = Moving(comm)
     for name in names:
         (CASES | TWO_SHOT_CASES | ENDINGS | DEATHS)[name](comm)
         comm.barrier()

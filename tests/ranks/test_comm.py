@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
@@ -222,6 +223,30 @@ def test_cupy_array_where_ranks_move_numpy(monkeypatch):
 
 A, B = Gpu("node1", 0, "0000:01", nccl=True), Gpu("node1", 1, "0000:02", nccl=True)
 FAR = Gpu("node2", 0, "0000:01", nccl=True)
+
+
+def test_exported_memory_is_alive():
+    """CUDA gives no handle for memory that has been freed: `ipc` could never be chosen."""
+    allocated = set()
+
+    class Memory:
+        def __init__(self, nbytes):
+            self.ptr = id(self)
+            allocated.add(self.ptr)
+
+        def __del__(self):
+            allocated.remove(self.ptr)
+
+    def handle(ptr):
+        if ptr not in allocated:
+            raise RuntimeError("cudaErrorInvalidValue")
+
+    cuda = SimpleNamespace(Device=lambda _: nullcontext(), memory=SimpleNamespace(Memory=Memory))
+    cuda.runtime = SimpleNamespace(ipcGetMemHandle=handle)
+    assert launch._exports_memory(SimpleNamespace(cuda=cuda), 0)
+    assert not allocated
+
+
 A_IPC, B_IPC, FAR_IPC = (replace(gpu, ipc=True) for gpu in (A, B, FAR))
 NO_NCCL = Gpu("node1", 1, "0000:02", problem="CuPy finds no NCCL")
 NO_GPU = Gpu("node1", problem="CuPy is not installed")

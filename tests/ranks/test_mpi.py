@@ -151,6 +151,13 @@ def test_ranks_may_end_at_different_times():
 
 
 @needs_mpi
+def test_a_slow_rank_finishes_its_work_before_the_others_end():
+    job = mpirun(3, "slow_rank_drains_before_others_end", timeout_s=15)
+    assert job.status == 0, job.err
+    assert job.out.splitlines()[2:] == ["drained", *["all have left"] * 3]
+
+
+@needs_mpi
 @pytest.mark.skipif(launch.find_gpu(0).device is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("backend", ["nccl", "ipc", "host"])
 def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
@@ -158,6 +165,54 @@ def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
     assert job.status != 0
     assert re.search(rf"RuntimeError: backend {backend} cannot run: on rank 0 \(.+\), CuPy", job.err)
     assert "cutpq:" not in job.out
+
+
+A_GPU_EACH = {"SOFTGPU_DEVICES": "3"}
+ONE_GPU = {"SOFTGPU_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}
+
+
+def skip_without(gpus):
+    """The software device has as many GPUs as SOFTGPU_DEVICES says; of real ones there may be too few."""
+    there = run([sys.executable, "-c", "import cupy; print(cupy.cuda.runtime.getDeviceCount())"], **gpus)
+    if gpus == A_GPU_EACH and int(there.out) < 3:
+        pytest.skip(f"three ranks with a GPU each, and {int(there.out)} GPUs")
+
+
+@needs_mpi
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpus", [A_GPU_EACH, ONE_GPU], ids=["a_gpu_each", "one_gpu"])
+@pytest.mark.parametrize("backend", ["nccl", "ipc", "host"])
+def test_every_case_on_a_gpu_backend(backend, gpus):
+    skip_without(gpus)
+    if (backend, gpus) == ("nccl", ONE_GPU):
+        job = mpirun(3, "broadcasts_objects", backend=backend, **gpus)
+        assert "backend nccl needs a GPU for each rank: 3 ranks have 1" in job.err
+        return
+    # NCCL adds in its own order; peers add small sums in one shot.
+    more = {"nccl": [], "ipc": ["rounds_once_in_rank_order"], "host": [*mpi_worker.TWO_SHOT_CASES]}[backend]
+    cases = [*mpi_worker.CASES, *more]
+    job = mpirun(3, *cases, backend=backend, timeout_s=240, **gpus)
+    assert job.status == 0, job.err
+    assert job.out.splitlines()[1:] == [f"passed {name} on 3 ranks" for name in cases]
+
+
+@needs_mpi
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpus", [A_GPU_EACH, ONE_GPU], ids=["a_gpu_each", "one_gpu"])
+def test_a_rank_may_leave_while_others_read_its_memory(gpus):
+    skip_without(gpus)
+    job = mpirun(3, "ranks_leave_after_a_sum", backend="ipc", timeout_s=120, SOFTGPU_ASYNC="1", **gpus)
+    assert job.status == 0, job.err
+    assert sorted(job.out.splitlines()[1:]) == ["rank 1 has the sum", "rank 2 has the sum"]
+    assert "freed" not in job.err, job.err
+
+
+@needs_mpi
+@pytest.mark.gpu
+def test_a_captured_sum_keeps_its_memory():
+    skip_without(A_GPU_EACH)
+    job = mpirun(3, "graph_replays_after_larger_sums", backend="ipc", timeout_s=120, **A_GPU_EACH)
+    assert job.status == 0, job.err
 
 
 @needs_mpi

@@ -17,7 +17,9 @@ from harness.gpu_clock import gpu_module
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
+from cutpq.ranks import ipc
 from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.failures import abort
 from cutpq.ranks.failures.patience import RanksDisagreeError
 from cutpq.ranks.ipc import IpcCommunicator, IpcError
 from cutpq.ranks.slab import SLAB_UNIT, CudaMemory
@@ -36,6 +38,7 @@ class HostMemory:
     def __init__(self):
         self.opened = set()
         self.current = 7
+        self.capturing = False
 
     def allocate(self, nbytes):
         assert nbytes % SLAB_UNIT == 0
@@ -64,7 +67,10 @@ class HostMemory:
         return word, word
 
     def stream(self):
-        return SimpleNamespace(ptr=self.current, synchronize=lambda: None)
+        return SimpleNamespace(ptr=self.current, synchronize=lambda: None, is_capturing=lambda: self.capturing)
+
+    def drain(self):
+        pass
 
 
 class GpuMemory(CudaMemory):
@@ -186,6 +192,75 @@ def test_memory_that_shows_nothing_is_an_error():
 
     with pytest.raises(IpcError, match="does not see what rank"):
         run_ipc(2, lambda comm: None, Blind)
+
+
+def test_memory_that_takes_no_stores_is_an_error(monkeypatch):
+    """Kernels set flags in each other's slabs: what can be read only would leave them waiting."""
+    monkeypatch.setattr(ipc, "STORES_S", 0.1)
+
+    class ReadOnly(HostMemory):
+        def open(self, handle, nbytes):
+            return super().open(handle, nbytes).copy()
+
+    with pytest.raises(IpcError, match="on rank 0, it does not see what rank 1 stored into its memory"):
+        run_ipc(2, lambda comm: None, ReadOnly)
+
+
+def test_slabs_stay_until_all_ranks_close_them():
+    """A peer may read the slab of a rank that has nothing more to do, and whose communicator is gone."""
+
+    def on_rank(comm):
+        comm.all_reduce(np.ones(8, np.float16))
+        own = comm._slabs[comm.rank]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comm._control, "barrier", lambda: events.append(id(own) in ipc._open_to_peers))
+            comm.close()
+        assert id(own) not in ipc._open_to_peers
+        assert not comm._memory.opened
+
+    events = []
+    before = len(ipc._open_to_peers)
+    run_ipc(2, lambda comm: comm.all_reduce(np.ones(8, np.float16)))
+    assert len(ipc._open_to_peers) == before + 2, "dropped without close"
+    run_ipc(2, on_rank)
+    assert len(ipc._open_to_peers) == before + 2
+    assert events == [True] * 4, "the memory must live through both meetings"
+
+
+def test_the_gpu_is_drained_before_the_process_leaves():
+    def on_rank(comm):
+        assert comm._memory.drain in abort._exit_callbacks
+
+    run_ipc(2, on_rank)
+
+
+def test_a_capture_neither_grows_nor_loses_slabs():
+    def on_rank(control):
+        comm = IpcCommunicator(control, HostMemory(), f"0000:0{control.rank}")
+        old = list(comm._slabs)
+        comm._memory.capturing = True
+        with pytest.raises(ValueError, match=r"does not fit the slabs, .* call comm.reserve\(\d+\)"):
+            comm.all_reduce(np.ones(8 * SLAB_UNIT, np.float16))
+        with pytest.raises(ValueError, match="all_gather meets on the host"):
+            comm.all_gather(np.ones(8, np.uint8))
+        comm._used_in_capture = True  # as a sum that fits leaves it
+        comm._memory.capturing = False
+        comm.reserve(8 * SLAB_UNIT)
+        assert comm._slabs[0] is not old[0]
+        assert comm._memory.opened >= {slab.ctypes.data for r, slab in enumerate(old) if r != comm.rank}
+        comm.close()
+        assert not comm._memory.opened
+
+    run_threads(2, on_rank, timeout_s=20)
+
+
+def test_a_capture_by_ranks_that_share_a_gpu_is_refused():
+    def on_rank(comm):
+        comm._memory.capturing = True
+        with pytest.raises(ValueError, match="share a GPU meet on the host in every collective"):
+            comm.all_reduce(np.ones(8, np.float16))
+
+    run_ipc(2, on_rank)
 
 
 def test_another_stream_is_refused():

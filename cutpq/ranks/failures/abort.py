@@ -23,6 +23,15 @@ FLUSH_S = 0.5
 # Callbacks that run after every rank has reached its exit, before MPI_Finalize.
 _end_callbacks: list[Callable[[], None]] = []
 
+# Callbacks that run when this rank reaches its exit, before it tells the others so.
+_exit_callbacks: list[Callable[[], None]] = []
+
+
+def before_exit(callback: Callable[[], None]) -> None:
+    """Call this when this rank reaches its exit, before it says so to the others; once, however often it is given."""
+    if callback not in _exit_callbacks:
+        _exit_callbacks.append(callback)
+
 
 def at_job_end(callback: Callable[[], None]) -> None:
     """Call this when every rank of the job has reached its exit; never, if the job is aborted."""
@@ -79,6 +88,8 @@ class _Rank:
             self.presence.end(witness.LEFT)
 
     def wait_for_others(self) -> None:
+        for callback in _exit_callbacks:
+            callback()
         all_left = self.exit_ranks.Ibarrier()
         deadline = time.monotonic() + EXIT_GRACE_S
         while not all_left.Test():
