@@ -1,9 +1,10 @@
 """Attention of new tokens to their sequences: rotate q and k, append k and v to the cache, softmax(scale q k^T) v.
 
-A prompt on a GPU takes two kernels and two products of cuBLAS. rotate_qkv puts queries, keys and values where the
-products read them, cuBLAS writes float32 scores, softmax turns them into probabilities, and cuBLAS multiplies these by
-the values. Then CuPy rounds the result and puts the heads of a token side by side. Scores pass through L2: cuDNN's
-fused attention would avoid that, but its wheels have 700 MB.
+One new token of each sequence on a GPU takes the kernels rotate_qkv and decode_attention. A prompt takes two
+kernels and two products of cuBLAS: rotate_qkv puts queries, keys and values where the products read them, cuBLAS writes
+float32 scores, softmax turns them into probabilities, and cuBLAS multiplies these by the values. Then CuPy rounds the
+result and puts the heads of a token side by side. Scores pass through L2: cuDNN's fused attention would avoid that, but
+its wheels have 700 MB.
 
 Float32 activations, head dimensions that are no multiple of 16, ranks whose heads share keys unevenly, and NumPy
 arrays take the formulas in formulas.py.
@@ -12,6 +13,7 @@ arrays take the formulas in formulas.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from ..ops.batched_product import batched_product
 from ..ops.score_chunks import Chunk, chunks
 from . import formulas
 from .cache import Batch, LayerCache
+from .decode_attention import decode_attention
+from .decode_attention import takes as decodes
 from .formulas import Angles
 
 
@@ -83,17 +87,21 @@ def attention(
     check_array("qkv", qkv, (M, (H + 2 * KV) * D), cache.keys.dtype)
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
-    if not _has_kernels(qkv, D, kv_of_head, KV):
+    if not has_kernels(qkv.dtype, D, kv_of_head, KV, array_module(qkv)):
         return _by_formula(qkv, angles, cache, batch, kv_of_head, scale, window)
     q = rotate_qkv(qkv, angles, cache, batch)
+    if q.shape[2] == 1 and decodes(q.dtype, D, H // KV, array_module(q)):
+        positions, last = batch.query_positions.reshape(-1), int(batch.positions.max())
+        return decode_attention(q[:, :, 0], cache.keys, cache.values, positions, scale, window, max_keys=last + 1)
     y = _attend(q, cache, batch, scale, window)
     return batch.unpad(y.swapaxes(1, 2).astype(qkv.dtype, order="C").reshape(*batch.positions.shape, H * D))
 
 
-def _has_kernels(qkv: Array, D: int, kv_of_head: np.ndarray, KV: int) -> bool:
+def has_kernels(dtype: np.dtype, D: int, kv_of_head: np.ndarray, KV: int, xp: ModuleType) -> bool:
+    """Whether attention of H query heads of D features over KV key/value heads is computed by kernels."""
     rep, uneven = divmod(len(kv_of_head), KV)
     shared_evenly = not uneven and np.array_equal(kv_of_head, np.arange(len(kv_of_head)) // rep)
-    return qkv.dtype.itemsize == 2 and D % 16 == 0 and shared_evenly and kernels.usable(array_module(qkv))
+    return dtype.itemsize == 2 and D % 16 == 0 and shared_evenly and kernels.usable(xp)
 
 
 def _by_formula(

@@ -77,7 +77,7 @@ class Batch:
     positions  (batch, T) int32, each token's place in its sequence; -1 where a sequence has fewer than T tokens
 
     Where the rank computes:
-    tokens           (M,) int64
+    tokens           (M,) integers
     sequences        (M,) which sequence each token belongs to
     token_positions  (M,) its place in it
     query_positions  (batch, T) int32, as positions
@@ -102,10 +102,7 @@ class Batch:
         rows = [token_row(row, i) for i, row in enumerate(tokens)]
         counts = np.array([len(row) for row in rows])
         _check_room(counts, cache)
-        flat = np.concatenate(rows)
-        wrong = (flat < 0) | (flat >= vocabulary)
-        if wrong.any():
-            raise ValueError(f"token {flat[wrong][0]} is out of range: the vocabulary is 0 .. {vocabulary - 1}")
+        flat = _check_vocabulary(np.concatenate(rows), vocabulary)
         new = np.arange(counts.max()) < counts[:, None]  # (batch, T)
         positions = np.where(new, cache.lengths[:, None] + np.arange(counts.max()), -1).astype(np.int32)
         return cls(
@@ -131,12 +128,34 @@ class Batch:
         return flat if self.places is None else flat[self.places]
 
 
-def token_row(row: Any, i: int) -> np.ndarray:
-    """The tokens of sequence i as (n,) int64 in host memory; ValueError for anything but a row of integers."""
+def decode_tokens(tokens: Any, cache: Cache, vocabulary: int, xp: ModuleType) -> Array:
+    """One token for each sequence, (batch,) integers, checked against the cache and the vocabulary.
+
+    Those in host memory come back as NumPy's. Those on the GPU stay there, and their values are not checked, as that
+    would wait for the GPU. Raises ValueError for a token out of range, for another shape, and for a full cache.
+    """
+    on_gpu = xp is not np and isinstance(tokens, xp.ndarray)
+    row = tokens if on_gpu else token_row(tokens, None)
+    if row.ndim != 1 or row.dtype.kind not in "iu":
+        raise ValueError(f"tokens must be a row of integers, got {row.dtype} of shape {row.shape}")
+    _check_room(np.ones(len(row), np.int64), cache)
+    return row if on_gpu else _check_vocabulary(row, vocabulary)
+
+
+def _check_vocabulary(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
+    wrong = (tokens < 0) | (tokens >= vocabulary)
+    if wrong.any():
+        raise ValueError(f"token {tokens[wrong][0]} is out of range: the vocabulary is 0 .. {vocabulary - 1}")
+    return tokens
+
+
+def token_row(row: Any, i: int | None) -> np.ndarray:
+    """The tokens of sequence i, or of all, as (n,) int64 in host memory; ValueError for what is no row of integers."""
     row = to_numpy(row) if hasattr(row, "dtype") else np.asarray(row)
     if row.ndim != 1 or row.dtype.kind not in "iu" or not len(row):
         raise ValueError(
-            f"tokens of sequence {i} must be a row of one integer or more, got {row.dtype} of shape {row.shape}"
+            f"tokens{'' if i is None else f' of sequence {i}'} must be a row of one integer or more, "
+            f"got {row.dtype} of shape {row.shape}"
         )
     return row.astype(np.int64)
 

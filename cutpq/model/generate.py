@@ -118,4 +118,4 @@ def _steps(
                 rows.pop()
         if not rows:
             return
-        logits = model([[step.tokens[s]] for s in rows], cache)
+        logits = model.decode([step.tokens[s] for s in rows], cache)

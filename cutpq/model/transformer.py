@@ -3,7 +3,7 @@
     model = cq.load_model("path/to/hf-folder", comm)
     cache = model.new_cache(batch=2, length=1024)
     logits = model([[0, 17, 5], [0, 4]], cache)       # prefill, sequences of any lengths
-    logits = model([[9], [31]], cache)                # decode: one more token each
+    logits = model.decode([9, 31], cache)             # one more token each, on a GPU by one CUDA graph
 
 Attention is cut by heads, the MLP by its features, embedding and head by the vocabulary. Two all_reduces in a block
 add the ranks' partial sums, and may carry a codec. One fused step sums the ranks, adds the residual, normalizes, and
@@ -16,10 +16,11 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..array import Array, bfloat16
+from ..array import Array, bfloat16, to_numpy
 from ..checkpoint.claims import Config
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..codecs.codec import Codec
@@ -28,6 +29,7 @@ from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.plan import plan
 from ..ops.gather import rmsnorm_gather
+from ..ops.gemm import is_one_kernel
 from ..ops.residual_norm import residual_norm
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.communicator import Communicator
@@ -35,8 +37,10 @@ from ..trace import span
 from ..weights.schemes import SCHEMES
 from ..weights.shard import even_bounds, head_bounds
 from ..weights.weight import PlainWeight
-from .attention import attention
-from .cache import Batch, Cache, LayerCache
+from .attention import attention, has_kernels
+from .cache import Batch, Cache, LayerCache, decode_tokens
+from .decode_attention import takes as decodes
+from .decode_step import DecodeStep, bucket_of
 from .families import end_tokens, read_decoder
 from .formulas import Angles, cos_and_sin
 from .reader import Reader
@@ -95,6 +99,9 @@ class Transformer:
         self.blocks = [Block(reader, layer, dtype) for layer in range(reader.decoder.layers)]
         self.head = Head(reader, self.embedding)
         self.norm = Norm(reader, reader.decoder.last_norm, self.head.linear, dtype)
+        self._rope = None if self.decoder.rope is None else self.comm.xp.asarray(self.decoder.rope)
+        self._steps: WeakKeyDictionary[Cache, dict[tuple[int, int], DecodeStep]] = WeakKeyDictionary()
+        self._obstacle: str | None = None
 
     def __call__(self, tokens: Any, cache: Cache, *, last_only: bool = False) -> Array:
         """Logits after each of the new tokens, which are appended to the cache: (M, vocabulary), on all ranks equal.
@@ -107,16 +114,72 @@ class Transformer:
         before anything is computed, for a token out of range and a cache that is full.
         """
         batch = Batch.of(tokens, cache, self.decoder.vocabulary, self.comm.xp)
-        angles = cos_and_sin(self.decoder.rope, batch.token_positions)
+        y = self._forward(batch, cache)
+        cache.lengths += batch.counts
+        if last_only:
+            y = y[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
+        return self.head(y)
+
+    def decode(self, tokens: Any, cache: Cache) -> Array:
+        """Logits after one more token of every sequence, which is appended to the cache: (batch, vocabulary).
+
+        tokens  (batch,) integers, the same on every rank. Those on the GPU are not checked: one out of range is
+                embedded as zeros.
+
+        The bits are those of self([[token] for token in tokens], cache). On a GPU all but the head is one CUDA graph,
+        captured once for each batch size and bucket of lengths of a cache (decode_step.py), and replayed on CuPy's
+        current stream: replays of one model's graphs must follow each other. Where that is impossible decode runs
+        eagerly, and rank 0 says why, once, unless arrays are NumPy's. Collective. Raises ValueError, on every rank and
+        before anything is computed, for a token out of range and a cache that is full.
+        """
+        checked = decode_tokens(tokens, cache, self.decoder.vocabulary, self.comm.xp)
+        if self._is_eager():
+            return self(to_numpy(checked)[:, None], cache)
+        steps = self._steps.setdefault(cache, {})
+        size, bucket = len(cache.lengths), bucket_of(int(cache.lengths.max()) + 1, cache.length)
+        if (size, bucket) not in steps:
+            steps[size, bucket] = DecodeStep(self._forward, self.comm, size, bucket)
+        y = steps[size, bucket].run(checked, cache)
+        cache.lengths += 1
+        return self.head(y)
+
+    def _forward(self, batch: Batch, cache: Cache) -> Array:
+        """The normed hidden state of each new token, (M, H), columns permuted for the head. Appends to the cache."""
+        angles = cos_and_sin(self._rope, batch.token_positions)
         x = self.embedding(batch)
         norms = [*(block.first_norm for block in self.blocks), self.norm]
         y = norms[0](x)
         for block, layer_cache, next_norm in zip(self.blocks, cache.layers, norms[1:], strict=True):
             y = block(x, y, batch, layer_cache, angles, next_norm)
-        cache.lengths += batch.counts
-        if last_only:
-            y = y[self.comm.xp.asarray(np.cumsum(batch.counts) - 1)]
-        return self.head(y)
+        return y
+
+    def _is_eager(self) -> bool:
+        """Whether decode cannot be captured on some rank; asks all ranks and says so in the first call."""
+        if self._obstacle is None:
+            mine = self._find_obstacle()
+            every = [self.comm.bcast(mine, root) for root in range(self.comm.size)]
+            self._obstacle = next(filter(None, every), "")
+            if self._obstacle and self.comm.rank == 0 and self.comm.xp is not np:
+                print(f"# cutpq: decode runs eagerly, without a CUDA graph: {self._obstacle}", flush=True)
+        return self._obstacle != ""
+
+    def _find_obstacle(self) -> str:
+        """Why this rank cannot capture a decode step, "" if it can."""
+        xp, d = self.comm.xp, self.decoder
+        if xp is np:
+            return "NumPy arrays have none"
+        if not self.comm.can_capture:
+            return f"ranks of backend {self.comm.backend} wait for each other on the host"
+        for block in self.blocks:
+            own = block.attention
+            rep = len(own.kv_of_head) // own.kv_heads
+            attends = has_kernels(self.dtype, d.head_dim, own.kv_of_head, own.kv_heads, xp)
+            if not attends or not decodes(self.dtype, d.head_dim, rep, xp):
+                return f"attention has no kernel for {len(own.kv_of_head)} {self.dtype} heads of {d.head_dim} features"
+            weights = [product.weight for product in (*own.qkv.products, *block.mlp.first.products)]
+            if not all(is_one_kernel(w, 1, self.dtype) for w in (*weights, own.output.weight, block.mlp.down.weight)):
+                return "cuBLAS multiplies weights that are plain or of another width than 4 bits; it is not captured"
+        return ""
 
     def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:
         """From now on the two all_reduces of each block carry this codec; to be called on every rank alike.
@@ -126,6 +189,7 @@ class Transformer:
         for block in self.blocks:
             for layer in (block.attention.output, block.mlp.down):
                 layer.codec, layer.algo = codec, algo
+        self._steps.clear()  # graphs hold the sums of the old codec
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` sequences of at most `length` tokens each.

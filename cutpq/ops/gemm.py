@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TypeGuard
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def gated_matmul(
     if y.size == 0:
         return y
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
-    if kernels.usable(xp) and isinstance(prepared, PackedWeight) and _is_one_kernel(x, prepared):
+    if is_one_kernel(prepared, len(x), x.dtype):
         _launch(aligned(x), prepared, y, xp, activation, gated=True)
         return y
     return activate(activation, matmul(x, prepared), gated=True, out=y)
@@ -113,7 +114,7 @@ def _by_library(x: Array, w: PlainWeight) -> Array:
 
 
 def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None) -> None:
-    if _is_one_kernel(x, p):
+    if is_one_kernel(p, len(x), x.dtype):
         _launch(x, p, y, xp, activation, gated=False)
         return
     _by_plain_products(x, p, y, xp)
@@ -121,10 +122,11 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
         activate(activation, y, out=y)
 
 
-def _is_one_kernel(x: Array, p: PackedWeight) -> bool:
-    """Whether gemm_w4a16 multiplies these; else the weight is dequantized for the library to multiply."""
-    short = x.dtype != np.float32 and x.shape[0] < gemm_config.DEQUANT_FROM
-    return short and p.is_fragments and p.N % 8 == 0 and p.K % 8 == 0
+def is_one_kernel(w: Weight | PackedWeight, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
+    """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; else the library has a part in it."""
+    if not isinstance(w, PackedWeight) or dtype == np.float32 or M >= gemm_config.DEQUANT_FROM:
+        return False
+    return w.is_fragments and w.N % 8 == 0 and w.K % 8 == 0 and kernels.usable(array_module(w.words))
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:

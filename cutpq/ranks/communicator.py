@@ -44,6 +44,7 @@ class Communicator(ABC):
     backend: str
     takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
     waits_on_host = True  # False where ranks wait for each other on their GPUs alone
+    can_capture = False  # True where a CUDA graph can hold the collectives
 
     def __init__(
         self,
