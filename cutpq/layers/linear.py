@@ -30,12 +30,13 @@ import numpy as np
 from ..array import Array, array_module, check_array, move, to_numpy
 from ..codecs.codec import Codec
 from ..ops import formulas as ref
+from ..ops.engine.choice import uses_engine
 from ..ops.gather import gather_columns
-from ..ops.gemm import gated_matmul, matmul, prepare
+from ..ops.gemm import Prepared, gated_matmul, matmul, prepare
 from ..ranks.all_reduce import all_reduce
 from ..ranks.communicator import Communicator
 from ..trace import span
-from ..weights.pack import PackedWeight, can_interleave, interleave
+from ..weights.pack import can_interleave, interleave
 from ..weights.permutation import sort_groups, sorting_permutation
 from ..weights.schemes import GROUP_ALIGNED, SCHEMES
 from ..weights.shard import default_bounds, even_bounds, group_bounds
@@ -78,8 +79,9 @@ class ColumnParallelLinear:
         elif len(weights) == 1:
             self._multiply = partial(matmul, activation=activation)
         elif can_interleave(weights):
-            weights = [interleave(*weights)]
-            self._multiply = partial(gated_matmul, activation=activation)
+            engine = uses_engine(comm.xp)  # NumPy works on whole rows: eight columns at a time would cost it more
+            weights = _merge(weights) if engine else [interleave(*weights)]
+            self._multiply = partial(gated_matmul, activation=activation, side_by_side=engine)
         else:
             weights, self._unfused_activation = _merge(weights), activation
         self.products = [_sorted_product(weight, comm, sort) for weight in weights]
@@ -124,7 +126,7 @@ class ColumnParallelLinear:
 class Product:
     """One matrix product of a column-parallel layer: x[:, perm] @ weight, or x @ weight where perm is None."""
 
-    weight: Weight | PackedWeight
+    weight: Prepared
     perm: Array | None
 
 

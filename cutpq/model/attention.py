@@ -17,10 +17,13 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, dtype_code
 from ..ops.batched_product import batched_product
+from ..ops.engine import elementwise as engine
+from ..ops.engine.attention import attention as engine_attention
+from ..ops.engine.choice import uses_engine
 from ..ops.score_chunks import Chunk, chunks
 from . import formulas
 from .cache import Batch, LayerCache
@@ -99,9 +102,13 @@ def attention(
 
 def has_kernels(dtype: np.dtype, D: int, kv_of_head: np.ndarray, KV: int, xp: ModuleType) -> bool:
     """Whether attention of H query heads of D features over KV key/value heads is computed by kernels."""
+    return kernels.usable(xp) and dtype.itemsize == 2 and D % 16 == 0 and _shares_evenly(kv_of_head, KV)
+
+
+def _shares_evenly(kv_of_head: np.ndarray, KV: int) -> bool:
+    """Whether every key/value head has as many query heads, side by side."""
     rep, uneven = divmod(len(kv_of_head), KV)
-    shared_evenly = not uneven and np.array_equal(kv_of_head, np.arange(len(kv_of_head)) // rep)
-    return dtype.itemsize == 2 and D % 16 == 0 and shared_evenly and kernels.usable(xp)
+    return not uneven and np.array_equal(kv_of_head, np.arange(len(kv_of_head)) // rep)
 
 
 def _by_formula(
@@ -115,6 +122,8 @@ def _by_formula(
 ) -> Array:
     xp = array_module(qkv)
     _, KV, _, D = cache.keys.shape
+    if uses_engine(xp):
+        return _by_engine(qkv, angles, cache, batch, kv_of_head, scale, window)
     heads = qkv.reshape(len(qkv), -1, D)
     q, k, v = heads[:, : -2 * KV], heads[:, -2 * KV : -KV], heads[:, -KV:]
     if angles is not None:
@@ -122,6 +131,28 @@ def _by_formula(
     keys, values = cache.extend(k, v, batch)
     y = formulas.attention(batch.pad(q), keys, values, batch.positions, xp.asarray(kv_of_head), scale, window)
     return batch.unpad(y).reshape(len(qkv), -1)
+
+
+def _by_engine(
+    qkv: Array,
+    angles: Angles,
+    cache: LayerCache,
+    batch: Batch,
+    kv_of_head: np.ndarray,
+    scale: float,
+    window: int | None,
+) -> Array:
+    _, KV, _, D = cache.keys.shape
+    heads = to_float32(qkv).reshape(len(qkv), -1, D)
+    rotated, v = heads[:, :-KV], heads[:, -KV:]
+    if angles is not None:
+        rotated = engine.rotate(rotated, *angles)
+    keys, values = cache.extend(round_to(rotated[:, -KV:], qkv.dtype), round_to(v, qkv.dtype), batch)
+    keys, values = to_float32(keys), to_float32(values)
+    if not _shares_evenly(kv_of_head, KV):
+        keys, values = keys[:, kv_of_head], values[:, kv_of_head]
+    y = engine_attention(batch.pad(rotated[:, :-KV]), keys, values, batch.positions, scale, window)
+    return round_to(batch.unpad(y), qkv.dtype).reshape(len(qkv), -1)
 
 
 def rotate_qkv(qkv: Array, angles: Angles, cache: LayerCache, batch: Batch) -> Array:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, dtype_code
 from . import formulas as ref
+from .engine import elementwise
+from .engine.choice import uses_engine
 
 
 def activation_code(kind: str | None) -> int:
@@ -52,6 +54,12 @@ def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = No
         config = ActivationConfig(dtype_code(x.dtype), activation_code(kind), gated)
         kernel = kernels.load("activation", config, xp)
         kernel(config.grid(y.size), config.THREADS, aligned(x), y, y.size // 8)
+        return y
+    if uses_engine(xp):
+        v = to_float32(x)
+        pairs = v.reshape(M, -1, 2, 8) if gated else None
+        gate, up = (v, None) if pairs is None else (pairs[:, :, i].reshape(shape) for i in (0, 1))
+        y[...] = round_to(elementwise.activate(kind, gate, up), x.dtype)
         return y
     if gated:
         pairs = x.reshape(M, -1, 2, 8)

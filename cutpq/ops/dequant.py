@@ -13,6 +13,8 @@ from ..kernels.config import Config, dtype_code
 from ..weights.pack import PackedWeight, unpack
 from ..weights.weight import QuantWeight
 from . import formulas as ref
+from .engine import dequant as engine
+from .engine.choice import uses_engine
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def dequantize(w: QuantWeight | PackedWeight, dtype: Any = np.float16) -> Array:
         if kernels.usable(array_module(w.words)) and np.dtype(dtype) != np.float32 and w.N % 2 == 0:
             return dequantize_columns(w, slice(0, w.N), dtype)
         w = unpack(w)
+    if uses_engine(array_module(w.codes)):
+        return engine.dequant(w.codes, w.scales, w.zeros, w.g_idx, w.bits, dtype)
     return ref.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
 
 

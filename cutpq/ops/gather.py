@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
+from .engine import elementwise
+from .engine.choice import uses_engine
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
     if y.size == 0:
         return y
     config = RmsnormConfig(DTYPE=payload_code(x.dtype))
+    if uses_engine(xp):
+        normed = elementwise.norm(to_float32(x), to_float32(weight), None, epsilon)
+        y[...] = round_to(normed.take(perm, axis=1), x.dtype)
+        return y
     has_kernel = kernels.usable(xp) and x.dtype != np.float32 and K % 8 == 0
     if not has_kernel or config.smem_bytes(K) > kernels.device(xp).smem_limit:
         y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]

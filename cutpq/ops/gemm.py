@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to
 from ..kernels import load as kernels
 from ..kernels.config import dtype_code
 from ..kernels.workspace import workspace
@@ -17,9 +17,15 @@ from . import formulas as ref
 from . import gemm_config
 from .activation import activate
 from .dequant import dequantize_columns
+from .engine import elementwise
+from .engine.choice import uses_engine
+from .engine.weight import EngineWeight
+
+# What `prepare` may make of a weight.
+Prepared = Weight | PackedWeight | EngineWeight
 
 
-def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None, out: Array | None = None) -> Array:
+def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array | None = None) -> Array:
     """y = act(x @ dequantize(w) + bias), rounded once; a plain weight is multiplied as it is.
 
     x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
@@ -41,6 +47,8 @@ def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None,
     shape = (x.shape[0], w.N)
     if out is not None:
         check_array("out", out, shape, x.dtype)
+    if uses_engine(xp):
+        return _by_engine(x, w, activation, out)
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
@@ -57,16 +65,22 @@ def matmul(x: Array, w: Weight | PackedWeight, *, activation: str | None = None,
 
 
 def gated_matmul(
-    x: Array, w: QuantWeight | PackedWeight, *, activation: str = "silu", out: Array | None = None
+    x: Array,
+    w: Prepared,
+    *,
+    activation: str = "silu",
+    side_by_side: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """y = act(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
 
     x    (M, K) float16, bfloat16 or float32
     w    interleave(gate, up), or what `prepare` makes of it
     activation  one of ref.ACTIVATIONS
+    side_by_side  w is [gate | up] instead, which the engine for NumPy arrays takes and nothing else
     out  (M, N / 2) of x's dtype, or None to allocate it
 
-    Where the product is no kernel's, gate and up are rounded to x's dtype before. Raises as matmul does.
+    The engine rounds once, too. The formulas and cuBLAS round gate and up to x's dtype before. Raises as matmul does.
     """
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
@@ -74,6 +88,11 @@ def gated_matmul(
     y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
     if y.size == 0:
         return y
+    if uses_engine(xp):
+        y[...] = _gated_by_engine(x, w, activation, side_by_side)
+        return y
+    if side_by_side:
+        raise ValueError("kernels and formulas take gate and up interleaved: interleave(gate, up)")
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if is_one_kernel(prepared, len(x), x.dtype):
         _launch(aligned(x), prepared, y, xp, activation, gated=True)
@@ -81,26 +100,58 @@ def gated_matmul(
     return activate(activation, matmul(x, prepared), gated=True, out=y)
 
 
-def prepare(w: Weight | PackedWeight, xp: ModuleType) -> Weight | PackedWeight:
-    """The weight among the arrays of xp, as `matmul` wants it there: in kernel order where there are kernels.
+def prepare(w: Prepared, xp: ModuleType) -> Prepared:
+    """The weight among the arrays of xp, as `matmul` wants it there: in kernel order, or for NumPy's BLAS.
 
     A weight without rows, or with a scale that is no float16 number, stays as it is, for the reference to multiply.
     """
-    if isinstance(w, PackedWeight):
+    if isinstance(w, PackedWeight | EngineWeight):
         return w
     w = w.to(xp)
+    if uses_engine(xp):
+        return EngineWeight(w)
     if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp) or not scales_are_exact(w):
         return w
     return pack(w)
 
 
-def _codes(w: Weight | PackedWeight) -> Array:
+def _codes(w: Prepared) -> Array:
+    if isinstance(w, EngineWeight):
+        w = w.source
     if isinstance(w, PlainWeight):
         return w.weight
     return w.words if isinstance(w, PackedWeight) else w.codes
 
 
-def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:
+def _by_engine(x: np.ndarray, w: Prepared, activation: str | None, out: np.ndarray | None) -> np.ndarray:
+    total = _engine_weight(w).product(x)
+    y = round_to(total if activation is None else elementwise.activate(activation, total), x.dtype)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def _gated_by_engine(x: np.ndarray, w: Prepared, activation: str, side_by_side: bool) -> np.ndarray:
+    total = _engine_weight(w).product(x)
+    half = total.shape[1] // 2
+    if side_by_side:
+        gate, up = total[:, :half], total[:, half:]
+    else:
+        pairs = total.reshape(len(total), -1, 2, 8)
+        gate, up = pairs[:, :, 0].reshape(-1, half), pairs[:, :, 1].reshape(-1, half)
+    return round_to(elementwise.activate(activation, gate, up), x.dtype)
+
+
+def _engine_weight(w: Prepared) -> EngineWeight:
+    if isinstance(w, EngineWeight):
+        return w
+    return EngineWeight(unpack(w) if isinstance(w, PackedWeight) else w)
+
+
+def _by_reference(x: Array, w: Prepared) -> Array:
+    if isinstance(w, EngineWeight):
+        raise ValueError("this weight was prepared for the engine: CUTPQ_HOST must not change after that")
     if isinstance(w, PlainWeight):
         return ref.gemm_plain(x, w.weight, w.bias) if array_module(x) is np else _by_library(x, w)
     q: QuantWeight = unpack(w) if isinstance(w, PackedWeight) else w

@@ -7,10 +7,12 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, address, aligned, array_module, bfloat16, ceil_div, check_array, to_float32
+from ..array import Array, address, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
+from .engine import elementwise
+from .engine.choice import uses_engine
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def residual_norm(
     if bias is not None:
         check_array("bias", bias, (K,), residual.dtype)
     xp = array_module(total, residual, weight, perm, bias)
+    if uses_engine(xp):
+        return _by_engine(total, residual, weight, perm, epsilon, bias)
     if not _has_kernel(residual, bias is not None, xp):
         return _by_formula(total, residual, weight, perm, epsilon, bias)
     y = xp.empty(residual.shape, residual.dtype)
@@ -76,6 +80,17 @@ def _has_kernel(residual: Array, center: bool, xp: ModuleType) -> bool:
     if not residual.flags.c_contiguous or address(residual) % 16:
         return False
     return ResidualNormConfig(payload_code(residual.dtype), center).smem_bytes(K) <= kernels.device(xp).smem_limit
+
+
+def _by_engine(
+    total: Array | None, residual: Array, weight: Array, perm: Array, epsilon: float, bias: Array | None
+) -> Array:
+    if total is not None and residual.dtype == np.float32:
+        residual += total
+    elif total is not None:
+        residual[...] = round_to(to_float32(residual) + to_float32(total), residual.dtype)
+    y = elementwise.norm(to_float32(residual), to_float32(weight), None if bias is None else to_float32(bias), epsilon)
+    return round_to(y.take(perm, axis=1), residual.dtype)
 
 
 def _by_formula(

@@ -20,6 +20,7 @@ import os
 import socket
 from typing import Any
 
+from ..ops.engine import threads
 from . import discovery, nodes
 from .alone import SelfCommunicator
 from .communicator import Communicator
@@ -37,6 +38,8 @@ def init(backend: str = "auto") -> Communicator:
     auto: self for one process; mpi where not every rank has a GPU; nccl where each rank has a GPU of its own; else
     host. The ranks decide together. ipc is for one machine, and taken only when asked for as long as it has not run on
     a GPU. A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
+
+    Ranks of one machine share its cores for what NumPy computes (ops/engine/threads.py).
 
     With more than one process, an uncaught error on one rank from now on ends the whole job, and so does a rank that
     calls other collectives than the rest (watch.py). Of a rank that is killed MPICH's mpirun names a process:
@@ -58,7 +61,8 @@ def init(backend: str = "auto") -> Communicator:
     comm = _connect(asked)
     if comm.rank == 0:
         ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-        print(f"# cutpq: {ranks}, backend {comm.backend}: {comm.reason}", flush=True)
+        cores = f"; {threads.limit()} of {threads.cores()} cores a rank" if comm.backend == "mpi" else ""
+        print(f"# cutpq: {ranks}, backend {comm.backend}: {comm.reason}{cores}", flush=True)
     return comm
 
 
@@ -74,6 +78,7 @@ def _connect(asked: str) -> Communicator:
     if world.Get_size() > 1:
         end_job_on_failure(mpi)
         discovery.check_versions(mpi)
+        threads.share_cores(world.allgather(socket.gethostname()).count(socket.gethostname()))
 
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         _print_processes(world)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..array import Array, array_module
+from ..ops.engine.threads import sharing_cores
 from . import nodes
 from .communicator import Communicator, check_color, check_received, check_root
 from .failures.patience import RanksDisagreeError, patience_s
@@ -177,11 +178,12 @@ def run_threads(
             job.fail(rank, error)
 
     threads = [threading.Thread(target=run, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
-    for thread in threads:
-        thread.start()
     try:
-        for thread in threads:
-            thread.join()
+        with sharing_cores(size):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
     except BaseException as interrupt:  # Ctrl-C reaches only the main thread
         job.fail(-1, interrupt)
         raise

@@ -51,7 +51,8 @@ def test_column_shards_side_by_side_are_the_product(xp, tp):
     assert_gemm_close(np.concatenate(results, axis=1), X, dequantize(w), w.bias)
 
 
-def test_sources_in_one_order_become_one_product():
+def test_sources_in_one_order_become_one_product(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST", "formulas")  # a BLAS sums a column in an order that depends on its place
     one = random_weight(128, 16, 16, seed=1)
     same = random_weight(128, 16, 16, seed=2, g_idx=one.g_idx)
     other = random_weight(128, 16, 16, seed=3)

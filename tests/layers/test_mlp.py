@@ -61,7 +61,8 @@ def test_uneven_shards_agree_with_the_formula_on_every_rank(xp, tp, scheme):
 
 
 @pytest.mark.parametrize("tp", range(1, 9))
-def test_naive_and_all_to_all_equal_tp_aware_bit_for_bit(xp, tp):
+def test_naive_and_all_to_all_equal_tp_aware_bit_for_bit(xp, tp, monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST", "formulas")  # a BLAS sums a column in an order that depends on its place
     weights, x = random_mlp(I=1024, group_size=32), tokens(5, 64)
     tp_aware = run(weights, x, tp, "tp-aware", xp=xp)[0]
     assert_exact(run(weights, x, tp, "naive", xp=xp)[0], tp_aware)

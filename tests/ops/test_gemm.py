@@ -70,7 +70,8 @@ def test_real_data_stays_within_the_bound(xp, dtype, bias):
     assert_gemm_close(y, x, dequantize(w, dtype), w.bias)
 
 
-def test_sorted_rows_and_permuted_x_give_the_same_product():
+def test_sorted_rows_and_permuted_x_give_the_same_product(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST", "formulas")  # a BLAS sums rows in another order when they are permuted
     w = random_weight(256, 32, 32, bias=True)
     x = np.random.default_rng(1).standard_normal((4, 256)).astype(np.float16)
     ws, perm = sort_groups(w)

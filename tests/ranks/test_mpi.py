@@ -7,6 +7,7 @@ import mpi_worker
 import pytest
 from jobs import mpirun, needs_mpi, run
 
+from cutpq.ops.engine.threads import cores
 from cutpq.ranks import discovery as launch
 
 
@@ -17,7 +18,7 @@ def test_collectives(ranks):
     job = mpirun(ranks, *names)
     assert job.status == 0, job.err
     assert job.out.splitlines() == [
-        f"# cutpq: {ranks} ranks, backend mpi: asked for",
+        f"# cutpq: {ranks} ranks, backend mpi: asked for; {max(1, cores() // ranks)} of {cores()} cores a rank",
         *[f"passed {name} on {ranks} ranks" for name in names],
     ]
 

@@ -1,0 +1,113 @@
+"""A weight as NumPy's BLAS multiplies it: float32 once and for all, or dequantized in each call to save memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...array import bfloat16, round_to, to_float32
+from ...weights.weight import PlainWeight, QuantWeight, Weight
+from . import memory, threads
+from .dequant import dequant_float32
+
+# Weights dequantized for one product: 4 MiB of float32, which stay in the last cache until they are multiplied.
+_PIECE = 1 << 20
+
+
+class EngineWeight:
+    """What `prepare` makes of a weight for NumPy arrays; immutable but for the float32 copy, made at the first product.
+
+    Of 4 bits or fewer two codes share a byte: row k in its lower half, row k + K/2 in its upper half.
+    """
+
+    def __init__(self, w: Weight):
+        self.K, self.N, self.is_ordered = w.K, w.N, w.is_ordered
+        self.bias = None if w.bias is None else w.bias.astype(np.float32)
+        self.source: Weight = w
+        self._codes: np.ndarray | None = None
+        if isinstance(w, QuantWeight) and w.bits <= 4:
+            self._codes, self.source = _two_a_byte(w.codes), _without_codes(w)
+        self._copy: tuple[np.dtype, np.ndarray] | None = None
+        self._reserved: bool | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds now: packed, and the float32 copy where there is one."""
+        if isinstance(self.source, PlainWeight):
+            packed = self.source.weight.nbytes
+        else:
+            codes = self.source.codes if self._codes is None else self._codes
+            packed = codes.nbytes + self.source.scales.nbytes + self.source.zeros.nbytes + self.source.g_idx.nbytes
+        return packed + (0 if self._copy is None else self._copy[1].nbytes)
+
+    def product(self, x: np.ndarray) -> np.ndarray:
+        """x (M, K) @ weight + bias in float32, (M, N); weights are rounded as formulas.gemm rounds them."""
+        dtype = self._rounds_to(x.dtype)
+        v = to_float32(x)
+        threads.use_for(2 * x.shape[0] * self.K * self.N)
+        whole = self._float32(dtype)
+        if whole is not None:
+            y = v @ whole
+        else:
+            y = np.empty((x.shape[0], self.N), np.float32)
+            for columns in self._pieces():
+                y[:, columns] = v @ self._dequantized(columns, dtype)
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    def _rounds_to(self, dtype: np.dtype) -> np.dtype:
+        """Quantized weights are float16 numbers for float32 activations, as other libraries' dequantizers give them."""
+        if isinstance(self.source, QuantWeight) and dtype == np.float32:
+            return np.dtype(np.float16)
+        return bfloat16 if dtype == bfloat16 else np.dtype(dtype)
+
+    def _float32(self, dtype: np.dtype) -> np.ndarray | None:
+        """The float32 copy for this dtype, kept; None where there is no memory for it."""
+        copy = self._copy
+        if copy is not None and copy[0] == dtype:
+            return copy[1]
+        if isinstance(self.source, PlainWeight) and self.source.weight.dtype == dtype == np.float32:
+            return self.source.weight
+        if self._reserved is None:
+            self._reserved = memory.reserve(4 * self.K * self.N, self)
+        if not self._reserved:
+            return None
+        whole = np.empty((self.K, self.N), np.float32)
+        for columns in self._pieces():
+            whole[:, columns] = self._dequantized(columns, dtype)
+        self._copy = dtype, whole
+        return whole
+
+    def _pieces(self) -> Iterator[slice]:
+        step = max(64, _PIECE // max(1, self.K) // 64 * 64)
+        return (slice(n, min(n + step, self.N)) for n in range(0, self.N, step))
+
+    def _dequantized(self, columns: slice, dtype: np.dtype) -> np.ndarray:
+        w = self.source
+        if isinstance(w, PlainWeight):
+            return to_float32(round_to(to_float32(w.weight[:, columns]), dtype))
+        codes = w.codes[:, columns] if self._codes is None else _one_a_byte(self._codes[:, columns], self.K)
+        return dequant_float32(codes, w.scales[:, columns], w.zeros[:, columns], w.g_idx, w.bits, dtype)
+
+
+def _two_a_byte(codes: np.ndarray) -> np.ndarray:
+    half = (len(codes) + 1) // 2
+    packed = codes[:half].copy()
+    packed[: len(codes) - half] |= codes[half:] << 4
+    return packed
+
+
+def _one_a_byte(packed: np.ndarray, K: int) -> np.ndarray:
+    half = len(packed)
+    codes = np.empty((2 * half, packed.shape[1]), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[:half])
+    np.right_shift(packed, 4, out=codes[half:])
+    return codes[:K]
+
+
+def _without_codes(w: QuantWeight) -> QuantWeight:
+    """The same facts with codes that take no memory: EngineWeight has its own."""
+    nothing = np.broadcast_to(np.zeros(1, np.uint8), w.codes.shape)
+    return QuantWeight(nothing, w.scales, w.zeros, w.g_idx, w.bits, w.group_size, w.bias)

@@ -1,0 +1,275 @@
+"""The engine for NumPy arrays against the float64 formulas: bounds of float32 sums, exact where nothing is rounded."""
+
+import gc
+import sys
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from assertions import assert_bounded, assert_exact, assert_gemm_close
+from random_weight import random_weight
+
+from cutpq.array import round_to, to_float32
+from cutpq.model import formulas as model_formulas
+from cutpq.ops import formulas
+from cutpq.ops.activation import activate
+from cutpq.ops.dequant import dequantize
+from cutpq.ops.engine import memory, threads
+from cutpq.ops.engine.attention import attention
+from cutpq.ops.engine.choice import uses_engine
+from cutpq.ops.engine.elementwise import rotate
+from cutpq.ops.engine.weight import EngineWeight
+from cutpq.ops.gather import rmsnorm_gather
+from cutpq.ops.gemm import gated_matmul, matmul, prepare
+from cutpq.ops.residual_norm import residual_norm
+from cutpq.weights.pack import interleave
+from cutpq.weights.permutation import sort_groups
+from cutpq.weights.weight import PlainWeight
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+EPS = {np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8, np.dtype(np.float32): 2.0**-24}
+
+
+@pytest.fixture(params=["float32 copy", "packed"])
+def host_memory(request, monkeypatch):
+    """With memory for a float32 copy of every weight, and with none."""
+    monkeypatch.setattr(memory, "_budget", lambda: 1 << 40 if request.param == "float32 copy" else 0)
+
+
+def numbers(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+# ---- products
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("is_sorted", [False, True])
+@pytest.mark.parametrize("M", [1, 5, 33])
+def test_product_is_within_the_bound(host_memory, dtype, bits, is_sorted, M):
+    w = random_weight(321, 136, 32, bits=bits, bias=True)
+    w = sort_groups(w)[0] if is_sorted else w
+    x = numbers(M, w.K, dtype=dtype)
+    rounded = dequantize(w, np.float16 if dtype == np.float32 else dtype)
+    for weight in (w, prepare(w, np)):
+        assert_gemm_close(matmul(x, weight), x, rounded, w.bias)
+
+
+@pytest.mark.parametrize("kept", EPS)
+@pytest.mark.parametrize("dtype", EPS)
+def test_plain_weights_are_rounded_to_the_dtype_of_x(host_memory, dtype, kept):
+    w = PlainWeight(numbers(96, 40, seed=1, dtype=kept), numbers(40, seed=2))
+    x = numbers(7, 96, dtype=dtype)
+    assert_gemm_close(matmul(x, prepare(w, np)), x, w.weight.astype(dtype), w.bias)
+
+
+def test_a_product_of_many_pieces_holds_every_column(monkeypatch, host_memory):
+    monkeypatch.setattr("cutpq.ops.engine.weight._PIECE", 64 * 256)
+    w = random_weight(256, 200, 64, exact=True)
+    x = np.random.default_rng(1).integers(-1, 2, (9, 256)).astype(np.float16)
+    assert_exact(matmul(x, prepare(w, np)), (x.astype(np.float64) @ dequantize(w)).astype(np.float16))
+
+
+def test_another_dtype_rounds_the_weights_anew(host_memory):
+    w = random_weight(64, 32, 32)
+    prepared = prepare(w, np)
+    for dtype in (np.float16, BFLOAT16, np.float16):
+        x = np.eye(64, dtype=dtype)
+        assert_exact(matmul(x, prepared), dequantize(w, dtype))
+
+
+def test_all_ranks_get_the_same_bits_from_the_same_call():
+    x, w = numbers(17, 512), prepare(random_weight(512, 96, 64), np)
+    assert_exact(matmul(x, w), matmul(x.copy(), w))
+
+
+@pytest.mark.parametrize("kind", formulas.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", EPS)
+def test_gate_and_up_are_gated_in_float32_and_rounded_once(kind, dtype):
+    gate, up = (random_weight(64, 48, 32, seed=i, g_idx=np.arange(64) // 32, exact=True) for i in (1, 2))
+    x = np.random.default_rng(3).integers(-1, 2, (11, 64)).astype(dtype)
+    g, u = (x.astype(np.float64) @ dequantize(w).astype(np.float64) for w in (gate, up))
+    exact = formulas.activate(kind, g.astype(np.float32)).astype(np.float64) * u
+    bound = EPS[np.dtype(dtype)] * 1.01 * np.abs(exact) + 2.0**-20 * (np.abs(g * u) + 2.0**-4)
+    joined = replace(gate, codes=np.hstack([gate.codes, up.codes]), scales=np.hstack([gate.scales, up.scales]),
+                     zeros=np.hstack([gate.zeros, up.zeros]))  # fmt: skip
+    assert_bounded(gated_matmul(x, prepare(interleave(gate, up), np), activation=kind), exact, bound)
+    assert_bounded(gated_matmul(x, prepare(joined, np), activation=kind, side_by_side=True), exact, bound)
+
+
+# ---- memory, threads, and who computes
+
+
+def test_memory_is_given_back_with_the_weight(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "_budget", lambda: memory._used + 4 * 64 * 32)
+    monkeypatch.setattr(memory, "_told", False)
+    budget = memory._budget()
+    monkeypatch.setattr(memory, "_budget", lambda: budget)
+    x, first, second = numbers(2, 64), *(EngineWeight(random_weight(64, 32, 32, seed=i)) for i in (1, 2))
+    packed = first.nbytes
+    assert packed < 64 * 32
+    for weight in (first, second):
+        weight.product(x)
+    assert first.nbytes == packed + 4 * 64 * 32
+    assert second.nbytes == packed
+    assert "CUTPQ_HOST_MEMORY: the rest stay packed" in capsys.readouterr().err
+    del first, weight
+    gc.collect()
+    third = EngineWeight(random_weight(64, 32, 32))
+    third.product(x)
+    assert third.nbytes > packed
+
+
+@pytest.mark.parametrize("text, nbytes", [("4096", 4096), ("3K", 3072), ("2M", 2 << 20), ("5G", 5 << 30)])
+def test_memory_is_read_with_its_unit(monkeypatch, text, nbytes):
+    monkeypatch.setenv("CUTPQ_HOST_MEMORY", text)
+    assert memory._budget.__wrapped__() == nbytes
+
+
+def test_a_wrong_memory_is_named(monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_MEMORY", "half")
+    with pytest.raises(ValueError, match="CUTPQ_HOST_MEMORY='half' is not a number of bytes"):
+        memory._budget.__wrapped__()
+
+
+def test_ranks_share_the_cores(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(threads._state, "limit", 8)
+    for ranks, each in ((1, 8), (3, 2), (8, 1), (20, 1)):
+        with threads.sharing_cores(ranks):
+            assert threads.limit() == each
+    assert threads.limit() == 8
+
+
+def test_every_piece_is_worked_on_and_errors_arrive(monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", 2)
+    seen = []
+    threads.each(seen.append, range(50))
+    assert sorted(seen) == list(range(50))
+    with pytest.raises(ZeroDivisionError):
+        threads.each(lambda piece: 1 // piece, [1, 0])
+
+
+def test_who_computes_is_chosen_by_the_environment(monkeypatch):
+    monkeypatch.delenv("CUTPQ_HOST", raising=False)
+    monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)
+    assert uses_engine(np)
+    assert not uses_engine(sys)
+    monkeypatch.setenv("CUTPQ_HOST", "formulas")
+    assert not uses_engine(np)
+    monkeypatch.setenv("CUTPQ_HOST", "kernel")
+    with pytest.raises(ValueError, match="CUTPQ_HOST='kernel' is not one of engine, formulas"):
+        uses_engine(np)
+    monkeypatch.delenv("CUTPQ_HOST")
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    assert not uses_engine(np)
+
+
+# ---- dequantize, and conversions
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("factor", [1, 1.0001, 1e-4, 3e5], ids=["usual", "float32 scales", "subnormals", "overflow"])
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_dequantize_has_the_bits_of_the_formula(dtype, bits, factor, is_sorted):
+    w = random_weight(320, 136, 32, bits=bits)
+    w = sort_groups(w)[0] if is_sorted else w
+    scales = w.scales.astype(np.float32) * np.float32(factor)
+    w = replace(w, scales=scales if factor == 1.0001 else scales.astype(np.float16))
+    with np.errstate(over="ignore"):
+        exact = formulas.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
+    positive_zero = exact + np.zeros(1, dtype)  # the sign of a zero weight is not kept
+    assert_exact(dequantize(w, dtype) + np.zeros(1, dtype), positive_zero)
+
+
+def test_every_float16_number_survives_the_way_to_float32_and_back():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    x = bits.view(np.float16)
+    number = ~np.isnan(x)
+    assert_exact(to_float32(x)[number], x.astype(np.float32)[number])
+    assert np.isnan(to_float32(x)[~number]).all()
+    assert_exact(round_to(to_float32(x), np.float16)[number], x[number])
+
+
+def test_float32_is_rounded_as_numpy_rounds_it():
+    grid = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    ties = ((grid[1:] + grid[:-1]) / 2).astype(np.float32)
+    near = [np.nextafter(ties, np.float32(end)) for end in (0, np.inf)]
+    ends = np.float32([65519.99, 65520, 65536, 1e30, np.inf, np.nan, 0])
+    v = np.concatenate([ties, *near, ends, numbers(1 << 17) * np.float32(3e-5)])
+    v = np.random.default_rng(1).permutation(np.concatenate([v, -v]))
+    with np.errstate(over="ignore"):
+        want = v.astype(np.float16)
+    number = ~np.isnan(v)
+    assert_exact(round_to(v, np.float16)[number], want[number])
+    assert np.isnan(round_to(v, np.float16)[~number]).all()
+
+
+# ---- between the products
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("center", [False, True])
+def test_norms(dtype, center):
+    x, weight, bias = numbers(9, 264, dtype=dtype) * dtype.type(3), *(numbers(264, seed=i, dtype=dtype) for i in (1, 2))
+    perm = np.random.default_rng(3).permutation(264).astype(np.int32)
+    x64, weight64, bias64 = (a.astype(np.float64) for a in (x, weight, bias))
+    v = x64 - x64.mean(axis=1, keepdims=True) * center
+    exact = v / np.sqrt((v * v).mean(axis=1, keepdims=True) + 1e-5) * weight64 + bias64 * center
+    bound = EPS[dtype] * np.abs(exact) + 2.0**-20 * (np.abs(weight64) * 3 + np.abs(bias64))
+    y = residual_norm(None, x.copy(), weight, perm, bias=bias if center else None)
+    assert_bounded(y, exact[:, perm], bound[:, perm])
+    if not center:
+        assert_exact(rmsnorm_gather(x, weight, perm), y)
+
+
+@pytest.mark.parametrize("kind", formulas.ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations_follow_the_formula(kind, gated):
+    x = np.concatenate([numbers(5, 64) * 4, np.float32([[-200, -90, -10, 0, 10, 90, 200, 1e-30] * 8])])
+    pairs = x.reshape(len(x), -1, 2, 8)
+    want = formulas.activate(kind, pairs[:, :, 0], pairs[:, :, 1]) if gated else formulas.activate(kind, x)
+    size = np.abs(pairs[:, :, 0] * pairs[:, :, 1]) if gated else np.abs(x)
+    assert_bounded(activate(kind, x, gated=gated), want.reshape(len(x), -1), 2.0**-20 * size.reshape(len(x), -1))
+
+
+CASES = {
+    "prefill": (1, 150, 0, None),
+    "prefill_after_tokens": (2, 40, 30, None),
+    "decode": (3, 1, 77, None),
+    "window": (2, 90, 10, 16),
+    "window_decode": (2, 1, 50, 7),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("scores", [1 << 18, 1 << 10], ids=["at once", "in pieces"])
+def test_attention_follows_the_formula(name, scores, monkeypatch):
+    monkeypatch.setattr("cutpq.ops.engine.attention._SCORES", scores)
+    monkeypatch.setattr("cutpq.ops.engine.attention._FEWEST", 8)
+    B, T, before, window = CASES[name]
+    H, KV, D, S = 6, 3, 16, T + before
+    q, k, v = numbers(B, T, H, D), numbers(B, KV, S, D, seed=1), numbers(B, KV, S, D, seed=2)
+    positions = np.arange(before, S)[None, :] - np.arange(B)[:, None] * (before > B)
+    found = attention(q, k, v, positions, 0.3, window)
+    want = model_formulas.attention(q, k, v, positions, np.arange(H) * KV // H, 0.3, window)
+    assert_bounded(found, want, np.full(want.shape, 2.0**-18))
+
+
+def test_queries_that_do_not_exist_leave_the_others_alone():
+    q, k, v = numbers(2, 3, 2, 8), numbers(2, 2, 5, 8, seed=1), numbers(2, 2, 5, 8, seed=2)
+    positions = np.array([[2, 3, 4], [0, 1, -1]])
+    found = attention(q, k, v, positions, 1.0)
+    want = model_formulas.attention(q, k, v, positions, np.arange(2), 1.0)
+    assert np.isfinite(found).all()
+    assert_bounded(found[positions >= 0], want[positions >= 0], np.full(want[positions >= 0].shape, 2.0**-18))
+
+
+def test_rotation():
+    x, angle = numbers(7, 3, 16), numbers(7, 8, seed=1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    want = model_formulas.rotate(x, cos, sin)
+    assert_bounded(rotate(x, cos, sin), want, 2.0**-22 * (1 + np.abs(want)))
