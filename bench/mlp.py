@@ -14,8 +14,9 @@ rel_err     the deviations' 2-norm over the formula's
 speedup     time of `naive` over this one's
 check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
             bits, and tp-aware holds naive's (but not where a BLAS multiplies, NumPy arrays by default and CuPy's
-            from DEQUANT_FROM tokens on: it adds up a column in an order that depends on its place). A codec widens the bound by its own, of each rank's
-            partial sum and (twoshot) of their sum. Else FAIL, the reason below the table, and exit status 1.
+            from DEQUANT_FROM tokens on: it adds up a column in an order that depends on its place). A codec widens
+            the bound by its own, of each rank's partial sum and (twoshot) of their sum. Else FAIL, the reason below
+            the table, and exit status 1.
 
 Below it: what the cost model projects for other machines, see bench/predict/mlp.py.
 """
