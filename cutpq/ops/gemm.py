@@ -173,7 +173,7 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
         activate(activation, y, out=y)
 
 
-def is_one_kernel(w: Weight | PackedWeight, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
+def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
     """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; else the library has a part in it."""
     if not isinstance(w, PackedWeight) or dtype == np.float32 or M >= gemm_config.DEQUANT_FROM:
         return False
