@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +48,11 @@ def architecture(capability: int) -> str:
     return f"sm_{capability}a" if capability in (90, 100) else f"sm_{capability}"
 
 
-def compile_kernel(name: str, config: Config, arch: str, major: int | None = None) -> Cubin:
+def compile_kernel(name: str, config: Config, arch: str, major: int | None = None, *, afresh: bool = False) -> Cubin:
     """The cubin of a kernel for an architecture such as "sm_90a"; from the cache if it was compiled before.
 
-    major  the CUDA version, as 12 or 13, or None for any that is found
+    major   the CUDA version, as 12 or 13, or None for any that is found
+    afresh  whether to replace what the cache has; what was cut short or changed there is replaced anyway
 
     Raises KernelError if there is no compiler, or if it refuses the kernel.
     """
@@ -63,17 +65,32 @@ def compile_kernel(name: str, config: Config, arch: str, major: int | None = Non
     options = [f"-arch={arch}", "-std=c++17", "-lineinfo", "--ptxas-options=-v"]
     key = hashlib.sha256(repr((unit, options, compiler.version)).encode()).hexdigest()[:24]
     folder = _cache_dir() / "kernels" / f"{name}-{arch}-{key}"
-    if not (folder / "resources.json").is_file():
+    kept = None if afresh else _kept(folder, name)
+    if kept is None:
         _compile_into(folder, compiler, name, config, arch, unit, options)
-    resources = Resources(**json.loads((folder / "resources.json").read_text()))
-    return Cubin(folder / f"{name}.cubin", resources)
+        kept = _kept(folder, name)
+    if kept is None:
+        raise KernelError(f"{folder}: the files of a kernel changed while it was compiled; is the disk full?")
+    return kept
+
+
+def _kept(folder: Path, name: str) -> Cubin | None:
+    """What the folder holds; None where it is not whole: a full disk or a power cut may leave files cut short."""
+    try:
+        about = json.loads((folder / "resources.json").read_text())
+        cubin = (folder / f"{name}.cubin").read_bytes()
+        if about.pop("sha256") != hashlib.sha256(cubin).hexdigest():
+            return None
+        return Cubin(folder / f"{name}.cubin", Resources(**about))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _compile_into(
     folder: Path, compiler: nvrtc.Nvrtc, name: str, config: Config, arch: str, unit: str, options: list[str]
 ) -> None:
     """Fill a temporary folder and rename it: many ranks may compile the same kernel at once."""
-    start = time.perf_counter()
+    start, replaces = time.perf_counter(), folder.exists()
     includes = [f"-I{source.source_dir()}", f"-I{compiler.include}"]
     try:
         # the name differs from NAME.cu, which the text includes
@@ -89,11 +106,15 @@ def _compile_into(
         (unfinished / f"{name}.unit.cu").write_text(unit)
         (unfinished / "log.txt").write_text(log + "\n")
         (unfinished / "options.txt").write_text("\n".join(options) + "\n")
-        (unfinished / "resources.json").write_text(json.dumps(vars(resources)))
+        about = vars(resources) | {"sha256": hashlib.sha256(cubin).hexdigest()}
+        (unfinished / "resources.json").write_text(json.dumps(about))
+        if replaces:
+            with suppress(OSError):  # another rank has moved it away
+                folder.rename(Path(temporary) / "replaced")
         try:
             unfinished.rename(folder)
         except OSError:  # another rank was faster, and its result is as good
-            if not (folder / "resources.json").is_file():
+            if _kept(folder, name) is None:
                 raise
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         seconds = time.perf_counter() - start

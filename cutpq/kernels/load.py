@@ -22,7 +22,7 @@ import numpy as np
 
 from ..array import address, bfloat16
 from . import host, source
-from .compile import architecture, compile_kernel
+from .compile import Cubin, architecture, compile_kernel
 from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .source import KernelError, Parameter
 
@@ -107,7 +107,10 @@ def device(xp: ModuleType) -> Device:
 @cache
 def _gpu(xp: ModuleType, device_id: int) -> Device:
     found = xp.cuda.Device(device_id)
-    return Device(int(found.compute_capability), found.attributes["MultiProcessorCount"])
+    # found.attributes would ask for a hundred others as well, and the refused ones are errors to compute-sanitizer
+    runtime = xp.cuda.runtime
+    sms = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device_id)
+    return Device(int(found.compute_capability), sms)
 
 
 def load(name: str, config: Config, xp: ModuleType) -> Kernel:
@@ -126,13 +129,19 @@ def load(name: str, config: Config, xp: ModuleType) -> Kernel:
 def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> Kernel:
     gpu = device(xp)
     major = xp.cuda.runtime.runtimeGetVersion() // 1000
-    cubin = compile_kernel(name, config, architecture(gpu.arch), major)
-    function = xp.RawModule(path=str(cubin.path)).get_function(name)
+    try:
+        function = _function(xp, compile_kernel(name, config, architecture(gpu.arch), major), name)
+    except xp.cuda.driver.CUDADriverError:  # what was kept on disk is not what this driver takes
+        function = _function(xp, compile_kernel(name, config, architecture(gpu.arch), major, afresh=True), name)
     function.max_dynamic_shared_size_bytes = gpu.smem_limit  # a launch may ask for more than 48 KiB
     if config.wants_shared_memory:
         function.preferred_shared_memory_carveout = 100
     _announce(name, config)
     return Kernel(name, source.signature(name), _types(config), function)
+
+
+def _function(xp: ModuleType, cubin: Cubin, name: str) -> Any:
+    return xp.RawModule(path=str(cubin.path)).get_function(name)
 
 
 def _announce(name: str, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Compiling, caching and launching kernels: NVRTC needs no GPU, and the launch is checked before it gets to one."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from harness.gpu_clock import gpu_module
 
 from cutpq.kernels import executor, host, nvrtc, source
 from cutpq.kernels import load as kernels
-from cutpq.kernels.compile import ARCHITECTURES, Resources, compile_kernel, resources_from
+from cutpq.kernels.compile import ARCHITECTURES, Resources, architecture, compile_kernel, resources_from
 from cutpq.kernels.config import BFLOAT16, FLOAT16, Device
 from cutpq.ops import gemm_config
 from cutpq.ops.gather import GatherConfig
@@ -130,6 +132,48 @@ def test_machine_code_of_gemm(M, dtype):
     assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
     assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == FLOAT16 else 12) + 16
     assert not re.search(r"\b(LDL|STL)\b", code)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("damage", ["cut_short", "a_changed_byte", "no_cubin", "no_json", "half_a_json", "old_json"])
+def test_a_damaged_cubin_is_compiled_again(cache, damage):
+    cubin = compile_kernel("gather_columns", GATHER, "sm_80")
+    whole, about = cubin.path.read_bytes(), cubin.path.with_name("resources.json")
+    match damage:
+        case "cut_short":
+            cubin.path.write_bytes(whole[: len(whole) // 2])
+        case "a_changed_byte":
+            cubin.path.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+        case "no_cubin":
+            cubin.path.unlink()
+        case "no_json":
+            about.unlink()
+        case "half_a_json":
+            about.write_text(about.read_text()[:20])
+        case "old_json":
+            about.write_text('{"registers": 1, "stack_bytes": 0, "spill_bytes": 0}')
+    again = compile_kernel("gather_columns", GATHER, "sm_80")
+    assert again == cubin
+    assert again.path.read_bytes() == whole
+    assert [p.name for p in cubin.path.parents[1].iterdir()] == [cubin.path.parent.name], "nothing else may be left"
+
+
+@pytest.mark.gpu
+def test_a_cubin_that_the_driver_refuses_is_compiled_again(cache):
+    """Its digest is right, its contents are of another driver or none."""
+    xp = gpu_module()
+    gpu = kernels.device(xp)
+    cubin = compile_kernel(
+        "gather_columns", GATHER, architecture(gpu.arch), xp.cuda.runtime.runtimeGetVersion() // 1000
+    )
+    about = cubin.path.with_name("resources.json")
+    whole, junk = cubin.path.read_bytes(), b"no cubin at all"
+    cubin.path.write_bytes(junk)
+    digests = [hashlib.sha256(data).hexdigest() for data in (whole, junk)]
+    about.write_text(about.read_text().replace(*digests))
+    kernels._load_on_gpu.cache_clear()
+    kernels.load("gather_columns", GATHER, xp)
+    assert cubin.path.read_bytes() == whole
 
 
 @needs_nvrtc
