@@ -60,6 +60,7 @@ COLUMNS = (
     Column("algo", "algo\n", 7),
     Column("codec", "codec\n", 10),
     Column("time_us", "time\n(us)", 9, ".1f"),
+    Column("host_us", "host\n(us)", 7, ".1f"),
     Column("algbw", "algbw\n(GB/s)", 8, ".3f"),
     Column("busbw", "busbw\n(GB/s)", 8, ".3f"),
     Column("wrong", "#wrong\n", 6),
@@ -179,7 +180,7 @@ def run(case: Case, x: Array, terms: list[np.ndarray], args: argparse.Namespace,
         reduce(x, comm, case)
     iterations, budget_s = (args.iters, 1e6) if args.iters else (3, 0.05) if args.smoke else (20, 0.3)
     took = time_us(lambda: reduce(x, comm, case), comm, iterations, budget_s)
-    algbw = x.nbytes / took / 1e3
+    algbw = x.nbytes / took.time_us / 1e3
     plain = plain_sent(x.size, comm.size) * x.itemsize
     return {
         "size": x.nbytes,
@@ -190,7 +191,8 @@ def run(case: Case, x: Array, terms: list[np.ndarray], args: argparse.Namespace,
         "algo": case.algo,
         "codec": case.codec and case.codec.name,
         "bits": case.codec.bits if case.codec else 8 * x.itemsize,
-        "time_us": round(took, 2),
+        "time_us": round(took.time_us, 2),
+        "host_us": took.host_us and round(took.host_us, 2),
         "algbw": round(algbw, 6),
         "busbw": round(algbw * 2 * (comm.size - 1) / comm.size, 6),
         "wrong": verdict and verdict.wrong,

@@ -96,8 +96,8 @@ def measure(c: Codec, data: dict[str, np.ndarray], iterations: int) -> dict[str,
     if iterations:
         x, comm = data["normal"], SelfCommunicator()
         wire = c.encode(x)
-        row["encode"] = x.nbytes / time_us(lambda: c.encode(x), comm, iterations, budget_s=1)
-        row["decode"] = x.nbytes / time_us(lambda: c.decode(wire), comm, iterations, budget_s=1)
+        row["encode"] = x.nbytes / time_us(lambda: c.encode(x), comm, iterations, budget_s=1).time_us
+        row["decode"] = x.nbytes / time_us(lambda: c.decode(wire), comm, iterations, budget_s=1).time_us
     return {**row, "check": "ok" if passed else "FAIL"}
 
 

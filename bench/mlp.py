@@ -63,6 +63,7 @@ TABLE = Table(
         Column("scheme", "scheme", 10),
         Column("codec", "codec", 14),
         Column("time_us", "time_us", 11, ".1f"),
+        Column("host_us", "host_us", 8, ".1f"),
         Column("wire_bytes", "wire_bytes", 11),
         Column("max_err", "max_err", 9, ".1e"),
         Column("rel_err", "rel_err", 8, ".1e"),
@@ -244,6 +245,7 @@ def outcome(result: Result, naive: Result | None, targets: list[Target], twins: 
     max_err, why = judge(result, targets, naive if twins else None)
     return {
         "time_us": round(result.time_us, 2),
+        "host_us": result.host_us and round(result.host_us, 2),
         "wire_bytes": result.wire_bytes,
         "max_err": max_err,
         "rel_err": relative_error(result, targets),
@@ -263,6 +265,7 @@ class Result:
     """
 
     time_us: float
+    host_us: float | None
     wire_bytes: int
     ys: list[np.ndarray]
     digests: list[list[bytes]]
@@ -275,7 +278,8 @@ def run(mlps: list[cq.Mlp], x: Any, comm: Communicator, smoke: bool) -> Result:
     sent = int(to_numpy(comm.all_gather(comm.xp.asarray([comm.sent_bytes]))).max())
     digests = [same_on_ranks(hashlib.sha256(y.tobytes()).digest(), comm) for y in ys]
     took = time_us(lambda: [mlp(x) for mlp in mlps], comm, 3 if smoke else 20, 0.1 if smoke else 0.5)
-    return Result(took / len(mlps), sent // len(mlps), ys, digests)
+    host_us = None if took.host_us is None else took.host_us / len(mlps)
+    return Result(took.time_us / len(mlps), host_us, sent // len(mlps), ys, digests)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Any
 import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
 from harness.flags import CARRIED, codecs, figure_file, names, positive_numbers, prompts
-from harness.report import Column, Table, header, progress, pyplot, same_on_ranks, time_us, write_json
+from harness.report import Column, Table, header, latency_us, progress, pyplot, same_on_ranks, write_json
 from models.random_model import RandomModel
 from models.shapes import TRANSFORMERS
 from models.silent import SilentCommunicator
@@ -259,11 +259,11 @@ def time_prompt(
         kept[:] = [model(following, cache, last_only=True)]
 
     iterations, budget_s = (1, 0.1) if smoke else (10, 2.0)
-    prefill_us = time_us(prefill, comm, iterations, budget_s)
+    prefill_us = latency_us(prefill, comm, iterations, budget_s)
     first = to_numpy(kept[0])
     with record(comm.barrier) as seconds:
         prefill()
-    decode_us = time_us(decode, comm, iterations, budget_s)
+    decode_us = latency_us(decode, comm, iterations, budget_s)
     figures = {
         "ttft_ms": prefill_us / 1e3,
         "tpot_ms": decode_us / 1e3,

@@ -97,6 +97,13 @@ def graph_us(call: Callable[[int], Any], count: int, xp: ModuleType) -> float:
         return statistics.median(_between_events(lambda: graph.launch(stream), xp) for _ in range(REPLAYS)) / count
 
 
+def spin(xp: ModuleType, time_us: float) -> None:
+    """Keep the current stream busy for about so long, at the GPU's nominal clock."""
+    runtime = xp.cuda.runtime
+    khz = runtime.deviceGetAttribute(runtime.cudaDevAttrClockRate, runtime.getDevice()) or 1_500_000
+    xp.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(time_us * khz / 1e3),))
+
+
 def queued_us(call: Callable[[int], Any], count: int, xp: ModuleType) -> float:
     """The same without a graph, which CuPy's cuBLAS refuses: the GPU spins until the host has queued all calls."""
     if xp is np:

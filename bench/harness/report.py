@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cutpq.array import to_numpy
 from cutpq.ranks.communicator import Communicator
+from harness.gpu_clock import REPLAYS, spin
 
 
 def header(comm: Communicator) -> list[str]:
@@ -34,8 +35,8 @@ def header(comm: Communicator) -> list[str]:
     ]
     if comm.xp is np:
         lines.append("# no GPU: times are of the NumPy reference; results and bytes are those of any run")
-    if comm.xp is not np and comm.backend in ("host", "ipc"):
-        lines.append("# ranks share a GPU or go without NCCL: times are not meaningful")
+    if comm.xp is not np and comm.size > 1 and comm.waits_on_host:
+        lines.append("# ranks share a GPU or meet on the host: times are not meaningful")
     return lines
 
 
@@ -100,16 +101,47 @@ def pyplot() -> Any:
     return pyplot
 
 
-def time_us(run: Callable[[], Any], comm: Communicator, iterations: int, budget_s: float) -> float:
-    """Median over iterations of the slowest rank's time for run(), after one run that does not count.
+@dataclass(frozen=True)
+class Times:
+    """What one call takes, of the slowest rank.
 
-    Every iteration begins together. At least one iteration, at most `iterations`, fewer where they would take longer
-    than `budget_s`. With CuPy the time is between two events on the current stream, else it is wall time.
+    time_us  of the GPU, from the end of what was queued before; wall time where Times.host_us is None
+    host_us  of Python and the driver until all is queued; None with NumPy and where ranks meet on the host
     """
-    once = _slowest(_time_once(run, comm), comm)[0]
+
+    time_us: float
+    host_us: float | None
+
+
+def time_us(run: Callable[[], Any], comm: Communicator, iterations: int, budget_s: float) -> Times:
+    """Times of run(): at least one iteration, at most `iterations`, fewer where they would take longer than `budget_s`.
+
+    With CuPy all iterations are queued behind a kernel that spins until the host is done, and ranks start together
+    with a sum on the GPU: neither Python nor the skew of a barrier is in the time. Where run() itself waits for the
+    GPU, its host time is part of it. With NumPy, and where ranks meet on the host, the time is wall time.
+    """
+    if comm.xp is np or (comm.waits_on_host and comm.size > 1):
+        return Times(latency_us(run, comm, iterations, budget_s), None)
+    once = latency_us(run, comm, 1, budget_s)
     count = max(1, min(iterations, int(budget_s * 1e6 / once)))
-    times = [_time_once(run, comm) for _ in range(count)]
-    return statistics.median(_slowest(times, comm))
+    spin_us = 10_000.0
+    for _ in range(4):
+        rounds = [_queued_us(run, comm, count, spin_us) for _ in range(REPLAYS)]
+        late, gpu, host = (_slowest(list(column), comm) for column in zip(*rounds, strict=True))
+        if not any(late):
+            break
+        spin_us *= 4
+    return Times(statistics.median(gpu), statistics.median(host))
+
+
+def latency_us(run: Callable[[], Any], comm: Communicator, iterations: int, budget_s: float) -> float:
+    """Median over iterations of the slowest rank's wall time for run() and its GPU work, after one that does not count.
+
+    Every iteration begins together; there are fewer where they would take longer than `budget_s`.
+    """
+    once = _slowest([_wall_us(run, comm)], comm)[0]
+    count = max(1, min(iterations, int(budget_s * 1e6 / once)))
+    return statistics.median(_slowest([_wall_us(run, comm) for _ in range(count)], comm))
 
 
 def same_on_ranks(digest: bytes, comm: Communicator) -> list[bytes]:
@@ -118,19 +150,32 @@ def same_on_ranks(digest: bytes, comm: Communicator) -> list[bytes]:
     return [bytes(row) for row in to_numpy(comm.all_gather(comm.xp.asarray(mine)))]
 
 
-def _time_once(run: Callable[[], Any], comm: Communicator) -> float:
+def _wall_us(run: Callable[[], Any], comm: Communicator) -> float:
     comm.barrier()
-    if comm.xp is np:
-        start = time.perf_counter()
-        run()
-        return (time.perf_counter() - start) * 1e6
-    cuda = comm.xp.cuda
-    begin, end = cuda.Event(), cuda.Event()
-    begin.record()
+    start = time.perf_counter()
     run()
+    if comm.xp is not np:
+        comm.xp.cuda.get_current_stream().synchronize()
+    return (time.perf_counter() - start) * 1e6
+
+
+def _queued_us(run: Callable[[], Any], comm: Communicator, count: int, spin_us: float) -> tuple[bool, float, float]:
+    """Whether the GPU began before the host had queued all calls, and one call's time on the GPU and on the host."""
+    xp = comm.xp
+    begin, end, together = xp.cuda.Event(), xp.cuda.Event(), xp.ones(8, xp.float16)
+    comm.barrier()
+    spin(xp, spin_us)
+    if comm.size > 1:
+        comm.all_reduce(together)
+    begin.record()
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    host_us = (time.perf_counter() - start) * 1e6 / count
+    late = bool(begin.done)
     end.record()
     end.synchronize()
-    return cuda.get_elapsed_time(begin, end) * 1e3
+    return late, xp.cuda.get_elapsed_time(begin, end) * 1e3 / count, host_us
 
 
 def _slowest(times: float | list[float], comm: Communicator) -> list[float]:

@@ -33,8 +33,8 @@ from cutpq.ranks.threads import run_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = (
-    "size count type redop root algo codec bits time_us algbw busbw wrong wire_bytes ratio rel_err expected_err check "
-    "ranks backend projected"
+    "size count type redop root algo codec bits time_us host_us algbw busbw wrong wire_bytes ratio rel_err "
+    "expected_err check ranks backend projected"
 )
 FLAGS = ["-b", "250", "-e", "70K", "-f", "64", "--codecs", "mxfp4,int4-b8"]
 
