@@ -42,9 +42,9 @@ def check_array(name: str, a: Array, shape: tuple[int | str, ...], *dtypes: Any)
     """
     if not hasattr(a, "shape") or not hasattr(a, "dtype"):
         raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(a).__name__}")
-    fits = len(a.shape) == len(shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(shape, a.shape, strict=True)
-    )
+    fits = len(a.shape) == len(shape)
+    for want, have in zip(shape, a.shape, strict=False):  # a loop: every launch comes here, and all() takes longer
+        fits = fits and (want == have or isinstance(want, str))
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}), got {tuple(a.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from ..array import Array, ceil_div
 from ..weights.shard import even_shares
@@ -82,7 +83,7 @@ class Layout:
 
         A last granule that outliers leave incomplete, a whole number of rows, is taken as it is.
         """
-        return even_shares(self.padded(n), ranks, self.granule)
+        return list(_even_shares(self.padded(n), ranks, self.granule))
 
     def check_rows(self, n: int) -> None:
         """Raise ValueError where n elements are no whole number of rows of the outliers' width."""
@@ -128,3 +129,9 @@ class Layout:
                 f"take {nbytes(1)} bytes): it was cut, or encoded by another codec"
             )
         return units * unit - padding
+
+
+@cache
+def _even_shares(n: int, ranks: int, granule: int) -> tuple[int, ...]:
+    """weights.shard.even_shares, kept: every sum asks for the same few."""
+    return tuple(even_shares(n, ranks, granule))

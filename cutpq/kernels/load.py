@@ -52,8 +52,18 @@ class Kernel:
     def __call__(self, grid: tuple[int, ...], block: int, *args: Any, smem_bytes: int = 0) -> None:
         if len(args) != len(self._checks):
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
-        converted = tuple([check(arg) for check, arg in zip(self._checks, args, strict=True)])
-        self.function(grid, (block,), converted, shared_mem=smem_bytes)
+        self.launch(grid, block, self.check(0, *args), smem_bytes)
+
+    def check(self, first: int, *args: Any) -> tuple[Any, ...]:
+        """Arguments from number `first` on, each converted to its declared type: what `launch` takes, also again.
+
+        Raises TypeError or ValueError for an array of another type, that is not contiguous, or not aligned.
+        """
+        return tuple([check(arg) for check, arg in zip(self._checks[first : first + len(args)], args, strict=True)])
+
+    def launch(self, grid: tuple[int, ...], block: int, checked: tuple[Any, ...], smem_bytes: int = 0) -> None:
+        """Launch with arguments that `check` gave."""
+        self.function(grid, (block,), checked, shared_mem=smem_bytes)
 
     @cached_property
     def _checks(self) -> tuple[Callable[[Any], Any], ...]:
@@ -92,6 +102,11 @@ def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callabl
 def usable(xp: ModuleType) -> bool:
     """Whether arrays of `xp` can be given to kernels: CuPy's always, NumPy's under CUTPQ_HOST_KERNELS."""
     return xp is not np or host.is_asked_for()
+
+
+def stays(xp: ModuleType) -> bool:
+    """Whether a kernel that `load` gave may be kept: CuPy's always; NumPy's may be run in another mode next time."""
+    return xp is not np
 
 
 def device(xp: ModuleType) -> Device:

@@ -13,6 +13,7 @@ arrays take the formulas in formulas.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -94,7 +95,7 @@ def attention(
         return _by_formula(qkv, angles, cache, batch, kv_of_head, scale, window)
     q = rotate_qkv(qkv, angles, cache, batch)
     if q.shape[2] == 1 and decodes(q.dtype, D, H // KV, array_module(q)):
-        positions, last = batch.query_positions.reshape(-1), int(batch.positions.max())
+        positions, last = batch.query_positions.reshape(-1), batch.last
         return decode_attention(q[:, :, 0], cache.keys, cache.values, positions, scale, window, max_keys=last + 1)
     y = _attend(q, cache, batch, scale, window)
     return batch.unpad(y.swapaxes(1, 2).astype(qkv.dtype, order="C").reshape(*batch.positions.shape, H * D))
@@ -102,13 +103,15 @@ def attention(
 
 def has_kernels(dtype: np.dtype, D: int, kv_of_head: np.ndarray, KV: int, xp: ModuleType) -> bool:
     """Whether attention of H query heads of D features over KV key/value heads is computed by kernels."""
-    return kernels.usable(xp) and dtype.itemsize == 2 and D % 16 == 0 and _shares_evenly(kv_of_head, KV)
+    return kernels.usable(xp) and dtype.itemsize == 2 and D % 16 == 0 and _share_evenly(kv_of_head.tobytes(), KV)
 
 
-def _shares_evenly(kv_of_head: np.ndarray, KV: int) -> bool:
-    """Whether every key/value head has as many query heads, side by side."""
-    rep, uneven = divmod(len(kv_of_head), KV)
-    return not uneven and np.array_equal(kv_of_head, np.arange(len(kv_of_head)) // rep)
+@cache
+def _share_evenly(kv_of_head: bytes, KV: int) -> bool:
+    """Whether as many query heads, one behind the other, have each of KV key/value heads. kv_of_head int64."""
+    numbers = np.frombuffer(kv_of_head, np.int64)
+    rep, uneven = divmod(len(numbers), KV)
+    return not uneven and np.array_equal(numbers, np.arange(len(numbers)) // rep)
 
 
 def _by_formula(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -64,7 +65,7 @@ class LayerCache:
         where = batch.sequences, batch.token_positions
         self.keys.swapaxes(1, 2)[where] = k
         self.values.swapaxes(1, 2)[where] = v
-        seen = int(batch.positions.max()) + 1
+        seen = batch.last + 1
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
@@ -114,6 +115,11 @@ class Batch:
             query_positions=xp.asarray(positions),
             places=None if new.all() else xp.asarray(np.flatnonzero(new).astype(np.int32)),
         )
+
+    @cached_property
+    def last(self) -> int:
+        """The last position of all tokens."""
+        return int(self.positions.max())
 
     def pad(self, q: Array) -> Array:
         """(M, ...) as (batch, T, ...), with zeros where a sequence has fewer than T."""

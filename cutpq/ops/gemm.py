@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to
 from ..kernels import load as kernels
-from ..kernels.config import dtype_code
+from ..kernels.config import Device, dtype_code
 from ..kernels.workspace import workspace
 from ..weights.pack import PackedWeight, pack, scales_are_exact, unpack
 from ..weights.weight import PlainWeight, QuantWeight, Weight
@@ -219,32 +220,53 @@ def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:
     return ref.dequant(q.codes[:, columns], q.scales[:, columns], q.zeros[:, columns], q.g_idx, dtype)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A launch of gemm_w4a16 on one weight: all but x, y and the workspace, checked and converted once.
+
+    floats, counters  of the workspace
+    weights, sizes    arguments of the kernel, see gemm_w4a16.cu
+    """
+
+    kernel: kernels.Kernel
+    grid: tuple[int, int, int]
+    threads: int
+    smem_bytes: int
+    floats: int
+    counters: int
+    weights: tuple[Any, ...]
+    sizes: tuple[Any, ...]
+
+
 def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
-    M, dtype = x.shape[0], dtype_code(x.dtype)
+    device = kernels.device(xp)
+    key = (len(x), x.dtype, activation, gated, device)
+    plan = p.plans.get(key) if kernels.stays(xp) else None
+    if plan is None:
+        plan = p.plans[key] = _make_plan(len(x), dtype_code(x.dtype), p, xp, activation, gated, device)
+    partial_sums, arrivals = workspace(xp, plan.floats, plan.counters)
+    x, y = plan.kernel.check(0, x)[0], plan.kernel.check(6, y)[0]
+    arguments = (x, *plan.weights, y, partial_sums, arrivals, *plan.sizes)
+    plan.kernel.launch(plan.grid, plan.threads, arguments, plan.smem_bytes)
+
+
+def _make_plan(
+    M: int, dtype: int, p: PackedWeight, xp: ModuleType, activation: str | None, gated: bool, device: Device
+) -> _Plan:
     problem = gemm_config.GemmProblem(
         M, p.padded_N, p.padded_K, dtype, p.scale_lookup, p.group_size, p.zero, activation, gated
     )
-    config, cuts = gemm_config.select_gemm(problem, kernels.device(xp))
+    config, cuts = gemm_config.select_gemm(problem, device)
     kernel = kernels.load("gemm_w4a16", config, xp)
     columns, rows = ceil_div(p.padded_N, config.block_n), ceil_div(M, config.BLOCK_M)
     parts = rows * columns * cuts if cuts > 1 else 1
-    partial_sums, arrivals = workspace(xp, parts * config.tile_words * 4, rows * columns)
-    kernel(
-        (rows, cuts, columns),
-        config.threads,
-        x,
-        p.words,
-        p.scales,
-        p.zeros,
-        p.g_idx,
-        p.bias,
-        y,
-        partial_sums,
-        arrivals,
-        M,
-        p.N,
-        p.K,
-        p.padded_N // 64,
-        p.padded_K // 16,
+    return _Plan(
+        kernel=kernel,
+        grid=(rows, cuts, columns),
+        threads=config.threads,
         smem_bytes=config.smem_bytes,
+        floats=parts * config.tile_words * 4,
+        counters=rows * columns,
+        weights=kernel.check(1, p.words, p.scales, p.zeros, p.g_idx, p.bias),
+        sizes=kernel.check(9, M, p.N, p.K, p.padded_N // 64, p.padded_K // 16),
     )

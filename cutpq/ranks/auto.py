@@ -21,6 +21,8 @@ from .communicator import Communicator
 # For each communicator: its link and cable, and the (codec, algorithm) pairs that rank 0 has printed.
 _links: WeakKeyDictionary[Communicator, tuple[Link, Cable]] = WeakKeyDictionary()
 _printed: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
+# For each communicator: the algorithm for a sum of that size, dtype and codec.
+_choices: WeakKeyDictionary[Communicator, dict[tuple[int, np.dtype, Codec], str]] = WeakKeyDictionary()
 
 
 def choose(x: Array, comm: Communicator, codec: Codec) -> str:
@@ -28,6 +30,14 @@ def choose(x: Array, comm: Communicator, codec: Codec) -> str:
 
     The first call of a communicator is collective. Raises ValueError for an unknown CUTPQ_LINK or CUTPQ_BETWEEN.
     """
+    known = _choices.setdefault(comm, {})
+    key = (x.size, x.dtype, codec)
+    if key not in known:
+        known[key] = _choose(x, comm, codec)
+    return known[key]
+
+
+def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
     nodes = Nodes.of(comm.node_of)
     if nodes.count > 1:
         algo, why = choose_over_nodes(x.size, x.dtype.itemsize, nodes, codec, link(comm), cable(comm))

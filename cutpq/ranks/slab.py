@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -119,6 +120,7 @@ class PeerConfig(WireConfig):
         return ceil_div(4 * (MEETINGS * self.GRID * self.RANKS + self.GRID), 256) * 256
 
 
+@cache
 def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
     """For the facts of a codec, or for a plain payload."""
     wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeGuard
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class PackedWeight:
     group_size    rows in a group, 0 where one group holds all rows or where scale_lookup is not "uniform"
     bias          float32 (N,), or None
     zero          the zero point that all groups have in common, else None
+    plans         launches on this weight, kept by ops/gemm.py
 
     Frozen; NumPy or CuPy, all arrays alike.
     """
@@ -49,6 +50,7 @@ class PackedWeight:
     K: int
     N: int
     bias: Array | None = None
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_fragments(self) -> bool:
