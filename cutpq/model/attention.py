@@ -152,7 +152,7 @@ def _by_engine(
         rotated = engine.rotate(rotated, *angles)
     keys, values = cache.extend(round_to(rotated[:, -KV:], qkv.dtype), round_to(v, qkv.dtype), batch)
     keys, values = to_float32(keys), to_float32(values)
-    if not _shares_evenly(kv_of_head, KV):
+    if not _share_evenly(kv_of_head.tobytes(), KV):
         keys, values = keys[:, kv_of_head], values[:, kv_of_head]
     y = engine_attention(batch.pad(rotated[:, :-KV]), keys, values, batch.positions, scale, window)
     return round_to(batch.unpad(y), qkv.dtype).reshape(len(qkv), -1)
