@@ -107,17 +107,23 @@ class Network(Link):
         return Nodes.of([rank // self.per_node for rank in range(n)])
 
     def ring_us(self, nbytes: float, steps: int, n: int) -> float:
-        """As Link.ring_us; the steps from node to node have the cable's latency, and all the lesser bandwidth."""
+        """As Link.ring_us: each part of the data passes all edges, and the slowest edge passes all parts.
+
+        Whichever takes longer counts. Some part crosses the cable once for each node in every round of n - 1 steps
+        (NCCL's model has one crossing less).
+        """
         check_ranks(n)
         if n <= self.per_node:
             return self.inside.ring_us(nbytes, steps, n)
-        across = steps // (n - 1) * (ceil_div(n, self.per_node) - 1)
+        across, chunk = min(steps, steps // (n - 1) * ceil_div(n, self.per_node)), nbytes / n / 1e3
         own = {protocol.name: protocol for protocol in self.inside.protocols}
         times = []
         for over in self.cable.protocols:
-            latency = over.base_us + (steps - across) * own[over.name].step_us + across * over.step_us
-            slowest = min(own[over.name].bus_gb_s, over.bus_gb_s)
-            times.append(latency + nbytes * steps / n / (slowest * 1e3))
+            inside = own[over.name]
+            path_us = (steps - across) * (inside.step_us + chunk / inside.bus_gb_s)
+            path_us += across * (over.step_us + chunk / over.bus_gb_s)
+            edge_us = steps * chunk / min(inside.bus_gb_s, over.bus_gb_s)
+            times.append(over.base_us + max(path_us, edge_us))
         return min(times)
 
 
@@ -174,15 +180,43 @@ def between_us(shots: str, count: int, nodes: Nodes, codec: Layout, cable: Cable
     """Time on the cable of a hierarchical sum: one exchange of whole wires, or two of parts of them."""
     wire = codec.wire_bytes(codec.padded(count))
     if shots == "oneshot":
-        return messages_us(nodes.count - 1, (nodes.count - 1) * wire, cable)
-    return 2 * messages_us(nodes.count - 1, (nodes.count - 1) * wire / nodes.count, cable)
+        return messages_us(nodes.count - 1, (nodes.count - 1) * wire, nodes.lanes, cable)
+    return 2 * messages_us(nodes.count - 1, (nodes.count - 1) * wire / nodes.count, nodes.lanes, cable)
 
 
-def messages_us(steps: int, nbytes: float, cable: Cable) -> float:
-    """Time until each rank has sent `steps` messages one after the other, `nbytes` from the whole node."""
+def messages_us(steps: int, nbytes: float, senders: int, cable: Cable) -> float:
+    """Time until each of a node's senders has sent `steps` messages one after the other, `nbytes` all together.
+
+    The last sender's first message waits for those of all others. Each further step takes as long as these keep the
+    cable busy, or as a sender's own message is on its way, whichever is longer.
+    """
     if steps == 0:
         return 0.0
-    return min(p.base_us + steps * p.step_us + nbytes / (p.bus_gb_s * 1e3) for p in cable.protocols)
+
+    def time_us(over: Protocol) -> float:
+        busy_us = nbytes / steps / (over.bus_gb_s * 1e3)
+        first_us = busy_us + over.step_us
+        return over.base_us + first_us + (steps - 1) * max(busy_us, busy_us / senders + over.step_us)
+
+    return min(map(time_us, cable.protocols))
+
+
+def _pairs_us(nbytes: float, p: int, away: int, link: Link, cable: Cable) -> float:
+    """Time until every rank has sent nbytes to the others of its node and to `away` ranks of other nodes.
+
+    One after the other, or as long as all messages of the node take over its cable, whichever is longer.
+    """
+    if away == 0:
+        return all_to_all_us(p * nbytes, p, link)
+    inside = {protocol.name: protocol for protocol in link.protocols}
+
+    def own_us(over: Protocol) -> float:
+        near = inside[over.name]
+        own_node_us = (p - 1) * (near.step_us + nbytes / near.bus_gb_s / 1e3)
+        return over.base_us + own_node_us + away * (over.step_us + nbytes / over.bus_gb_s / 1e3)
+
+    own = min(map(own_us, cable.protocols))
+    return max(own, messages_us(away, p * away * nbytes, p, cable))
 
 
 def choose_shots(count: int, nodes: Nodes, codec: Layout, cable: Cable) -> str:
@@ -199,41 +233,60 @@ def all_reduce_over_nodes_us(
 ) -> float:
     """Time to sum `count` elements over nodes, GPUs joined by `link` inside and by `cable` between.
 
-    plain         one ring through all ranks, as NCCL's: its 2 (N-1) steps between nodes have the cable's latency
+    plain         one ring through all ranks, as NCCL's
     oneshot       encode, wires to all ranks, decode and add all of them
     twoshot       encode, shares to their owners, add and encode, shares to all, decode
     hierarchical  shares inside the node, add, encode, wires between the owners (choose_shots), wires inside, decode
     """
-    p, n, gpu = max(map(len, nodes.ranks)), sum(map(len, nodes.ranks)), GPUS[link.gpu]
-    S = count * itemsize
+    return transfers_us(algo, count, itemsize, nodes, codec, link, cable) + kernels_us(
+        algo, count, itemsize, nodes, codec, link, cable
+    )
+
+
+def transfers_us(
+    algo: str, count: int, itemsize: int, nodes: Nodes, codec: Layout | None, link: Link, cable: Cable
+) -> float:
+    """What of that the messages between ranks take."""
+    p, n, S = max(map(len, nodes.ranks)), sum(map(len, nodes.ranks)), count * itemsize
     if algo == "plain":
         return Network.of(link, cable, p).ring_us(S, 2 * (n - 1), n)
     wire = codec.wire_bytes(codec.padded(count)) if codec else S
-    away = n - p
-    encode_us = gpu.launch_us + gpu.read_us(S + wire)
     if algo == "oneshot":
-        decode_us = gpu.launch_us + gpu.read_us(n * wire + S)
-        inside_us = all_gather_us(p * wire, p, link)
-        return encode_us + max(inside_us, messages_us(away, p * away * wire, cable)) + decode_us
+        return _pairs_us(wire, p, n - p, link, cable)
     if algo == "twoshot":
-        middle_us = gpu.launch_us + gpu.read_us(wire + wire / n)
-        inside_us = all_to_all_us(p * wire / n, p, link)
-        exchange_us = max(inside_us, messages_us(away, p * away * wire / n, cable))
-        return encode_us + 2 * exchange_us + middle_us + gpu.launch_us + gpu.read_us(wire + S)
-    lanes = nodes.lanes
+        return 2 * _pairs_us(wire / n, p, n - p, link, cable)
     inside_us = all_to_all_us(S, p, link)
-    add_us = gpu.launch_us + gpu.read_us((p + 2) * S / lanes)
     if codec is None:
-        exchange_us = 2 * messages_us(nodes.count - 1, (nodes.count - 1) * S / nodes.count, cable)
-        return inside_us + add_us + exchange_us + all_gather_us(S, p, link) + gpu.launch_us
+        between = 2 * messages_us(nodes.count - 1, (nodes.count - 1) * S / nodes.count, nodes.lanes, cable)
+        return inside_us + between + all_gather_us(S, p, link)
     shots = choose_shots(count, nodes, codec, cable)
     terms = nodes.count if shots == "oneshot" else 1
-    encode_us = gpu.launch_us + gpu.read_us((2 * S + wire) / lanes)
-    middle_us = 0.0 if shots == "oneshot" else gpu.launch_us + gpu.read_us((wire + wire / nodes.count) / lanes)
-    gather_us = all_gather_us(terms * wire, p, link)
-    decode_us = gpu.launch_us + gpu.read_us(terms * wire + S)
-    exchange_us = between_us(shots, count, nodes, codec, cable)
-    return inside_us + add_us + encode_us + exchange_us + middle_us + gather_us + decode_us
+    return inside_us + between_us(shots, count, nodes, codec, cable) + all_gather_us(terms * wire, p, link)
+
+
+def kernels_us(
+    algo: str, count: int, itemsize: int, nodes: Nodes, codec: Layout | None, link: Link, cable: Cable
+) -> float:
+    """What of that a rank computes, in kernels bound by memory; the ring's own adding counts as nothing."""
+    gpu, n, S = GPUS[link.gpu], sum(map(len, nodes.ranks)), count * itemsize
+    p, lanes = max(map(len, nodes.ranks)), nodes.lanes
+
+    def kernel_us(nbytes: float) -> float:
+        return gpu.launch_us + gpu.read_us(nbytes)
+
+    if algo == "plain":
+        return 0.0
+    if codec is None:
+        return kernel_us((p + 2) * S / lanes) + kernel_us((nodes.count + 2) * S / lanes / nodes.count)
+    wire = codec.wire_bytes(codec.padded(count))
+    if algo == "oneshot":
+        return kernel_us(S + wire) + kernel_us(n * wire + S)
+    if algo == "twoshot":
+        return kernel_us(S + wire) + kernel_us(wire + wire / n) + kernel_us(wire + S)
+    add_and_encode_us = kernel_us((p + 2) * S / lanes) + kernel_us((2 * S + wire) / lanes)
+    if choose_shots(count, nodes, codec, cable) == "oneshot":
+        return add_and_encode_us + kernel_us(nodes.count * wire + S)
+    return add_and_encode_us + kernel_us((wire + wire / nodes.count) / lanes) + kernel_us(wire + S)
 
 
 def choose_over_nodes(

@@ -22,12 +22,18 @@ def test_inside_a_node_a_network_is_its_link():
 
 
 def test_a_ring_over_nodes_has_the_cables_latency_where_it_crosses_and_the_least_bandwidth():
-    """By hand: 16 ranks on 2 nodes, 30 steps, of which 2 cross; LL and Simple as tuning.cc has them."""
+    """By hand: 16 ranks on 2 nodes, 30 steps, of which 4 cross; LL and Simple as tuning.cc has them.
+
+    A large array waits for its slowest edge; a middling one of small parts for its way through all edges.
+    """
     network = Network.of(H100, CABLES["ib-ndr400"], 8)
-    small = 6.6 + 28 * 0.6 + 2 * 2.7
+    small = 6.6 + 26 * 0.6 + 4 * 2.7
     assert all_reduce_us(1, 16, network) == pytest.approx(small, rel=1e-4)
-    large = 8.4 + 28 * 3.4 + 2 * 14.0 + (1 << 28) * 30 / 16 / 50e3
-    assert all_reduce_us(1 << 28, 16, network) == pytest.approx(large)
+    assert all_reduce_us(1 << 28, 16, network) == pytest.approx(8.4 + (1 << 28) * 30 / 16 / 50e3)
+    part = (1 << 22) / 16
+    path = 8.4 + 26 * (3.4 + part / (18 * 20.6e3)) + 4 * (14.0 + part / 50e3)
+    assert path > 8.4 + 30 * part / 50e3
+    assert all_reduce_us(1 << 22, 16, network) == pytest.approx(path)
 
 
 def test_ranks_fill_node_after_node():
@@ -38,8 +44,12 @@ def test_ranks_fill_node_after_node():
 
 def test_messages_take_latency_and_the_nodes_bandwidth():
     tcp = CABLES["tcp-1g"]
-    assert messages_us(0, 1e6, tcp) == 0
-    assert messages_us(3, 1e6, tcp) == pytest.approx(8.4 + 3 * 64.0 + 1e6 / (125 * 1448 / 1538))
+    gb = 125 * 1448 / 1538
+    assert messages_us(0, 1e6, 4, tcp) == 0
+    assert messages_us(3, 1e6, 1, tcp) == pytest.approx(8.4 + 3 * 64.0 + 1e6 / gb)
+    assert messages_us(3, 1e6, 4, tcp) == pytest.approx(8.4 + 64.0 + 1e6 / gb), "latencies pass behind other messages"
+    first, next_one = 100 / gb * 2 + 52.7, 25 / gb * 2 + 52.7
+    assert messages_us(9, 900, 4, tcp) == pytest.approx(6.6 + first + 8 * next_one)
 
 
 def test_the_parts_of_a_hierarchical_sum_add_up():
