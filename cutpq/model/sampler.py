@@ -55,7 +55,7 @@ class Sampler:
         if self.temperature == 0:
             return to_numpy(self._penalized(logits, seen).argmax(axis=1)).astype(np.int64)
         xp = array_module(logits)
-        below = xp.cumsum(self.probabilities(logits, seen), axis=1)
+        below = _running_sums(self.probabilities(logits, seen))
         total = below[:, -1:]
         drawn = xp.asarray([uniform(self.seed, sequence, step) for sequence in sequences])[:, None] * total
         # The first token whose sum is above what was drawn; rounded up to the total, that is the last possible one.
@@ -99,10 +99,15 @@ def _nucleus(p: Array, top_p: float) -> Array:
     xp = array_module(p)
     order = xp.argsort(-p, axis=1, kind="stable")
     ranked = xp.take_along_axis(p, order, axis=1)
-    before = xp.cumsum(ranked, axis=1) - ranked
+    before = _running_sums(ranked) - ranked
     kept = xp.zeros(p.shape, bool)
     kept[xp.arange(len(p))[:, None], order] = before < top_p
     return xp.where(kept, p, 0.0)
+
+
+def _running_sums(p: Array) -> Array:
+    """The sums of each row's first numbers. Row by row: CuPy's scan of many rows has a barrier in divergent code."""
+    return array_module(p).stack([row.cumsum() for row in p])
 
 
 def uniform(seed: int, sequence: int, step: int) -> float:
