@@ -25,7 +25,8 @@ import cutpq as cq
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
-PARTS = ("cutpq", "cuda_src", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
+SOURCES = ("cuda_src", "softgpu")  # beside the package in a checkout, inside it in a wheel
+PARTS = ("cutpq", *SOURCES, "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
 NVRTC = ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime")  # of the CUDA extras, what compiling takes
 USE = "import cutpq as cq; print(cq.__file__, cq.open_checkpoint.__name__)"
 
@@ -98,13 +99,12 @@ def builders() -> list[str]:
     return ["setuptools"] if (major, minor) >= (70, 1) else ["setuptools", "wheel"]
 
 
-def test_wheel_holds_every_module_and_every_cuda_source(wheel: Path, clone: Path) -> None:
+def test_wheel_holds_every_module_and_every_source_for_the_gpu(wheel: Path, clone: Path) -> None:
     with zipfile.ZipFile(wheel) as held:
         names = {name for name in held.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cutpq").rglob("*.py")}
-    sources = {
-        f"cutpq/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "cuda_src").rglob("*") if path.is_file()
-    }
+    files = [path for folder in SOURCES for path in (clone / folder).rglob("*") if path.is_file()]
+    sources = {f"cutpq/{path.relative_to(clone).as_posix()}" for path in files}
     assert names == modules | sources | {"cutpq/py.typed"}
 
 
