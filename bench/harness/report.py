@@ -34,7 +34,7 @@ def header(comm: Communicator) -> list[str]:
         f"# ranks: {comm.size}, backend: {comm.backend} ({comm.reason})",
     ]
     if comm.xp is np:
-        lines.append("# no GPU: times are of the NumPy reference; results and bytes are those of any run")
+        lines.append("# no GPU: times are of NumPy; results and bytes are those of any run")
     if comm.xp is not np and comm.size > 1 and comm.waits_on_host:
         lines.append("# ranks share a GPU or meet on the host: times are not meaningful")
     return lines
