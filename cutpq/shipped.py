@@ -15,6 +15,7 @@ from .ops.dequant import DequantConfig
 from .ops.gather import GatherConfig, RmsnormConfig
 from .ops.gemm_config import GemmProblem, candidates, select_gemm, with_stages
 from .ops.residual_norm import ResidualNormConfig
+from .quantize.round_rows import RoundRowsConfig
 from .ranks.slab import peer_config
 
 # Codecs that stand for all in the compile test: every width of an element and every format of a scale.
@@ -88,5 +89,11 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     attention += [("decode_attention", config_for(np.float16, D, rep)) for D in HEAD_DIMS for rep in (8, 16)]
     attention += [("decode_attention", config_for(bfloat16, 128, 8))]
     attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
-    others = [("gather_columns", GatherConfig()), *norms, *activations, *(("gemm_w4a16", config) for config in gemm)]
+    others = [
+        ("gather_columns", GatherConfig()),
+        ("round_rows", RoundRowsConfig()),
+        *norms,
+        *activations,
+        *(("gemm_w4a16", config) for config in gemm),
+    ]
     return [*dequant, *others, *attention, *_shipped_wires()]

@@ -16,7 +16,7 @@ from ..ranks.communicator import Communicator
 BLOCKS = 8
 
 # Sequences are computed in chunks of about so many tokens.
-_CHUNK_TOKENS = 4096
+_CHUNK_TOKENS = 1024
 
 # Ranks exchange sums in pieces of so many bytes.
 _PIECE_BYTES = 1 << 26

@@ -357,6 +357,57 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("index of the next column", "gather_columns.cu", "perm[j + i]", "perm[j + i + 1]"),
         ],
     ),
+    "round_rows": (
+        ["test_round_rows.py"],
+        [
+            Mutant(
+                "columns beyond the end read",
+                "round_rows.cu",
+                "inside ? v[size_t(i) * N + n] : 0.0f",
+                "v[size_t(i) * N + n]",
+            ),
+            Mutant(
+                "columns beyond the end written", "round_rows.cu", "if (inside && part == owner)", "if (part == owner)"
+            ),
+            Mutant(
+                "row of another lane",
+                "round_rows.cu",
+                "owner * WARP_COLUMNS + lane",
+                "(owner ^ 1) * WARP_COLUMNS + lane",
+            ),
+            Mutant("column of another lane", "round_rows.cu", "WARP_COLUMNS + lane % WARP_COLUMNS);", "WARP_COLUMNS);"),
+            Mutant("group of the next row", "round_rows.cu", "group[i]", "group[i + 1 < R ? i + 1 : i]"),
+            Mutant("truncated", "round_rows.cu", "rintf", "truncf"),
+            Mutant("halves away from zero", "round_rows.cu", "rintf", "roundf"),
+            Mutant(
+                "no lower end",
+                "round_rows.cu",
+                "fmaxf(__fadd_rn(rintf(__fdiv_rn(w, scale)), zero), 0.0f)",
+                "__fadd_rn(rintf(__fdiv_rn(w, scale)), zero)",
+            ),
+            Mutant("no upper end", "round_rows.cu", "0.0f), most)", "0.0f), 255.0f)"),
+            Mutant("zero point not taken off", "round_rows.cu", "__fsub_rn(code, zero)", "code"),
+            Mutant(
+                "error of descent the other way",
+                "round_rows.cu",
+                "__fsub_rn(rounded, before[at])",
+                "__fsub_rn(before[at], rounded)",
+            ),
+            Mutant("before not looked at", "round_rows.cu", "!inside || before == nullptr ?", "true ?"),
+            Mutant("first later row skipped", "round_rows.cu", "i + 1 + (part - i - 1", "i + 2 + (part - i - 2"),
+            Mutant(
+                "coupling transposed", "round_rows.cu", "coupling[size_t(i) * R + j]", "coupling[size_t(j) * R + i]"
+            ),
+            Mutant(
+                "fused",
+                "round_rows.cu",
+                "__fsub_rn(smem_v[j * PITCH], __fmul_rn(coupling[size_t(i) * R + j], error))",
+                "fmaf(-coupling[size_t(i) * R + j], error, smem_v[j * PITCH])",
+            ),
+            Mutant("added", "round_rows.cu", "= __fsub_rn(smem_v[j", "= __fadd_rn(smem_v[j"),
+            Mutant("rows too close", "round_rows.cu", "COLUMNS + 8", "COLUMNS - 8"),
+        ],
+    ),
     "rmsnorm_gather": (
         ["test_small_kernels.py", "-k", "rmsnorm"],
         [
