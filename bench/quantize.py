@@ -1,0 +1,186 @@
+"""How much a quantized model differs from its float model: KL divergence and perplexity of cutpq's settings.
+
+    python bench/quantize.py --model DIR --tokens tests/data/calib_tokens.npy       all settings: 4, 3 and 2 bits
+    python bench/quantize.py --model DIR --tokens FILE.npy --settings w4g128-sym,w4g128-sym-fast
+    python bench/quantize.py --model DIR --checkpoints DIR,...                       any quantized versions of it
+
+DIR is a float model in a Hugging Face folder. Each setting is quantized by `cutpq quantize` in a process of its own,
+for its time and memory, and run by load_model in float32; so is the float model. Windows of --eval tokens are scored
+from an empty cache, the first token of each not:
+
+bits        of a weight, scales and zero points included
+kl          mean of KL(float || quantized) in nats over the scored tokens: what settings are ranked by
+perplexity  exp of the mean of -ln p(token); equal settings scatter by 0.03 on the small Llama that this was made with
+cpu_s, rss  of the process that quantized
+check       ok: the checkpoint is read back and proven, logits are finite, and KL is at most what `TARGETS` asks for
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness.blas_single  # noqa: F401  before NumPy
+import numpy as np
+from harness.report import Column, Table, header, progress, write_json
+
+import cutpq as cq
+from cutpq.checkpoint.folder import open_checkpoint
+from cutpq.ranks.alone import SelfCommunicator
+
+DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+
+SETTINGS: dict[str, list[str]] = {
+    "w4g128-sym": ["--bits", "4"],
+    "w4g32-asym": ["--bits", "4", "--group-size", "32", "--asym"],
+    "w3g128-sym": ["--bits", "3"],
+    "w2g32-asym": ["--bits", "2", "--group-size", "32", "--asym"],
+    **{f"w4g128-sym-fast-{order}": ["--fast", "--order", order] for order in ("static", "act", "group-aware", "none")},
+    "w3g128-sym-fast-static": ["--bits", "3", "--fast"],
+    "w2g32-asym-fast-static": ["--bits", "2", "--group-size", "32", "--asym", "--fast"],
+}
+
+# Largest KL on the small Llama with its 128 calibration windows, over its first 24 evaluation windows of 512.
+TARGETS = {"w4g128-sym": 0.0028, "w4g32-asym": 0.0017, "w3g128-sym": 0.0110, "w2g32-asym": 0.0380}
+
+TABLE = Table(
+    (
+        Column("setting", "setting", 28),
+        Column("bits", "bits", 6, ".3f"),
+        Column("kl", "kl", 9, ".5f"),
+        Column("perplexity", "perplexity", 10, ".4f"),
+        Column("cpu_s", "cpu_s", 7, ".1f"),
+        Column("rss_mb", "rss_mb", 7, ".0f"),
+        Column("check", "check", 5),
+    )
+)
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    comm = SelfCommunicator()
+    windows = evaluation_windows(args)
+    print("\n".join(header(comm)))
+    print(f"# {args.model}: {len(windows)} windows of {args.window} tokens from window {args.first} on, float32")
+    plain = logits(args.model, windows, comm)
+    rows = [score("float", open_checkpoint(args.model), plain, plain, windows)]
+    print("\n".join([TABLE.heading(), TABLE.line(rows[0])]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.checkpoints or args.settings:
+            cost: Row = {}
+            path = Path(name)
+            if not args.checkpoints:
+                path = Path(folder) / name
+                cost = quantize(args, SETTINGS[name], path)
+            row = score(path.name, open_checkpoint(path), logits(path, windows, comm), plain, windows) | cost
+            if args.targets and row["kl"] > TARGETS.get(path.name, np.inf):
+                row["check"] = "FAIL"
+            rows.append(row)
+            print(TABLE.line(row), flush=True)
+    if args.json:
+        write_json(args.json, rows)
+    return 1 if any(row["check"] == "FAIL" for row in rows) else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the float model")
+    parser.add_argument(
+        "--tokens", type=Path, default=DATA / "calib_tokens.npy", metavar="FILE.npy", help="calibration"
+    )
+    eval_tokens = DATA / "tiny-llama" / "eval_tokens.npy"
+    parser.add_argument("--eval", type=Path, default=eval_tokens, metavar="FILE.npy", help="a row of tokens to score")
+    parser.add_argument("--window", type=int, default=512, metavar="N", help="tokens of a window (512)")
+    parser.add_argument("--windows", type=int, default=24, metavar="N", help="how many (24)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (0)")
+    parser.add_argument("--settings", type=settings, default=list(SETTINGS), metavar="S,...", help="default: all")
+    parser.add_argument(
+        "--checkpoints", type=lambda text: text.split(","), metavar="DIR,...", help="instead of settings"
+    )
+    parser.add_argument("--targets", action="store_true", help="fail where KL is above that of the small Llama")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    return parser.parse_args(argv)
+
+
+def settings(text: str) -> list[str]:
+    """ "w4g128-sym,..." -> names."""
+    names = text.split(",")
+    for name in names:
+        if name not in SETTINGS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(SETTINGS)}")
+    return names
+
+
+def evaluation_windows(args: argparse.Namespace) -> np.ndarray:
+    """(windows, window) integers."""
+    tokens = np.load(args.eval)
+    start, stop = args.first * args.window, (args.first + args.windows) * args.window
+    if tokens.ndim != 1 or len(tokens) < stop:
+        raise SystemExit(f"{args.eval}: expected a row of {stop} tokens or more, found shape {tokens.shape}")
+    return tokens[start:stop].astype(np.int64).reshape(args.windows, args.window)
+
+
+def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
+    """What it cost."""
+    command = [sys.executable, "-m", "cutpq", "quantize", str(args.model), str(folder), "--tokens", str(args.tokens)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"CUTPQ_COMM": "self"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": cpu_s, "rss_mb": after.ru_maxrss / 1024}  # the largest child so far
+
+
+def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator) -> list[np.ndarray]:
+    """Of each window, (window, vocabulary)."""
+    model = cq.load_model(folder, comm, dtype="float32")
+    cache = model.new_cache(1, windows.shape[1])
+    found = []
+    with progress(len(windows), folder.name, comm) as bar:
+        for window in windows:
+            cache.clear()
+            found.append(model([window], cache).astype(np.float32))
+            bar.update()
+    return found
+
+
+def score(name: str, ckpt: cq.Checkpoint, found: list[np.ndarray], plain: list[np.ndarray], windows: np.ndarray) -> Row:
+    """A row of the table."""
+    kl = nll = 0.0
+    for q, p, window in zip(found, plain, windows, strict=True):
+        q, p = log_softmax(q[:-1]), log_softmax(p[:-1])
+        kl += float((np.exp(p) * (p - q)).sum())
+        nll -= float(q[np.arange(len(q)), window[1:]].sum())
+    scored = windows.size - len(windows)
+    row = {"setting": name, "bits": bits_per_weight(ckpt), "kl": kl / scored, "perplexity": float(np.exp(nll / scored))}
+    return row | {"check": "ok" if np.isfinite(kl) else "FAIL"}
+
+
+def bits_per_weight(ckpt: cq.Checkpoint) -> float:
+    """Mean over the quantized weights, with float16 scales, and zero points where these are not all the middle."""
+    used = weights = 0.0
+    for name in ckpt.weights():
+        K, N = ckpt.shape(name)
+        facts = ckpt.inspect(name)
+        weights += K * N
+        used += K * N * facts.bits + facts.G * N * (16 + (0 if facts.sym else facts.bits))
+    return used / weights if weights else 16.0
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """log p along the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
