@@ -161,7 +161,9 @@ def test_weights_are_those_of_the_specification_bit_for_bit(xp, lookup):
 
 
 @pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups"])
-def test_looking_every_row_up_gives_the_same(xp, name):
+def test_looking_every_row_up_gives_the_same(xp, shape, name):
+    """In blocks of one shape, which fits every device: another shape adds in another order."""
+    shape(gemm_config._SMALLER, 32)
     p = pack(random_weight(**GROUPS[name]).to(xp))
     x = xp.asarray(tokens(5, p.K))
     assert_exact(to_numpy(matmul(x, as_scattered(p))), to_numpy(matmul(x, p)))
@@ -187,8 +189,19 @@ def test_parts_of_a_column(checked_xp, cut, M, N, cuts):
 @pytest.mark.parametrize("M", [5, 13])
 @pytest.mark.parametrize("name", ["_MEDIUM", "_NARROW", "_LONG", "_LONG_NARROW", "_SMALLER"])
 def test_every_shape_of_block(checked_xp, shape, name, M, slab):
+    """Each that the device has shared memory for; Hopper has it for all, and the others are refused with the reason."""
     shape(getattr(gemm_config, name), slab)
-    check(checked_xp, random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True), M)
+    w = random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True)
+    device = kernels.device(checked_xp)
+    problem = gemm_config.GemmProblem(M, 256, 1408, FLOAT16_CODE, "uniform", 64, 8)
+    ((config,),) = gemm_config.candidates(problem)
+    objections = gemm_config.with_stages(config, device).objections(device)
+    if not objections:
+        check(checked_xp, w, M)
+        return
+    assert device.smem_limit < Device(90, 1).smem_limit, objections
+    with pytest.raises(ValueError, match=r"shared memory exceed|of a multiprocessor"):
+        check(checked_xp, w, M)
 
 
 @pytest.mark.parametrize("M", [1, 16])
