@@ -97,6 +97,9 @@ def all_reduce_rmsnorm(
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
         algo = _agreed(x, comm, chosen, algo)
+        by_peers = comm.sum_by_kernel(x, chosen, algo) if algo in ("oneshot", "twoshot") and chosen else None
+        if by_peers is not None:
+            return residual_norm(by_peers, residual, weight, perm, epsilon)
         if chosen is not None and algo in EXCHANGES and launch.takes_rows(chosen, residual):
             wires, shares = EXCHANGES[algo](flat(x), comm, chosen)
             return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)

@@ -18,7 +18,7 @@ from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
 from cutpq.ranks import ipc
-from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.ranks.failures import abort
 from cutpq.ranks.failures.patience import RanksDisagreeError
 from cutpq.ranks.ipc import IpcCommunicator, IpcError
@@ -140,6 +140,23 @@ def test_sum_equals_that_of_threads(memory, case):
     want = run_threads(3, on_rank)[0]
     for total in run_ipc(3, on_rank, memory):
         assert_exact(total, want)
+
+
+@pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
+def test_a_sum_with_its_norm_goes_by_the_peers_kernel(algo, monkeypatch):
+    """Not by two exchanges through slabs, in which ranks meet on the host four times."""
+    monkeypatch.setattr(IpcCommunicator, "_exchange", None)
+
+    def on_rank(comm):
+        x, residual = (numbers(comm.rank + seed, 3 * 64, np.float16).reshape(3, 64) for seed in (0, 9))
+        residual = comm.bcast(residual)
+        weight, perm = numbers(5, 64, np.float16), np.random.default_rng(1).permutation(64).astype(np.int32)
+        y = all_reduce_rmsnorm(x, comm, residual, weight, perm, codec="mxfp4", algo=algo)
+        return np.stack([y, residual])
+
+    want = run_threads(3, on_rank)[0]
+    for got in run_ipc(3, on_rank):
+        assert_exact(got, want)
 
 
 def test_sums_count_what_the_formulas_say():
