@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except NoGpu as error:
             print(f"codec_kernels.py: {error}; or CUTPQ_HOST_KERNELS=1 with --smoke", file=sys.stderr)
             return 2
-    found = rows(args.codecs, xp, args.sizes)
+    found = rows(args.codecs, xp, args.sizes, 0 if args.smoke else SPREAD)
     device = None if xp is np else int(xp.cuda.runtime.getDevice())
     print("\n".join([*header(SelfCommunicator("kernels alone", xp, device)), *lines(found)]))
     if args.json:
@@ -112,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--predict", action="store_true", help="count instructions and bytes instead")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
-    add("--smoke", action="store_true", help="64K")
+    add("--smoke", action="store_true", help="64K, two calls of each kernel")
     args = parser.parse_args(argv)
     args.sizes = args.sizes or (SMOKE_SIZES if args.smoke else SIZES)
     return args
@@ -121,17 +121,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def rows(codecs: Sequence[Codec], xp: ModuleType, sizes: Sequence[int] = SIZES) -> list[Row]:
-    """For every size the copy, then each codec's kernels, on the device that xp computes on."""
-    return [row for size in sizes for row in _of_size(codecs, xp, size // 2)]
+def rows(codecs: Sequence[Codec], xp: ModuleType, sizes: Sequence[int] = SIZES, spread: int = SPREAD) -> list[Row]:
+    """For every size the copy, then each codec's kernels, on the device that xp computes on.
+
+    spread  bytes that the calls of a measurement go through, so that no cache holds them; 0 for two calls on the same
+    """
+    return [row for size in sizes for row in _of_size(codecs, xp, size // 2, 0 if xp is np else spread)]
 
 
-def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
+def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int, spread: int) -> list[Row]:
     x = xp.asarray(np.random.default_rng(0).standard_normal(n, np.float32).astype(np.float16))
     found: list[Row] = []
 
     def add(kernel: str, codec: Codec | None, ranks: int, moved: int, call: Callable[[int], Any], ok: bool) -> None:
-        took = graph_us(_keeping(call, moved, xp), 2 if xp is np else max(8, _copies(moved, xp)), xp)
+        took = graph_us(_keeping(call, moved, spread), max(8, _copies(moved, spread)) if spread else 2, xp)
         rate = moved / took / 1e3
         found.append(
             {"size": x.nbytes, "kernel": kernel, "codec": codec and codec.name, "ranks": ranks, "moved_bytes": moved}
@@ -139,7 +142,7 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
             | {"check": "ok" if ok else "FAIL", "projected": False}
         )
 
-    xs = _rotated(x, 2 * x.nbytes, xp)
+    xs = _rotated(x, 2 * x.nbytes, spread)
     add("copy", None, 1, 2 * x.nbytes, lambda i: xs[i % len(xs)].copy(), True)
     for codec in codecs:
         wires = xp.stack([wire.encode(xp.roll(x, 4099 * rank), codec) for rank in range(max(RANKS))])
@@ -151,7 +154,7 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
         add("encode", codec, 1, x.nbytes + one.nbytes, encode, _encodes(x, one, codec))
         for ranks in (1, *RANKS):
             moved = ranks * one.nbytes + x.nbytes
-            several = _rotated(wires[:ranks], moved, xp)
+            several = _rotated(wires[:ranks], moved, spread)
 
             def decode_sum(i: int, c: Codec = codec, w: list[Array] = several) -> Array:
                 return wire.decode_sum(w[i % len(w)], c, n, np.float16)
@@ -159,7 +162,7 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
             add("decode_sum", codec, ranks, moved, decode_sum, _adds(decode_sum(0), several[0], codec))
         for ranks in RANKS:
             moved = (ranks + 1) * one.nbytes
-            several = _rotated(wires[:ranks], moved, xp)
+            several = _rotated(wires[:ranks], moved, spread)
 
             def decode_sum_encode(i: int, c: Codec = codec, w: list[Array] = several) -> Array:
                 return wire.decode_sum_encode(w[i % len(w)], c, n)
@@ -169,18 +172,18 @@ def _of_size(codecs: Sequence[Codec], xp: ModuleType, n: int) -> list[Row]:
     return found
 
 
-def _copies(moved: int, xp: ModuleType) -> int:
-    return 1 if xp is np else ceil_div(SPREAD, moved)
+def _copies(moved: int, spread: int) -> int:
+    return max(1, ceil_div(spread, moved))
 
 
-def _rotated(x: Array, moved: int, xp: ModuleType) -> list[Array]:
+def _rotated(x: Array, moved: int, spread: int) -> list[Array]:
     """x and as many copies as a kernel that moves so many bytes has to go through."""
-    return [x] + [x.copy() for _ in range(1, _copies(moved, xp))]
+    return [x] + [x.copy() for _ in range(1, _copies(moved, spread))]
 
 
-def _keeping(call: Callable[[int], Any], moved: int, xp: ModuleType) -> Callable[[int], None]:
+def _keeping(call: Callable[[int], Any], moved: int, spread: int) -> Callable[[int], None]:
     """call, whose results live on for a while, so that the next is somewhere else."""
-    kept: deque[Any] = deque(maxlen=_copies(moved, xp))
+    kept: deque[Any] = deque(maxlen=_copies(moved, spread))
     return lambda i: kept.append(call(i))
 
 

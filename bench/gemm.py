@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from harness.flags import names, positive_numbers
-from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, queued_us
+from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, noise, queued_us
 from harness.report import Column, Table, header, progress, write_json
 from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
 from models.shapes import MODELS
@@ -280,10 +280,10 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
     if xp is np:
         return {}
     nbytes = 2 * layer.K * layer.N
-    weights = [xp.full((layer.K, layer.N), 0.01, np.float16) for _ in range(copies_for(nbytes, tops))]
+    weights = [noise((layer.K, layer.N), xp) for _ in range(copies_for(nbytes, tops))]
     found = {}
     for M in tokens:
-        x, y = xp.full((M, layer.K), 0.01, np.float16), xp.empty((M, layer.N), np.float16)
+        x, y = noise((M, layer.K), xp), xp.empty((M, layer.N), np.float16)
         calls = max(LEAST_CALLS if M < 1024 else 2, len(weights))
 
         def product(i: int, x: Any = x, y: Any = y) -> None:

@@ -1,5 +1,6 @@
 """Makes bench/ and tests/ importable: benches are scripts, and tests share helpers. The same tests with CuPy."""
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,11 +23,17 @@ def pytest_runtest_setup(item):
 
 @cache
 def without_gpu():
-    """Why no test can run on a GPU; empty where one can."""
+    """Why no test can run on a GPU; empty where one can.
+
+    CUTPQ_TEST_POOL=0 switches CuPy's memory pool off: each array is then an allocation of its own, and a read or write
+    beyond its end an error to compute-sanitizer and to the software device.
+    """
     try:
-        gpu_module()
+        cupy = gpu_module()
     except NoGpu as error:
         return str(error)
+    if os.environ.get("CUTPQ_TEST_POOL") == "0":
+        cupy.cuda.set_allocator(None)
     return ""
 
 

@@ -6,6 +6,7 @@ the tests, and nothing else is.
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -137,3 +138,11 @@ def test_import_beside_the_clone(how: list[str], clone: Path, wheel: Path, tmp_p
         assert name == "open_checkpoint"
         if folder != clone:  # started inside the clone, Python takes its package
             assert Path(where).is_relative_to(home)
+
+
+def test_cuda_extras_ask_for_a_numpy_whose_bfloat16_cupy_knows():
+    """Below 2.1.2 CuPy does not register it, and every bfloat16 array on a GPU raises."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for extra in ("cuda12", "cuda13"):
+        assert "numpy>=2.1.2" in setup["options.extras_require"][extra].split()

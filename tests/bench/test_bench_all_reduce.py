@@ -545,3 +545,13 @@ def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypa
     assert found["decode_sum", 8]["of_copy"] == 1
     monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 75, 0))
     assert next(codec_kernels.predicted(codec("mxfp4"), h200))["bound"] == "integer"
+
+
+@pytest.mark.gpu
+def test_smoke_of_the_codecs_kernels_is_few_launches(monkeypatch) -> None:
+    """Not the thousands that a cache of 60 MB asks for of 64 KiB: on the software device they took minutes."""
+    counts = []
+    monkeypatch.setattr(codec_kernels, "graph_us", lambda call, count, xp: counts.append(count) or 1.0)
+    assert codec_kernels.main(["--smoke", "--codecs", "mxfp4"]) == 0
+    assert counts == [2] * len(counts)
+    assert len(counts) >= 4

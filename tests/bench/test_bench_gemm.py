@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import gemm
 import numpy as np
 import on_gpu
 import pytest
-from harness.gpu_clock import Ceilings
+from harness.gpu_clock import Ceilings, gpu_module
 from models.gemm_layers import SCHEMES, Layer, layers
 from predict import machine_code
 from predict.gemm import MACHINES, groups, memory_bytes, predict, problem_of
@@ -265,3 +267,54 @@ def test_dry_run_lists_what_is_there(capsys, tmp_path: Path) -> None:
     assert len(scripts) > 8
     assert all((on_gpu.ROOT / script).is_file() for script in scripts)
     assert on_gpu.BUDGET_S < 480
+
+
+def test_a_visit_compiles_first_and_sanitizers_see_every_allocation(tmp_path: Path) -> None:
+    """An overrun inside a chunk of CuPy's pool is legal to memcheck; a limit that a compiler uses up stops a test."""
+    steps = on_gpu.steps(tmp_path)
+    names = [step.name for step in steps]
+    assert names.index("compile") < min(i for i, name in enumerate(names) if name.startswith("tests-"))
+    sanitizers = [step for step in steps if "compute-sanitizer" in step.command]
+    assert len(sanitizers) == 3
+    for step in sanitizers:
+        assert step.shown.startswith("CUTPQ_TEST_POOL=0 compute-sanitizer ")
+        assert "--report-api-errors no" in step.shown
+
+
+def test_a_step_has_its_environment(tmp_path: Path) -> None:
+    step = on_gpu.Step(
+        "pool", python("import os; print(os.environ['CUTPQ_TEST_POOL'])"), 20, None, (("CUTPQ_TEST_POOL", "0"),)
+    )
+    assert on_gpu.visit([step], tmp_path)[0].last_line == "0"
+
+
+POOL = """
+import sys; sys.path[:0] = ["tests"]
+import conftest, cupy
+assert conftest.without_gpu() == ""
+x = cupy.empty(8, "u1")
+print(cupy.get_default_memory_pool().total_bytes())
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pool", ["0", "1"])
+def test_the_memory_pool_can_be_switched_off(pool) -> None:
+    environment = os.environ | {"CUTPQ_TEST_POOL": pool}
+    done = subprocess.run(
+        [sys.executable, "-c", POOL], env=environment, cwd=on_gpu.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.split()[-1] == "0") == (pool == "0")
+
+
+@pytest.mark.gpu
+def test_the_librarys_product_is_of_random_numbers(monkeypatch) -> None:
+    """Constants switch few bits: less power, higher clocks, and a baseline that no weight of a model reaches."""
+    cupy = gpu_module()
+    operands = []
+    monkeypatch.setattr(gemm, "queued_us", lambda call, count, xp: call(0) or 1.0)
+    monkeypatch.setattr(cupy, "matmul", lambda a, b, out: operands.extend([a.get(), b.get()]))
+    gemm.library_times(gemm.TINY, [2], Ceilings(1.0, 1.0, 1.0, 0), cupy)
+    assert [len(np.unique(a)) > 50 for a in operands] == [True, True]
+    assert all(np.abs(a).max() < 1 for a in operands)
