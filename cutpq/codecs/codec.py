@@ -97,8 +97,7 @@ class Codec(Layout):
         scale_codes = _unpack_scales(scales, self.scale)
         v = xp.empty((len(elements), self.block), xp.float32)
         for piece in self._pieces(len(elements)):
-            codes = formulas.unpack_bits(elements[piece].reshape(-1), self.element.bits).reshape(-1, self.block)
-            v[piece] = formulas.decode_blocks(codes, scale_codes[piece], self.element, self.scale)
+            v[piece] = formulas.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale)
             if self.rotate:
                 v[piece] = formulas.hadamard(v[piece]) * xp.float32(_rotation(self.block)[1])
         v = v.reshape(-1)[:n]

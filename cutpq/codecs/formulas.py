@@ -8,6 +8,7 @@ bytes.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -98,13 +99,26 @@ def encode_blocks(blocks: Array, element: Element, scale: Scale, rule: str) -> t
     return codes, codes_of_scales
 
 
-def decode_blocks(codes: Array, codes_of_scales: Array, element: Element, scale: Scale) -> Array:
-    """v = q X in float32, one rounding (none where X is a power of two): (blocks, block)."""
-    xp = array_module(codes)
-    v = xp.asarray(values(element)).take(codes)
+def decode_blocks(packed: Array, codes_of_scales: Array, element: Element, scale: Scale) -> Array:
+    """v = q X in float32, one rounding (none where X is a power of two): (blocks, block).
+
+    packed  (blocks, block * element.bits / 8) uint8, as pack_bits makes them
+    """
+    xp = array_module(packed)
+    if element.bits == 4:  # a byte holds two numbers: half the look-ups, and no unpacking
+        v = xp.asarray(_pairs(element)).take(packed).view(xp.float32)
+    else:
+        v = xp.asarray(values(element)).take(unpack_bits(packed.reshape(-1), element.bits)).reshape(len(packed), -1)
     with np.errstate(over="ignore"):  # a magnitude that was rounded up past float32's range
         v *= xp.asarray(scale_values(scale))[codes_of_scales][:, None]
     return v
+
+
+@cache
+def _pairs(element: Element) -> np.ndarray:
+    """The two numbers of each byte of 4-bit codes, (256,) uint64 that hold two float32 each."""
+    codes = np.arange(256)
+    return np.stack([values(element)[codes % 16], values(element)[codes // 16]], axis=1).view(np.uint64).reshape(-1)
 
 
 def pack_bits(codes: Array, bits: int) -> Array:

@@ -75,7 +75,9 @@ def flat(x: Array) -> Array:
 
 
 def padded(x: Array, codec: Codec) -> Array:
-    """x flat, with zeros up to whole blocks, so that wires need no count of them."""
+    """x flat, with zeros up to whole blocks, so that wires need no count of them. A view where that is x itself."""
+    if codec.padded(x.size) == x.size:
+        return flat(x)
     xp = array_module(x)
     padded_x = xp.zeros(codec.padded(x.size), x.dtype)
     padded_x[: x.size] = x.reshape(-1)
