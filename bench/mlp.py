@@ -11,7 +11,9 @@ time_us     median of the slowest rank's times; the exchange and the all_reduce 
 wire_bytes  payload that the rank that sends most sends
 max_err     largest deviation from the unsharded formula in float64
 rel_err     the deviations' 2-norm over the formula's
-speedup     time of `naive` over this one's
+spread      on a CPU: half the distance between the times' quartiles, over the median
+speedup     time of `naive` over this one's; on a CPU the median of the ratios of each round, in which all schemes
+            take turns, and `interval` holds that median with 95 % probability
 check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
             bits, and tp-aware holds naive's (but not where a BLAS multiplies, NumPy arrays by default and CuPy's
             from DEQUANT_FROM tokens on: it adds up a column in an order that depends on its place). A codec widens
@@ -27,6 +29,7 @@ import argparse
 import hashlib
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,12 +70,18 @@ TABLE = Table(
         Column("wire_bytes", "wire_bytes", 11),
         Column("max_err", "max_err", 9, ".1e"),
         Column("rel_err", "rel_err", 8, ".1e"),
+        Column("spread", "spread", 7, ".1%"),
         Column("speedup", "speedup", 8, ".2f"),
+        Column("interval", "interval", 11),
         Column("check", "check", 6),
     )
 )
 
 Row = dict[str, Any]
+Way = tuple[str, Codec | None]  # a scheme, and the codec of its all_reduce
+
+# Rounds of all schemes at each M, on a CPU: as many as fit the budget, within these numbers.
+LEAST_ROUNDS, ROUNDS, BUDGET_S = 9, 41, 1.2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,6 +235,8 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
             for way in ways:
                 results[way] = run(mlps[way], comm.xp.asarray(x[:M]), comm, args.smoke)
                 bar.update()
+            if comm.xp is np:
+                results = in_turns(results, mlps, x[:M], comm, args.smoke)
             naive = results.get(("naive", None))
             for (scheme, c), result in results.items():
                 row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
@@ -249,7 +260,8 @@ def outcome(result: Result, naive: Result | None, targets: list[Target], twins: 
         "wire_bytes": result.wire_bytes,
         "max_err": max_err,
         "rel_err": relative_error(result, targets),
-        "speedup": None if naive is None else round(naive.time_us / result.time_us, 4),
+        "spread": spread(result.times),
+        **speedup(naive, result),
         "check": "FAIL" if why else "ok",
         "why": why,
         "projected": False,
@@ -262,6 +274,7 @@ class Result:
 
     ys       this rank's result of each layer
     digests  for each layer, one of every rank's result
+    times    the slowest rank's, in us, of rounds in which all schemes took turns; none on a GPU
     """
 
     time_us: float
@@ -269,6 +282,7 @@ class Result:
     wire_bytes: int
     ys: list[np.ndarray]
     digests: list[list[bytes]]
+    times: tuple[float, ...] = ()
 
 
 def run(mlps: list[cq.Mlp], x: Any, comm: Communicator, smoke: bool) -> Result:
@@ -277,9 +291,84 @@ def run(mlps: list[cq.Mlp], x: Any, comm: Communicator, smoke: bool) -> Result:
     ys = [to_numpy(mlp(x)) for mlp in mlps]
     sent = int(to_numpy(comm.all_gather(comm.xp.asarray([comm.sent_bytes]))).max())
     digests = [same_on_ranks(hashlib.sha256(y.tobytes()).digest(), comm) for y in ys]
+    if comm.xp is np:  # timed later, with the other schemes
+        return Result(0.0, None, sent // len(mlps), ys, digests)
     took = time_us(lambda: [mlp(x) for mlp in mlps], comm, 3 if smoke else 20, 0.1 if smoke else 0.5)
     host_us = None if took.host_us is None else took.host_us / len(mlps)
     return Result(took.time_us / len(mlps), host_us, sent // len(mlps), ys, digests)
+
+
+def in_turns(
+    results: dict[Way, Result], mlps: dict[Way, list[cq.Mlp]], x: np.ndarray, comm: Communicator, smoke: bool
+) -> dict[Way, Result]:
+    """The results with their times, taken in rounds of every scheme once, each round beginning with another one.
+
+    What else the machine does falls on neighbours alike, so that ratios within a round say more than medians do.
+    """
+    ways = list(results)
+    times: dict[Way, list[float]] = {way: [] for way in ways}
+
+    def take_turns(first: int) -> None:
+        for way in ways[first:] + ways[:first]:
+            comm.barrier()
+            start = time.perf_counter()
+            for mlp in mlps[way]:
+                mlp(x)
+            times[way].append((time.perf_counter() - start) * 1e6 / len(mlps[way]))
+
+    take_turns(0)  # warms up, and says how long a round takes
+    once_s = sum(row[0] * len(mlps[way]) for way, row in times.items()) / 1e6
+    rounds = 3 if smoke else comm.bcast(max(LEAST_ROUNDS, min(ROUNDS, int(BUDGET_S / once_s))))
+    for turn in range(1, rounds + 1):
+        take_turns(turn % len(ways))
+    slowest = comm.all_gather(np.array([times[way][1:] for way in ways])).max(axis=0)
+    return {
+        way: replace(results[way], time_us=float(np.median(row)), times=tuple(row.tolist()))
+        for way, row in zip(ways, slowest, strict=True)
+    }
+
+
+def spread(times: Sequence[float]) -> float | None:
+    """Half the distance between the quartiles of the times, over their median."""
+    if not times:
+        return None
+    low, middle, high = np.percentile(times, (25, 50, 75))
+    return round(float((high - low) / 2 / middle), 4)
+
+
+def speedup(naive: Result | None, result: Result) -> dict[str, Any]:
+    """naive's time over this one's: of every round the ratio, their median, and the median's 95 % interval.
+
+    The interval is that of order statistics: it assumes of the ratios that rounds are independent, and nothing else.
+    """
+    if naive is None or not result.times:
+        ratio = round(naive.time_us / result.time_us, 4) if naive is not None and result.time_us else None
+        return {"speedup": ratio, "speedup_low": None, "speedup_high": None, "interval": None}
+    ratios = np.sort(np.divide(naive.times, result.times))
+    n = len(ratios)
+    below = max(0, math.floor((n - 1.96 * n**0.5) / 2))
+    low, high = float(ratios[below]), float(ratios[n - 1 - below])
+    return {
+        "speedup": round(float(np.median(ratios)), 4),
+        "speedup_low": round(low, 4),
+        "speedup_high": round(high, 4),
+        "interval": f"{low:.2f}..{high:.2f}",
+    }
+
+
+def beyond_the_spread(rows: list[Row]) -> list[str]:
+    """Which schemes differ from naive by more than chance: the interval of the speedup leaves out 1."""
+    lines = []
+    for M in dict.fromkeys(row["M"] for row in rows):
+        timed = [row for row in rows if row["M"] == M and row.get("speedup_low") and row["scheme"] != "naive"]
+        quicker = [label(row) for row in timed if row["speedup_low"] > 1]
+        slower = [label(row) for row in timed if row["speedup_high"] < 1]
+        alike = [label(row) for row in timed if row["speedup_low"] <= 1 <= row["speedup_high"]]
+        said = [f"{what} {', '.join(which)}" for what, which in
+                (("quicker than naive:", quicker), ("slower:", slower), ("no telling:", alike)) if which]  # fmt: skip
+        if said:
+            lines.append(f"# M={M}: {'; '.join(said)}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -395,7 +484,7 @@ def relative_error(result: Result, targets: list[Target]) -> float:
 
 def table(rows: list[Row], refused: dict[str, str]) -> list[str]:
     """The measured table, with what was refused and what failed below it."""
-    lines = [TABLE.heading(), *(TABLE.line(row) for row in rows)]
+    lines = [TABLE.heading(), *(TABLE.line(row) for row in rows), *beyond_the_spread(rows)]
     lines += [f"# {scheme}: not run: {why}" for scheme, why in refused.items()]
     return lines + [f"# FAIL {label(row)} M={row['M']}: {why}" for row in rows for why in row["why"]]
 

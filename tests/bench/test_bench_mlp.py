@@ -73,8 +73,35 @@ def test_smoke_counts_the_bytes_of_the_formulas(smoke) -> None:
 
 def test_speedup_is_over_naive_at_the_same_m(smoke) -> None:
     _, rows, _ = smoke
-    naive = {r["M"]: r["time_us"] for r in rows if r["scheme"] == "naive"}
-    assert [r["speedup"] for r in rows] == pytest.approx([naive[r["M"]] / r["time_us"] for r in rows], abs=1e-3)
+    for row in rows:
+        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+        assert row["scheme"] != "naive" or row["speedup_low"] == row["speedup_high"] == 1
+
+
+def result(*times: float) -> mlp.Result:
+    return mlp.Result(float(np.median(times)), None, 0, [], [], times)
+
+
+def test_speedup_is_the_median_of_the_ratios_of_rounds() -> None:
+    """A machine that is ten times slower in every second round changes no ratio, though it changes all medians."""
+    slow = np.tile([1.0, 10.0], 20)
+    found = mlp.speedup(result(*(slow * 3)), result(*(slow * 2)))
+    assert found == {"speedup": 1.5, "speedup_low": 1.5, "speedup_high": 1.5, "interval": "1.50..1.50"}
+
+
+def test_the_interval_holds_the_true_ratio_of_95_runs_in_100() -> None:
+    rng, held, runs, rounds = np.random.default_rng(5), 0, 2000, 25
+    for _ in range(runs):
+        found = mlp.speedup(result(*(1.2 * rng.lognormal(0, 0.3, rounds))), result(*rng.lognormal(0, 0.3, rounds)))
+        held += found["speedup_low"] <= 1.2 <= found["speedup_high"]
+    assert 0.94 < held / runs < 0.99
+
+
+def test_the_line_below_the_table_names_what_is_beyond_the_spread() -> None:
+    facts = {"local": (1.1, 1.3), "unordered": (0.7, 0.9), "tp-aware": (0.9, 1.2), "naive": (1.0, 1.0)}
+    rows = [dict(M=4, scheme=s, codec=None, speedup_low=low, speedup_high=high) for s, (low, high) in facts.items()]
+    (line,) = mlp.beyond_the_spread(rows)
+    assert line == "# M=4: quicker than naive: local; slower: unordered; no telling: tp-aware"
 
 
 def test_only_rank_0_prints_and_the_check_is_the_last_column(smoke) -> None:
@@ -275,7 +302,7 @@ def test_largest_terms_are_the_partial_sums_of_the_ranks(monkeypatch: pytest.Mon
 
 def test_relative_error_is_of_all_layers() -> None:
     y, target = np.float16([[3, 4]]), mlp.Target(np.arange(2), np.array([[3.0, 5.0]]), np.zeros((1, 2)))
-    result = mlp.Result(1.0, 0, [y, y], [[], []])
+    result = mlp.Result(1.0, None, 0, [y, y], [[], []])
     assert mlp.relative_error(result, [target, target]) == pytest.approx(math.sqrt(2 / 68))
 
 
