@@ -2,7 +2,9 @@
 
     python bench/gemm.py --model llama-70b --tp 1,8      needs a GPU
     python bench/gemm.py --all                           every model, tp and M
-    python bench/gemm.py --predict                       no GPU: what it should take on an H200 and on an A100
+    python bench/gemm.py --predict                       no GPU: what it should take on an H200, an H100 and an A100
+    python bench/gemm.py --calibrate                     the same formulas against published times of vLLM's Marlin
+    python bench/gemm.py --static                        no GPU: instructions of the main loop, beside those of peers
     CUTPQ_HOST_KERNELS=1 python bench/gemm.py --smoke    no GPU: a tiny product through the kernel on the CPU
 
 A row is one rank's product at M tokens under a scheme:
@@ -17,6 +19,9 @@ time_us   one product, of a replayed CUDA graph over copies of the weight four t
 GB_s      codes, scales, g_idx, x and y, each once; share: of what a copy reaches in this run
 cublas    fp16 cupy.matmul of the same shape, queued; ratio: its time over this one's
 check     sampled columns of y against float64, element by element (bench/truth/reference.py gemm_bound)
+
+--static  instructions of one warp for each 16-byte load of codes, by class (predict/machine_code.py); shape is warps
+          along N x along K x blocks on a multiprocessor, in_flight_KB the most codes under way on a multiprocessor
 """
 
 from __future__ import annotations
@@ -35,18 +40,23 @@ from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, n
 from harness.report import Column, Table, header, progress, write_json
 from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
 from models.shapes import MODELS
+from predict import calibrate, gemm_page
 from predict.gemm import MACHINES, Machine, library_us, predict
-from predict.machine_code import DisassemblerMissing
+from predict.machine_code import CLASSES, DisassemblerMissing, unit_code
 from truth.reference import gemm_bound, outside, unit_roundoff
 
 from cutpq.array import ceil_div, to_numpy
 from cutpq.kernels import load as kernels
-from cutpq.kernels.source import source_digest
+from cutpq.kernels import nvrtc
+from cutpq.kernels.compile import compile_kernel
+from cutpq.kernels.config import FLOAT16
+from cutpq.kernels.source import KernelError, source_digest
 from cutpq.ops import formulas as ref
 from cutpq.ops.gather import gather_columns
 from cutpq.ops.gemm import matmul
-from cutpq.ops.gemm_config import DEQUANT_FROM
+from cutpq.ops.gemm_config import DEQUANT_FROM, GemmConfig
 from cutpq.ranks.alone import SelfCommunicator
+from cutpq.shipped import shipped
 from cutpq.weights.pack import PackedWeight, pack
 from cutpq.weights.permutation import sort_groups
 from cutpq.weights.weight import QuantWeight
@@ -93,14 +103,35 @@ PREDICTED_TABLE = Table(
     )
 )
 
+COUNTS_TABLE = Table(
+    (
+        Column("kernel", "kernel", 15),
+        Column("tokens", "tokens", 6, ".0f"),
+        Column("shape", "shape", 6),
+        Column("per_load", "per_load", 8, ".1f"),
+        *(Column(name, name, max(4, len(name)), ".1f") for name in (*CLASSES, "address")),
+        Column("half_rate", "half_rate", 9, ".1f"),
+        Column("registers", "registers", 9, ".0f"),
+        Column("warps", "warps", 5, ".0f"),
+        Column("in_flight_kb", "in_flight_KB", 12, ".0f"),
+        Column("spill_bytes", "spill_B", 7, ".0f"),
+    )
+)
+
 Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write what was asked for; 1 where a check fails, 2 without a GPU."""
     args = parse(argv)
-    if args.predict:
-        return print_prediction(args)
+    if args.calibrate:
+        return print_calibration(args)
+    if args.predict or args.static:
+        try:
+            return print_prediction(args) if args.predict else print_counts(args)
+        except (KernelError, DisassemblerMissing, ImportError) as error:
+            print(f"gemm.py: {error}", file=sys.stderr)
+            return 2
     try:
         xp = np if args.smoke else gpu_module()
     except NoGpu as error:
@@ -131,6 +162,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--predict", action="store_true", help="counted, not measured; needs NVRTC and nvdisasm")
+    what.add_argument("--calibrate", action="store_true", help="predicted against published times of a peer")
+    what.add_argument("--static", action="store_true", help="machine code of every shipped configuration, and of peers")
     what.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does the bench work?")
     parser.add_argument("--model", type=names(tuple(MODELS)), help=f"of {', '.join(MODELS)}; default llama-70b")
     parser.add_argument("--tp", type=positive_numbers, default=TPS, metavar="TP,...", help="default 1,2,4,8")
@@ -138,6 +171,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schemes", type=names(SCHEMES), default=SCHEMES, help=f"of {', '.join(SCHEMES)}")
     parser.add_argument("--all", action="store_true", help="every model, and M from 1 to 4096")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    parser.add_argument("--page", action="store_true", help="with --predict: the tables of the results page")
+    parser.add_argument("--arch", choices=("sm_80", "sm_90a"), default="sm_90a", help="of --static (sm_90a)")
     args = parser.parse_args(argv)
     args.model = args.model or (tuple(MODELS) if args.all else DEFAULT_MODEL)
     args.m = args.m or ((1, 9) if args.smoke else TOKENS if args.all else DEFAULT_TOKENS)
@@ -297,25 +332,75 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
 
 
 def print_prediction(args: argparse.Namespace) -> int:
-    """Print the predicted table; 2 where the compiler or the disassembler is missing."""
+    """Print the predicted table, or with --page those of bench/results/predicted_gemm.md."""
+    if args.page:
+        for line in gemm_page.page():
+            print(line, flush=True)
+        return 0
     print(f"# all predicted, nothing measured: bench/predict/gemm.py; cuda_src {source_digest()}")
     for machine in MACHINES.values():
         print(f"# {machine}")
     print(PREDICTED_TABLE.heading())
     rows = []
-    try:
-        for machine in MACHINES.values():
-            for layer in layers(args.model, args.tp):
-                for M in args.m:
-                    for scheme in args.schemes:
-                        rows.append(predicted_row(layer, M, scheme, machine))
-                        print(PREDICTED_TABLE.line(rows[-1]))
-    except (kernels.KernelError, DisassemblerMissing, ImportError) as error:
-        print(f"gemm.py: --predict: {error}", file=sys.stderr)
-        return 2
+    for machine in MACHINES.values():
+        for layer in layers(args.model, args.tp):
+            for M in args.m:
+                for scheme in args.schemes:
+                    rows.append(predicted_row(layer, M, scheme, machine))
+                    print(PREDICTED_TABLE.line(rows[-1]))
     if args.json:
         write_json(args.json, rows)
     return 0
+
+
+def print_calibration(args: argparse.Namespace) -> int:
+    """Print published and predicted times of Marlin and of cuBLAS."""
+    found = list(calibrate.rows())
+    print("# published_us is measured by others: bench/predict/published_gemm.csv says by whom, and on what")
+    print("\n".join([calibrate.TABLE.heading(), *map(calibrate.TABLE.line, found)]))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+def print_counts(args: argparse.Namespace) -> int:
+    """Print the instructions for each 16-byte load of codes: ours by the compiler at hand, then those of peers."""
+    print(f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}; peers: peer_counts.csv")
+    print(COUNTS_TABLE.heading())
+    rows = []
+    for config in shipped_gemms(args.arch):
+        rows.append(counted_row(config, args.arch))
+        print(COUNTS_TABLE.line(rows[-1]), flush=True)
+    for peer in calibrate.facts("peer_counts.csv"):
+        if peer["arch"] == args.arch:
+            rows.append({key: text if key in ("kernel", "arch") else float(text) for key, text in peer.items()})
+            print(COUNTS_TABLE.line(rows[-1] | {"shape": "-"}))
+    if args.json:
+        write_json(args.json, rows)
+    return 1 if any(row["spill_bytes"] for row in rows if row["kernel"] == "gemm_w4a16") else 0
+
+
+def shipped_gemms(arch: str) -> list[GemmConfig]:
+    """The shipped configurations whose loop is counted: groups of 128 and one zero point, float16, no activation."""
+    every = [config for name, config in shipped(int(arch[3:].rstrip("a"))) if isinstance(config, GemmConfig)]
+    plain = [c for c in every if (c.GROUP_SIZE, c.ZERO, c.DTYPE, c.ACTIVATION) == (GROUP_SIZE, ZERO, FLOAT16, 0)]
+    return sorted(plain, key=lambda c: (c.BLOCK_M, c.block_n, c.WARPS_K))
+
+
+def counted_row(config: GemmConfig, arch: str) -> Row:
+    """The counts of one configuration."""
+    code = unit_code(config, arch)
+    made = compile_kernel("gemm_w4a16", config, arch).resources
+    stage_bytes = 16 * config.lane_words * config.threads
+    return {
+        "kernel": "gemm_w4a16", "arch": arch, "tokens": config.BLOCK_M, "per_load": code.per_load,
+        "shape": f"{config.WARPS_N}x{config.WARPS_K}x{config.BLOCKS_PER_SM}",
+        **{name: dict(code.classes).get(name, 0) / code.loads for name in (*CLASSES, "address")},
+        "half_rate": code.integer / code.loads, "registers": made.registers,
+        "warps": config.threads // 32 * config.BLOCKS_PER_SM,
+        "in_flight_kb": (config.STAGES - 1) * stage_bytes * config.BLOCKS_PER_SM / 1024,
+        "spill_bytes": made.spill_bytes,
+    }  # fmt: skip
 
 
 def predicted_row(layer: Layer, M: int, scheme: str, machine: Machine) -> Row:

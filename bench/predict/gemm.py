@@ -35,9 +35,10 @@ class Machine:
                        and multiprocessor, sm_90 4096)
     l2_gb_s            A100: 5120 bytes a clock; H200: for want of a published figure the same bytes a clock
     l2_bytes           of the data sheets
+    tensor_fraction    of the tensor peak that mma.sync reaches: fitted to published times of Marlin (calibrate.py)
+    library_fraction   of the tensor peak that cuBLAS reaches in large products: fitted to published times of it
     issue_fraction     of the four instructions a clock: assumed
-    warp_fraction      of one scheduler's slots that one warp can fill: assumed
-    library_fraction   of the tensor peak that cuBLAS reaches in large products: assumed
+    warp_fraction      of one scheduler's slots that one warp can fill: what Marlin's 8 warps are seen to fill at least
     launch_us          one empty node of a graph after the other: assumed
     latency_us         a load from memory: assumed, of published microbenchmarks' order
     """
@@ -49,9 +50,10 @@ class Machine:
     clock_ghz: float
     tflops: float
     l2_bytes: int
+    tensor_fraction: float
+    library_fraction: float
     issue_fraction: float = 0.75
-    warp_fraction: float = 0.3
-    library_fraction: float = 0.7
+    warp_fraction: float = 0.22
     launch_us: float = 1.5
     latency_us: float = 0.7
 
@@ -60,10 +62,19 @@ class Machine:
         """Bandwidth of L2 in GB/s: 5120 bytes a clock."""
         return 5120 * self.clock_ghz
 
+    def tensor_us(self, flops: float) -> float:
+        """Time of so many flops by mma.sync on all multiprocessors."""
+        return flops / (self.tflops * self.tensor_fraction * 1e6)
 
+
+COPY = 4300 / 4800  # of the data sheet's bandwidth: what a copy is stated to reach on an H200
 MACHINES = {
-    "h200": Machine("h200", "sm_90a", Device(90, 132), 4300.0, 1.83, GPUS["h200"].fp16_tflops, 50 << 20),
-    "a100": Machine("a100", "sm_80", Device(80, 108), 4300 / 4800 * 2039.0, 1.41, GPUS["a100"].fp16_tflops, 40 << 20),
+    machine.name: machine
+    for machine in (
+        Machine("h200", "sm_90a", Device(90, 132), COPY * 4800, 1.83, GPUS["h200"].fp16_tflops, 50 << 20, 0.42, 0.7),
+        Machine("h100", "sm_90a", Device(90, 132), COPY * 3350, 1.83, GPUS["h100"].fp16_tflops, 50 << 20, 0.42, 0.7),
+        Machine("a100", "sm_80", Device(80, 108), COPY * 2039, 1.41, GPUS["a100"].fp16_tflops, 40 << 20, 0.72, 0.82),
+    )
 }
 
 
@@ -223,8 +234,7 @@ def _code(config: GemmConfig, arch: str, in_row_ways: float) -> tuple[float, flo
 
 def _tensor_us(config: GemmConfig, units: int, machine: Machine) -> float:
     flops = 2 * config.BLOCK_M * config.block_n * config.block_k * units
-    fraction = GPUS[machine.name].compute_fraction
-    return flops * machine.device.sms / (machine.tflops * fraction * 1e6)
+    return machine.tensor_us(flops * machine.device.sms)
 
 
 def _scales_by_row(problem: GemmProblem, config: GemmConfig, share: float, token_blocks: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,19 @@ from cutpq.ops.gemm_config import GemmConfig
 # issue four warps' instructions (sm_80 and sm_90: CUDA C++ Programming Guide, throughput of native arithmetic).
 HALF_RATE = ("LOP3", "SHF", "IADD3", "VIADD", "PRMT", "ISETP", "SEL", "LEA", "IMNMX", "VIMNMX", "PLOP3", "P2R", "R2P")
 
+# The instructions of the main loop by what they do: copy into the ring, load from it, multiply, dequantize, wait, jump.
+CLASSES = {
+    "ldgsts": ("LDGSTS",),
+    "lds": ("LDS",),
+    "ldsm": ("LDSM",),
+    "mma": ("HMMA",),
+    "half2": ("HFMA2", "HMUL2", "HADD2"),
+    "bits": ("LOP3", "PRMT", "SHF"),
+    "sync": ("BAR", "LDGDEPBAR", "DEPBAR", "WARPSYNC"),
+    "branch": ("BRA", "BSSY", "BSYNC", "BREAK", "EXIT"),
+}
+CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
+
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 _JUMP = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -34,11 +48,13 @@ class UnitCode:
     instructions  all that are issued, predicated ones too
     integer       those of half rate
     loads         16-byte loads of codes that a slab takes
+    classes       how many of each class, see CLASSES; all others are "address"
     """
 
     instructions: int
     integer: int
     loads: int
+    classes: tuple[tuple[str, int], ...] = ()
 
     @property
     def per_load(self) -> float:
@@ -89,7 +105,8 @@ def count(text: str, loads: int) -> UnitCode:
     start, end = min(loops)
     opcodes = [found[1] for line in lines[start : end + 1] if (found := _INSTRUCTION.match(line))]
     integer = sum(opcode.split(".")[0] in HALF_RATE for opcode in opcodes)
-    return UnitCode(len(opcodes), integer, loads)
+    classes = Counter(CLASS_OF.get(opcode.split(".")[0], "address") for opcode in opcodes)
+    return UnitCode(len(opcodes), integer, loads, tuple(classes.items()))
 
 
 @dataclass(frozen=True)
