@@ -1,7 +1,7 @@
 """How fast a GPU encodes, decodes and adds what ranks sent, against a copy in the same run.
 
     python bench/codec_kernels.py                  on a GPU, 32 and 128 MiB of float16
-    python bench/codec_kernels.py --predict        from machine code, for an H200 and an A100; needs no GPU
+    python bench/codec_kernels.py --predict        from machine code, for an H200, an H100 and an A100; needs no GPU
     CUTPQ_HOST_KERNELS=1 python bench/codec_kernels.py --smoke      the same kernels on the CPU: does everything work?
 
 Every byte that a kernel must read or write counts once, array and wires. ranks: whose wires decode_sum and
@@ -296,7 +296,9 @@ def print_prediction(args: argparse.Namespace) -> int:
         print(f"codec_kernels.py: {error}", file=sys.stderr)
         return 2
     print(f"# PREDICTED, not measured, for {args.sizes[0]} bytes of float16; CUDA sources {source_digest()}.")
-    print("# Issue slots and integer units by the instructions of machine code, memory by a copy: gemm_model.MACHINES")
+    print(
+        "# Issue slots and integer units by the instructions of machine code, memory by a copy: bench/predict/gemm.py"
+    )
     print(PREDICTED_TABLE.heading())
     print("\n".join(map(PREDICTED_TABLE.line, found)))
     if args.json:

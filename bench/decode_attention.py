@@ -1,7 +1,7 @@
 """How fast a GPU attends to the cache in a decode step, against a copy in the same run.
 
     python bench/decode_attention.py               on a GPU
-    python bench/decode_attention.py --predict     from bytes and machine code, for an H200 and an A100; needs no GPU
+    python bench/decode_attention.py --predict     from bytes and machine code, for three GPUs; needs none
     CUTPQ_HOST_KERNELS=1 python bench/decode_attention.py --smoke       the kernel on the CPU: does it work?
 
 GB/s counts the keys and values that are seen once; of_copy divides it by the bandwidth of a copy of as many bytes. On a
