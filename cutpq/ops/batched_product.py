@@ -28,6 +28,21 @@ def batched_product(a: Array, b: Array, out: Array) -> None:
         call_cublas(xp.cuda.cublas, xp.cuda.device.get_cublas_handle(), a, b, out)
 
 
+def product_with_bias(x: Array, weight: Array, bias: Array, out: Array) -> None:
+    """out = x @ weight + bias: added up in float32, and rounded once to out's dtype.
+
+    x       (M, K) float16 or bfloat16
+    weight  (K, N) of x's dtype, or the transpose of an (N, K)
+    bias    (N,) of any float dtype
+    out     (M, N) of x's dtype
+    """
+    xp = array_module(x, weight, bias, out)
+    total = xp.empty((1, *out.shape), xp.float32)
+    batched_product(x[None], weight[None], total)
+    total += bias.astype(xp.float32, copy=False)
+    out[...] = total[0].astype(out.dtype)
+
+
 def call_cublas(cublas: Any, handle: int, a: Array, b: Array, out: Array) -> None:
     """batched_product by CuPy's binding, on its current stream.
 

@@ -17,6 +17,7 @@ from ..weights.weight import PlainWeight, QuantWeight, Weight
 from . import formulas as ref
 from . import gemm_config
 from .activation import activate
+from .batched_product import product_with_bias
 from .dequant import dequantize_columns
 from .engine import elementwise
 from .engine.choice import uses_engine
@@ -160,9 +161,16 @@ def _by_reference(x: Array, w: Prepared) -> Array:
 
 
 def _by_library(x: Array, w: PlainWeight) -> Array:
-    """By CuPy's product, which adds in float32; a bias costs a second rounding. Has not run on a GPU yet."""
-    y = x @ w.weight.astype(x.dtype, copy=False)
-    return y if w.bias is None else y + w.bias.astype(x.dtype, copy=False)
+    """By cuBLAS, which adds in float32; rounded once, with the bias."""
+    weight = w.as_dtype(x.dtype)
+    if w.bias is None:
+        return x @ weight
+    if x.dtype == np.float32:
+        return x @ weight + w.bias.astype(x.dtype, copy=False)
+    y = array_module(x).empty((len(x), w.N), x.dtype)
+    if y.size:
+        product_with_bias(aligned(x), weight, w.bias, y)
+    return y
 
 
 def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None) -> None:
@@ -182,35 +190,19 @@ def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeigh
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
-    """Dequantize gemm_config.dequant_columns at a time, and multiply by the library's GEMM.
-
-    The library rounds its sums to x's dtype: a bias that was added later would be rounded for a second time.
-    """
+    """Dequantize gemm_config.dequant_columns at a time, and multiply by the library's GEMM; rounded once."""
     step = gemm_config.dequant_columns(p.K)
-    if p.bias is not None:
-        x = xp.concatenate([x, xp.ones((len(x), _BIAS_ROWS), x.dtype)], axis=1)
     for n in range(0, p.N, step):
         columns = slice(n, min(n + step, p.N))
         weight = _plain_columns(p, columns, x.dtype)
         if p.bias is not None:
-            weight = xp.concatenate([weight, _bias_rows(p.bias[columns], x.dtype, xp)])
-        if xp is np:  # which would sum in float16
-            product = x.astype(np.float32) @ weight.astype(np.float32)
+            product_with_bias(x, weight, p.bias[columns], y[:, columns])
+        elif xp is np:  # which would sum in float16
+            y[:, columns] = x.astype(np.float32) @ weight.astype(np.float32)
+        elif step >= p.N:
+            xp.matmul(x, weight, out=y)
         else:
-            product = x @ weight
-        y[:, columns] = product.astype(x.dtype, copy=False)
-
-
-# Two would do; with eight the rows of x still begin at multiples of 16 bytes.
-_BIAS_ROWS = 8
-
-
-def _bias_rows(bias: Array, dtype: np.dtype, xp: ModuleType) -> Array:
-    """(_BIAS_ROWS, N) of dtype that add up to the bias, (N,) float32: its rounded value, what that leaves, zeros."""
-    rows = xp.zeros((_BIAS_ROWS, bias.size), dtype)
-    rows[0] = bias.astype(dtype)
-    rows[1] = (bias - rows[0].astype(xp.float32)).astype(dtype)
-    return rows
+            y[:, columns] = x @ weight
 
 
 def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:

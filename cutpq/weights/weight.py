@@ -111,6 +111,16 @@ class PlainWeight:
         """0, 1, ... K-1."""
         return np.arange(self.K, dtype=np.int32)
 
+    def as_dtype(self, dtype: np.dtype) -> Array:
+        """`weight` in this dtype, converted once and kept."""
+        if dtype not in self._by_dtype:
+            self._by_dtype[dtype] = self.weight.astype(dtype)
+        return self._by_dtype[dtype]
+
+    @cached_property
+    def _by_dtype(self) -> dict[np.dtype, Array]:
+        return {self.weight.dtype: self.weight}
+
     def to(self, xp: ModuleType) -> PlainWeight:
         """The same weight as arrays of `xp` (numpy or cupy)."""
         if xp is array_module(self.weight):

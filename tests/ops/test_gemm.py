@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from assertions import assert_exact, assert_gemm_close
+from harness.gpu_clock import gpu_module
 from random_weight import random_weight
 
 from cutpq.array import bfloat16, to_numpy
@@ -135,3 +137,36 @@ def test_activations_against_float64(xp, kind):
 def test_unknown_activation_lists_the_known():
     with pytest.raises(ValueError, match="activation 'relu' is not one of silu, gelu, gelu_tanh"):
         ref.activate("relu", np.zeros(2, np.float16))
+
+
+# ---- one rounding
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_a_plain_weights_bias_is_rounded_with_the_product(xp, dtype, tokens):
+    """Product and bias are each half a unit in the last place of 1: rounded one after the other, both are lost."""
+    half = float(ml_dtypes.finfo(dtype).eps) / 2
+    weight, bias = np.full((2, 24), half, dtype), np.full(24, half, np.float32)
+    weight[0] = 1
+    w = PlainWeight(xp.asarray(weight), xp.asarray(bias))
+    y = to_numpy(matmul(xp.ones((tokens, 2), dtype), w))
+    assert_exact(y, np.full((tokens, 24), 1 + 2 * half, dtype))
+
+
+def test_a_plain_weight_is_converted_once(xp):
+    """Not in every forward pass."""
+    w = PlainWeight(xp.ones((8, 16), np.float32))
+    first = w.as_dtype(np.dtype(np.float16))
+    assert first.dtype == np.float16
+    assert w.as_dtype(np.dtype(np.float16)) is first
+    assert w.as_dtype(np.dtype(np.float32)) is w.weight
+
+
+@pytest.mark.gpu
+def test_products_by_the_library_use_what_was_converted():
+    xp = gpu_module()
+    w = PlainWeight(xp.ones((8, 16), np.float32))
+    kept = [w.as_dtype(np.dtype(np.float16)) for _ in range(2) if matmul(xp.ones((3, 8), np.float16), w) is not None]
+    assert kept[0] is kept[1]
+    assert len(w._by_dtype) == 2
