@@ -17,6 +17,7 @@ from jobs import MPIRUN, needs_mpi
 
 from cutpq import cli_generate
 from cutpq.cli import main
+from cutpq.model.text import Tokenizer
 from cutpq.ranks.alone import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +114,23 @@ def test_a_stop_string_that_is_never_met_is_noted(capsys: pytest.CaptureFixture[
     status, _, err = generate(capsys, "--prompt", PROMPT, "--max-tokens", "4", "--stop", "zebra")
     assert status == 0
     assert "note: prompt 1 met no stop string: it ended by length\n" in err
+
+
+def test_text_that_begins_a_stop_string_is_held_and_then_given_out(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = generate(capsys, "--prompt", PROMPT, "--max-tokens", "8")[1].removesuffix("\n")
+    status, out, _ = generate(capsys, "--prompt", PROMPT, "--max-tokens", "8", "--stop", whole[-3:] + "\N{SNOWMAN}")
+    assert (status, out) == (0, whole + "\n")
+
+
+def test_the_end_token_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where the tokenizer knows it as a word: here the fourth token of a text ends it."""
+    told = json.loads(generate(capsys, "--prompt", PROMPT, "--max-tokens", "5", "--json")[1])["sequences"][0]
+    shutil.copytree(TINY_LLAMA, tmp_path / "ends")
+    (tmp_path / "ends" / "generation_config.json").write_text(json.dumps({"eos_token_id": told["tokens"][3]}))
+    out = generate(capsys, "--prompt", PROMPT, "--max-tokens", "5", "--json", folder=tmp_path / "ends")[1]
+    [ended] = json.loads(out)["sequences"]
+    assert (ended["tokens"], ended["finished"]) == (told["tokens"][:4], "eos")
+    assert ended["text"] == Tokenizer(TINY_LLAMA).decode(told["tokens"][:3])
 
 
 def test_seeds_make_texts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,8 @@ def test_ties(xp) -> None:
     assert_exact(to_numpy(Sampler(top_k=3).probabilities(logits)[0] > 0), np.array([0, 1, 1, 1, 1, 0], bool))
     nucleus = to_numpy(Sampler(top_p=0.5).probabilities(logits)[0] > 0)
     assert_exact(nucleus, np.array([0, 1, 1, 0, 0, 0], bool))  # 0.39 and 0.39, the first of which is not enough
+    half = to_numpy(Sampler(top_p=0.5).probabilities(xp.zeros((1, 2), np.float32))[0])
+    assert_exact(half, np.array([1.0, 0.0]))  # 0.5 reaches 0.5
 
 
 def test_the_penalty_reads_only_what_was_seen(xp) -> None:
@@ -143,7 +145,7 @@ def test_a_draw_does_not_depend_on_the_batch(xp) -> None:
     assert together.tolist() != Sampler(temperature=1.5, seed=10)(logits, [[]] * 6, range(6), 2).tolist()
 
 
-@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53, 1.0])  # 1.0: what is drawn, rounded up to the total
 def test_the_ends_of_the_distribution(xp, u, monkeypatch) -> None:
     """A token that cannot be is never drawn: not the first for 0, not the last for the largest number below 1."""
     monkeypatch.setattr("cutpq.model.sampler.uniform", lambda *_: u)
