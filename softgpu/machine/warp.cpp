@@ -157,6 +157,7 @@ class Runner {
   After exit(u32 m) {
     if (watcher_) watcher_->exits(w_, m);
     w_.live &= ~m;
+    for (auto& s : w_.splits) s.blocked = false;  // whoever waits for these lanes need not any longer
     for (const AsyncCopy& c : w_.copies)
       if (w_.block->run->options.alone && c.mask & m)
         fault(w_, *c.by, __builtin_ctz(c.mask & m), LAUNCH_FAILED, "the thread exits with a cp.async that it never waited for");
