@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -47,6 +48,7 @@ class Settings:
     max_resident: int = 1 << 16  # blocks alive at a time
     arch: int = 90  # what is compiled for, and how tensor cores add
     timeout_s: int = 60
+    counts: list[dict[str, Any]] | None = None  # if a list: what every launch in fast mode did is appended
 
 
 settings = Settings()
@@ -54,7 +56,7 @@ default_mode = "fast"
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("check", "seed", "most_resident", "arch", "timeout_s")]
+    _fields_ = [(name, ctypes.c_int32) for name in ("check", "seed", "most_resident", "arch", "timeout_s", "count")]
 
 
 class _Launch(ctypes.Structure):
@@ -107,7 +109,7 @@ def _library() -> ctypes.PyDLL:
     if not path.exists():
         _compile_library([p for p in files if p.suffix == ".cpp"], path)
     lib = ctypes.PyDLL(str(path))  # keeps Python's lock: ranks that are threads launch one by one
-    lib.softgpu_error.restype = ctypes.c_char_p
+    lib.softgpu_error.restype = lib.softgpu_counted.restype = ctypes.c_char_p
     for name, takes, gives in (
         ("load", [ctypes.c_char_p], ctypes.c_void_p),
         ("kernel", [ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p),
@@ -217,9 +219,11 @@ def launch(devices: Sequence[Call | list[Call]]) -> None:
                 launches.append(_describe(call, memory, number, len(launches) - 1 if n else -1))
         mode = (devices[0][0][0] if isinstance(devices[0], list) else devices[0][0]).mode
         order = (settings.seed, settings.max_resident, settings.arch, settings.timeout_s)
-        options = _Options(mode == "check", *order)
+        options = _Options(mode == "check", *order, settings.counts is not None)
         if _library().softgpu_launch(len(launches), (_Launch * len(launches))(*launches), ctypes.byref(options)):
             raise ExecutorError(_library().softgpu_error().decode())
+        if settings.counts is not None and mode != "check":
+            settings.counts.append(json.loads(_library().softgpu_counted()))
         memory.copy_back()
 
 

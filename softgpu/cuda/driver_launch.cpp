@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 
-#include "../machine/launch.h"
-#include "../machine/watcher.h"
+#include "../machine/counter.h"
 #include "../races/checker.h"
 #include "runtime.h"
 
@@ -37,15 +37,24 @@ std::vector<u8> parameters_of(const Program& p, void** arguments, void** extra) 
   return bytes;
 }
 
+void write_line(const std::string& line) {
+  static std::mutex lock;
+  std::lock_guard guard(lock);
+  std::ofstream(settings().count, std::ios::app) << line << std::endl;
+}
+
 int run_now(const Grid& grid) {
   try {
     const std::vector<Grid> grids{grid};
     Options options;
     options.seed = settings().seed, options.arch = settings().arch;
-    std::unique_ptr<Watcher> checker;
-    if (settings().check_races) checker = new_checker(grids);
-    options.watcher = checker.get();
+    std::unique_ptr<Watcher> watcher;
+    Counter* counter = nullptr;
+    if (settings().check_races) watcher = new_checker(grids);
+    else if (!settings().count.empty()) watcher.reset(counter = new Counter);
+    options.watcher = watcher.get();
     launch(grids, options);
+    if (counter) write_line(counter->json(grid));
     return 0;
   } catch (const Fault& fault) {
     std::fprintf(stderr, "%s\n", fault.what());

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "../races/checker.h"
+#include "counter.h"
 #include "memory.h"
 #include "watcher.h"
 
@@ -11,7 +12,7 @@ using namespace softgpu;
 
 namespace {
 
-thread_local std::string error;
+thread_local std::string error, counted;
 
 template <class F>
 auto guarded(F f) -> decltype(f()) {
@@ -35,10 +36,12 @@ struct Description {
   s32 device, after;
 };
 struct LaunchOptions {
-  s32 check, seed, most_resident, arch, timeout_s;
+  s32 check, seed, most_resident, arch, timeout_s, count;
 };
 
 const char* softgpu_error() { return error.c_str(); }
+// A line of JSON on the last launch that was counted.
+const char* softgpu_counted() { return counted.c_str(); }
 
 void* softgpu_load(const char* text) {
   return guarded([&]() -> void* { return load(text).release(); });
@@ -76,10 +79,13 @@ int softgpu_launch(int count, const Description* descriptions, const LaunchOptio
     options.seed = wanted->seed, options.most_resident = wanted->most_resident;
     options.alone = true, options.own_timer = true, options.arch = wanted->arch;
     options.timeout_s = wanted->timeout_s;
-    std::unique_ptr<Watcher> checker;
-    if (wanted->check) checker = new_checker(grids);
-    options.watcher = checker.get();
+    std::unique_ptr<Watcher> watcher;
+    Counter* counter = nullptr;
+    if (wanted->check) watcher = new_checker(grids);
+    else if (wanted->count) watcher.reset(counter = new Counter);
+    options.watcher = watcher.get();
     launch(grids, options);
+    counted = counter ? counter->json(grids[0]) : "";
     return 1;
   });
   return status ? 0 : -1;
