@@ -68,15 +68,20 @@ def encode_elements(y: Array, element: Element) -> Array:
     first_binade = (element.min_exponent + 127) << _MANTISSA
     magnitude = xp.abs(y)  # the steps below work in place: a new array for each would cost more than the step
     xp.minimum(magnitude, xp.float32(element.largest), out=magnitude)
-    binade = magnitude.view(xp.int32) & 0x7F800000
-    xp.maximum(binade, first_binade, out=binade)
-    magic = binade + ((_MANTISSA - M) << _MANTISSA)
-    magnitude += magic.view(xp.float32)
     code = magnitude.view(xp.int32)
-    code -= magic
-    binade -= first_binade
-    binade >>= _MANTISSA - M
-    code += binade
+    if element.max_exponent == element.min_exponent:  # INTn and E1Mx: the same step for all numbers
+        magic = xp.int32(first_binade + ((_MANTISSA - M) << _MANTISSA))
+        magnitude += magic.view(xp.float32)
+        code -= magic
+    else:
+        binade = code & 0x7F800000
+        xp.maximum(binade, first_binade, out=binade)
+        magic = binade + ((_MANTISSA - M) << _MANTISSA)
+        magnitude += magic.view(xp.float32)
+        code -= magic
+        binade -= first_binade
+        binade >>= _MANTISSA - M
+        code += binade
     sign = y.view(xp.int32) >> (32 - element.bits)
     sign &= 1 << (element.bits - 1)
     code |= sign
