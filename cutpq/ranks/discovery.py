@@ -49,10 +49,11 @@ def start_mpi(required: bool) -> ModuleType | None:
     if MPI.COMM_WORLD.Get_size() == 1 and launched > 1:
         name, version = MPI.get_vendor()
         mpirun = os.path.join(os.path.dirname(sys.executable), "mpirun")
+        by_slurm = ", or srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)" if "srun" in launcher else ""
         raise RuntimeError(
             f"launched with {launched} ranks by {launcher}, but mpi4py is linked with another MPI, "
             f"{name} {'.'.join(map(str, version))}, which sees one rank. Start with that MPI's own mpirun "
-            f"(here probably {mpirun}), or install an mpi4py built for the launcher; {ALONE}"
+            f"(here probably {mpirun}){by_slurm}, or install an mpi4py built for the launcher; {ALONE}"
         )
     return MPI
 
