@@ -29,7 +29,8 @@ from typing import Any
 
 import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-from harness.report import Column, Table, header, progress, write_json
+from harness.flags import figure_file
+from harness.report import Column, Table, header, progress, pyplot, write_json
 
 import cutpq as cq
 from cutpq.checkpoint.folder import open_checkpoint
@@ -49,6 +50,10 @@ SETTINGS: dict[str, list[str]] = {
 
 # Largest KL on the small Llama with its 128 calibration windows, over its first 24 evaluation windows of 512.
 TARGETS = {"w4g128-sym": 0.0028, "w4g32-asym": 0.0017, "w3g128-sym": 0.0110, "w2g32-asym": 0.0380}
+
+# GPTQModel 7.7.0 on the same float model, calibration tokens and first 24 windows, not run here: bits of a weight, KL
+# with its default (group-aware order), and KL of its best setting.
+QUOTED = ((4.125, 0.00417, 0.00381), (3.125, 0.0204, 0.0185), (2.5625, 0.0616, 0.0573))
 
 TABLE = Table(
     (
@@ -88,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(TABLE.line(row), flush=True)
     if args.json:
         write_json(args.json, rows)
+    if args.plot:
+        plot(args.plot, rows, args)
     return 1 if any(row["check"] == "FAIL" for row in rows) else 0
 
 
@@ -108,6 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--targets", action="store_true", help="fail where KL is above that of the small Llama")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
+    parser.add_argument("--plot", type=figure_file, metavar="FILE", help="KL against bits, GPTQModel's quoted beside")
     return parser.parse_args(argv)
 
 
@@ -173,6 +181,24 @@ def bits_per_weight(ckpt: cq.Checkpoint) -> float:
         weights += K * N
         used += K * N * facts.bits + facts.G * N * (16 + (0 if facts.sym else facts.bits))
     return used / weights if weights else 16.0
+
+
+def plot(path: Path, rows: list[Row], args: argparse.Namespace) -> None:
+    """KL against bits per weight: these rows, and what is quoted of GPTQModel for the small Llama."""
+    figure, axis = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
+    for fast, label, marker in ((False, "cutpq", "o"), (True, "cutpq --fast", "x")):
+        points = sorted((r["bits"], r["kl"]) for r in rows if r["kl"] and ("fast" in r["setting"]) == fast)
+        if points:
+            axis.plot(*zip(*points, strict=True), marker, label=label)
+    bits, default, best = zip(*QUOTED, strict=True)
+    axis.plot(bits, default, "--", label="GPTQModel 7.7.0, default (quoted)", color="grey")
+    axis.plot(bits, best, ":", label="GPTQModel 7.7.0, best of 6 settings (quoted)", color="grey")
+    axis.set_yscale("log")
+    axis.set_xlabel("bits per weight, scales and zero points included")
+    axis.set_ylabel("mean KL divergence from the float model, nats")
+    axis.set_title(f"{args.windows} windows of {args.window}, calibration {args.tokens.name}")
+    axis.legend(fontsize="small")
+    figure.savefig(path)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
