@@ -21,7 +21,7 @@ cache = model.new_cache(batch=len(prompts), length=64)
 logits = model(prompts, cache, last_only=True)  # prefill: (2, vocabulary), the same on every rank
 made = [[token] for token in logits.argmax(axis=1).tolist()]
 for _ in range(15):
-    logits = model([row[-1:] for row in made], cache)  # decode: the cache holds what came before
+    logits = model.decode([row[-1] for row in made], cache)  # the cache holds what came before
     for row, token in zip(made, logits.argmax(axis=1).tolist(), strict=True):
         row.append(token)
 

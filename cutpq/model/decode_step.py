@@ -9,6 +9,7 @@ decides how many blocks attention starts, and the kernels' results do not depend
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class DecodeStep:
         current = cuda.get_current_stream()
         stream = capture_stream(self._comm.xp)
         stream.wait_event(current.record())
-        with stream:
+        with nullcontext() if stream.ptr == current.ptr else stream:
             first = self._forward(self._batch, cache)
             before = self._comm.sent_bytes
             self._pool = cuda.MemoryPool()
@@ -97,11 +98,15 @@ _streams: dict[int, Any] = {}
 _DEFAULT_STREAMS = (0, 1, 2)
 
 
+def on_default_stream(xp: Any) -> bool:
+    """Whether the current stream is one that cannot be captured."""
+    return xp.cuda.get_current_stream().ptr in _DEFAULT_STREAMS
+
+
 def capture_stream(xp: Any) -> Any:
     """The stream to capture on: the current one, or where that is a default stream one of this module's."""
-    current = xp.cuda.get_current_stream()
-    if current.ptr not in _DEFAULT_STREAMS:
-        return current
+    if not on_default_stream(xp):
+        return xp.cuda.get_current_stream()
     device = xp.cuda.runtime.getDevice()
     if device not in _streams:
         _streams[device] = xp.cuda.Stream(non_blocking=True)

@@ -25,6 +25,7 @@ from ..checkpoint.claims import Config
 from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
+from ..layers.exchange import AllGather, AllToAll
 from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.plan import plan
@@ -40,7 +41,7 @@ from ..weights.weight import PlainWeight
 from .attention import attention, has_kernels
 from .cache import Batch, Cache, LayerCache, decode_tokens
 from .decode_attention import takes as decodes
-from .decode_step import DecodeStep, bucket_of
+from .decode_step import DecodeStep, bucket_of, on_default_stream
 from .families import end_tokens, read_decoder
 from .formulas import Angles, cos_and_sin
 from .reader import Reader
@@ -170,8 +171,13 @@ class Transformer:
             return "NumPy arrays have none"
         if not self.comm.can_capture:
             return f"ranks of backend {self.comm.backend} wait for each other on the host"
+        if not self.comm.can_capture_exchanges and on_default_stream(xp):
+            return f"backend {self.comm.backend} is bound to a stream: use the model within `with cupy.cuda.Stream():`"
         for block in self.blocks:
             own = block.attention
+            moves = (own.output.rearrange, block.mlp.down.rearrange)
+            if not self.comm.can_capture_exchanges and any(isinstance(m, AllGather | AllToAll) for m in moves):
+                return f"backend {self.comm.backend} captures sums, but not the exchange of {own.output.scheme} layers"
             rep = len(own.kv_of_head) // own.kv_heads
             attends = has_kernels(self.dtype, d.head_dim, own.kv_of_head, own.kv_heads, xp)
             if not attends or not decodes(self.dtype, d.head_dim, rep, xp):

@@ -16,7 +16,7 @@ class SelfCommunicator(Communicator):
 
     backend = "self"
     takes_any_module = True
-    can_capture = True
+    can_capture = can_capture_exchanges = True
 
     def __init__(self, reason: str = "one process", xp: ModuleType = np, device: int | None = None):
         super().__init__(0, 1, reason, xp, device)

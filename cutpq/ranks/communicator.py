@@ -44,7 +44,8 @@ class Communicator(ABC):
     backend: str
     takes_any_module = False  # True where NumPy and CuPy arrays are equally welcome
     waits_on_host = True  # False where ranks wait for each other on their GPUs alone
-    can_capture = False  # True where a CUDA graph can hold the collectives
+    can_capture = False  # True where a CUDA graph can hold sums of floats
+    can_capture_exchanges = False  # True where it can hold all_gather and all_to_all too, on a stream of its own
 
     def __init__(
         self,

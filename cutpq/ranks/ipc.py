@@ -69,6 +69,7 @@ class IpcCommunicator(Communicator):
         self._control, self._memory, self._bus = control, memory, bus
         self.shared = len({control.bcast(bus, root) for root in range(control.size)}) < control.size
         self.waits_on_host = self.shared
+        self.can_capture = not self.shared
         self._data_at = peer_config(None, FLOAT16, control.size).data_at
         self._status, self._status_on_device = memory.status()
         self._stream: int | None = None

@@ -44,7 +44,7 @@ class NcclCommunicator(Communicator):
 
     backend = "nccl"
     waits_on_host = False
-    can_capture = True
+    can_capture = can_capture_exchanges = True
 
     def __init__(self, control: Communicator, nccl: Any, xp: ModuleType, device: int | None):
         """control: the same ranks by another backend, for set-up and objects; nccl: the module cupy.cuda.nccl."""

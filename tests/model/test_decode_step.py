@@ -1,5 +1,8 @@
 """Transformer.decode: on a GPU a captured graph with the bits of the eager path, elsewhere the eager path itself."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +139,20 @@ def test_replays_have_the_bits_of_the_eager_path_across_buckets(cupy, family, tm
         assert_exact(to_numpy(model.decode(tokens, cache)), expected)
     assert cache.lengths.tolist() == [19, 17]
     assert len(captured) == 3, "one graph each for 8, 16 and 32 keys"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", ["none", "mxfp4"])
+@pytest.mark.parametrize("backend", ["nccl", "ipc"])
+def test_graphs_hold_the_sums_of_ranks(cupy, backend, codec, tmp_path: Path) -> None:
+    """Two ranks with a GPU each, two buckets of lengths."""
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    pytest.importorskip("mpi4py")
+    write_model(tmp_path, "mistral", quantized=True, num_key_value_heads=2)
+    worker = Path(__file__).parents[1] / "helpers" / "decode_worker.py"
+    command = ["mpirun", "-n", "2", sys.executable, str(worker), str(tmp_path), codec]
+    done = subprocess.run(
+        command, env=os.environ | {"CUTPQ_COMM": backend}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
