@@ -42,7 +42,7 @@ from ..weights.schemes import GROUP_ALIGNED, SCHEMES
 from ..weights.shard import default_bounds, even_bounds, group_bounds
 from ..weights.weight import PlainWeight, QuantWeight, Weight
 from .exchange import AllGather, AllToAll, Permute
-from .source import Index, Source, take
+from .source import Index, Source, WeightInFile, take
 
 
 class ColumnParallelLinear:
@@ -84,7 +84,8 @@ class ColumnParallelLinear:
             self._multiply = partial(gated_matmul, activation=activation, side_by_side=engine)
         else:
             weights, self._unfused_activation = _merge(weights), activation
-        self.products = [_sorted_product(weight, comm, sort) for weight in weights]
+        name = " and ".join(dict.fromkeys(map(_name, sources)))
+        self.products = [_sorted_product(weight, comm, sort, name) for weight in weights]
 
     @property
     def is_fused(self) -> bool:
@@ -130,12 +131,17 @@ class Product:
     perm: Array | None
 
 
-def _sorted_product(weight: Weight, comm: Communicator, sort: bool) -> Product:
+def _name(source: Source) -> str:
+    """What a warning calls a weight."""
+    return source.name if isinstance(source, WeightInFile) else f"a weight of shape ({source.K}, {source.N})"
+
+
+def _sorted_product(weight: Weight, comm: Communicator, sort: bool, name: str) -> Product:
     perm = None
     if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
         weight, perm = sort_groups(weight)
         perm = move(perm, comm.xp)
-    return Product(prepare(weight, comm.xp), perm)
+    return Product(prepare(weight, comm.xp, name=name), perm)
 
 
 class RowParallelLinear:
@@ -188,7 +194,7 @@ class RowParallelLinear:
             self.rearrange = Permute(move(perm, comm.xp))
         if comm.rank != 0:
             weight = replace(weight, bias=None)
-        self.weight = prepare(weight, comm.xp)
+        self.weight = prepare(weight, comm.xp, name=_name(source))
 
     def __call__(self, x: Array) -> Array:
         """x (M, features of this rank): the disk-order columns `x_columns` -> y (M, N), summed over the ranks.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -25,6 +26,11 @@ from .engine.weight import EngineWeight
 
 # What `prepare` may make of a weight.
 Prepared = Weight | PackedWeight | EngineWeight
+
+
+# The largest relative error with which a scale is rounded to float16: that of normal numbers, half a unit in the last
+# place. Subnormal numbers err by more, and beyond 65504 there are none.
+ROUNDED_SCALES = 2.0**-11
 
 
 def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array | None = None) -> Array:
@@ -102,19 +108,47 @@ def gated_matmul(
     return activate(activation, matmul(x, prepared), gated=True, out=y)
 
 
-def prepare(w: Prepared, xp: ModuleType) -> Prepared:
+def prepare(w: Prepared, xp: ModuleType, *, name: str | None = None) -> Prepared:
     """The weight among the arrays of xp, as `matmul` wants it there: in kernel order, or for NumPy's BLAS.
 
-    A weight without rows, or with a scale that is no float16 number, stays as it is, for the reference to multiply.
+    name  of the module, where this is done once for many products: scales that are no float16 numbers are then
+          rounded for the kernels, with a warning that names the module and the largest relative error
+
+    A weight without rows stays as it is, for the reference to multiply in float64; so does one with a scale that is no
+    float16 number, without a name or where rounding errs by more than ROUNDED_SCALES (a warning says so).
     """
     if isinstance(w, PackedWeight | EngineWeight):
         return w
     w = w.to(xp)
     if uses_engine(xp):
         return EngineWeight(w)
-    if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp) or not scales_are_exact(w):
+    if isinstance(w, PlainWeight) or w.codes.size == 0 or not kernels.usable(xp):
         return w
-    return pack(w)
+    if scales_are_exact(w):
+        return pack(w)
+    return w if name is None else _pack_rounded(w, name)
+
+
+def _pack_rounded(w: QuantWeight, name: str) -> Prepared:
+    """The weight in kernel order with its scales rounded to float16, or as it is where that would err too much."""
+    xp = array_module(w.scales)
+    with np.errstate(over="ignore"):
+        rounded = w.scales.astype(xp.float16)
+    wide = w.scales.astype(xp.float64)
+    errors = xp.abs(rounded.astype(xp.float64) - wide) / xp.maximum(xp.abs(wide), np.finfo(np.float64).tiny)
+    error = float(errors.max())
+    if error <= ROUNDED_SCALES:
+        warnings.warn(
+            f"{name}: some scales are no float16 numbers; kernels take them rounded, by at most {error:.1e} of each",
+            stacklevel=3,
+        )
+        return pack(replace(w, scales=rounded))
+    warnings.warn(
+        f"{name}: some scales are far from float16 numbers (by {error:.1e}); its products go by the formula in "
+        "float64, which is slow on a GPU",
+        stacklevel=3,
+    )
+    return w
 
 
 def _codes(w: Prepared) -> Array:

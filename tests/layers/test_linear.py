@@ -1,5 +1,7 @@
 """Row-parallel layers with features cut elsewhere than the groups, as attention heads cut them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close, assert_same_on_ranks
@@ -9,7 +11,9 @@ from cutpq.array import to_numpy
 from cutpq.layers.linear import ColumnParallelLinear, RowParallelLinear
 from cutpq.ops.dequant import dequantize
 from cutpq.ops.gemm import matmul
+from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.threads import run_threads
+from cutpq.weights.pack import PackedWeight
 from cutpq.weights.schemes import SCHEMES
 
 X = np.random.default_rng(5).integers(-1, 2, (3, 128)).astype(np.float16)
@@ -115,3 +119,14 @@ def test_tp_aware_refuses_bounds():
 def test_x_of_another_width_is_named():
     with pytest.raises(ValueError, match=r"x must have shape \(M, 64\), got \(3, 128\)"):
         run_threads(2, lambda comm: RowParallelLinear(random_weight(128, 8, 16), comm, "naive")(X))
+
+
+@pytest.mark.parametrize("kind", [RowParallelLinear, ColumnParallelLinear])
+def test_scales_that_are_no_float16_numbers_are_settled_when_a_layer_is_made(xp, kind, monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    w = random_weight(64, 48, 32)
+    w = replace(w, scales=w.scales.astype(np.float32) * np.float32(1.0001))
+    with pytest.warns(UserWarning, match=r"a weight of shape \(64, 48\): some scales are no float16 numbers"):
+        layer = kind(w.to(xp), SelfCommunicator("", xp))
+    prepared = layer.weight if kind is RowParallelLinear else layer.products[0].weight
+    assert isinstance(prepared, PackedWeight)

@@ -12,7 +12,8 @@ from random_weight import random_weight
 from cutpq.array import bfloat16, to_numpy
 from cutpq.ops import formulas as ref
 from cutpq.ops.dequant import dequantize
-from cutpq.ops.gemm import matmul
+from cutpq.ops.gemm import matmul, prepare
+from cutpq.weights.pack import PackedWeight, pack
 from cutpq.weights.permutation import sort_groups
 from cutpq.weights.weight import PlainWeight
 
@@ -170,3 +171,32 @@ def test_products_by_the_library_use_what_was_converted():
     kept = [w.as_dtype(np.dtype(np.float16)) for _ in range(2) if matmul(xp.ones((3, 8), np.float16), w) is not None]
     assert kept[0] is kept[1]
     assert len(w._by_dtype) == 2
+
+
+# ---- scales that are no float16 numbers
+
+
+def float32_scales(factor):
+    w = random_weight(64, 48, 32)
+    return replace(w, scales=w.scales.astype(np.float32) * np.float32(factor))
+
+
+def test_a_loaded_weights_scales_are_rounded_for_kernels_with_a_warning(xp, monkeypatch):
+    """Else a whole model goes through float64 in silence, on a GPU orders of magnitude slower."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    w = float32_scales(1.0001).to(xp)
+    with pytest.warns(UserWarning, match=r"layers\.7\.down: some scales are no float16 numbers; .* at most 1\.0e-04"):
+        prepared = prepare(w, xp, name="layers.7.down")
+    assert isinstance(prepared, PackedWeight)
+    rounded = replace(w, scales=w.scales.astype(np.float16))
+    x = xp.ones((3, 64), np.float16)
+    assert_exact(to_numpy(matmul(x, prepared)), to_numpy(matmul(x, pack(rounded))))
+    assert prepare(w, xp) is w, "a single product stays exact"
+
+
+@pytest.mark.parametrize("factor", [1e-6, 3e7], ids=["subnormal", "overflow"])
+def test_scales_far_from_float16_are_not_rounded(xp, factor, monkeypatch):
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    w = float32_scales(factor).to(xp)
+    with pytest.warns(UserWarning, match="m: some scales are far from float16 numbers .* float64, which is slow"):
+        assert prepare(w, xp, name="m") is w
