@@ -183,6 +183,10 @@ class Hashed:
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.seen(self.model(*args, **options))
 
+    def decode(self, *args: Any) -> Any:
+        """One more token of each sequence; a graph where the model has one."""
+        return self.seen(self.model.decode(*args))
+
     def seen(self, logits: Any) -> Any:
         """Keep the digest of these logits."""
         host = to_numpy(logits)

@@ -93,6 +93,21 @@ def test_the_check_sees_ranks_that_differ() -> None:
     assert checks(change) == [False, False]
 
 
+def test_the_check_sees_a_decode_step_that_differs() -> None:
+    """The first call of the head is the prefill's."""
+
+    def change(model, rank):
+        head, calls = model.head, []
+
+        def late(y):
+            calls.append(y)
+            return head(y) + np.float16(rank * (len(calls) > 1))
+
+        model.head = late
+
+    assert checks(change) == [False, False]
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_the_check_sees_logits_that_are_not_finite() -> None:
     def change(model, rank):
