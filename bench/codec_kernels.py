@@ -35,7 +35,7 @@ from predict.machine_code import DisassemblerMissing, tile_code
 from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
-from cutpq.codecs.config import wire_config
+from cutpq.codecs.config import encode_config, wire_config
 from cutpq.kernels import load as kernels
 from cutpq.kernels.config import FLOAT16
 from cutpq.kernels.source import source_digest
@@ -269,19 +269,22 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         *(("decode_sum_encode", r) for r in RANKS),
     ]:
         facts = codec.element, codec.block, codec.scale, codec.rule
-        config = wire_config(*facts, FLOAT16, ranks)
+        is_encode = kernel == "encode"
+        config = encode_config(*facts, FLOAT16) if is_encode else wire_config(*facts, FLOAT16, ranks)
         code = tile_code(kernel, config, machine.arch)
-        tiles_of_block = n / (8 * config.THREADS) / config.blocks(n)
-        instructions = code.instructions + code.outside / tiles_of_block
+        numbers = 32 * (16 if getattr(config, "PACKED", False) else 8)  # of a warp in a tile
+        tiles_of_block = 32 * n / (numbers * config.THREADS) / config.blocks(n)
+        instructions = (code.instructions + code.outside / tiles_of_block) * 256 / numbers
+        integers = code.integer * 256 / numbers
         one = codec.bits / 8
         moved = 256 * {"encode": 2 + one, "decode_sum": ranks * one + 2, "decode_sum_encode": (ranks + 1) * one}[kernel]
         a_second = machine.device.sms * 4 * machine.clock_ghz * machine.issue_fraction  # warp instructions, 10^9
-        issue, integer = moved * a_second / instructions, moved * a_second / (2 * code.integer)
+        issue, integer = moved * a_second / instructions, moved * a_second / (2 * integers)
         limits = {"memory": machine.copy_gb_s, "issue": issue, "integer": integer}
         bound = min(limits, key=lambda name: limits[name])
         yield {
             "machine": machine.name, "kernel": kernel, "codec": codec.name, "ranks": ranks, "size": size,
-            "instructions": instructions, "integer": code.integer, "bytes": moved, "gb_s": limits[bound],
+            "instructions": instructions, "integer": integers, "bytes": moved, "gb_s": limits[bound],
             "of_copy": limits[bound] / machine.copy_gb_s, "bound": bound, "projected": True,
         }  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .array import bfloat16
-from .codecs.config import WireConfig, wire_config
+from .codecs.config import EncodeConfig, WireConfig, encode_config, wire_config
 from .codecs.formats import ELEMENTS, SCALES
 from .kernels.config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .model.attention import RotateConfig, softmax_config
@@ -36,8 +36,13 @@ def _shipped_wires() -> list[tuple[str, Config]]:
         return wire_config(ELEMENTS[element], block, SCALES[scale], rule, dtype, ranks)
 
     mxfp4, dtypes = _SHIPPED_CODECS[0], (FLOAT16, BFLOAT16, FLOAT32)
-    made: list[tuple[str, Config]] = [("encode", config(mxfp4, dtype)) for dtype in dtypes[1:]]
-    made += [("encode", config(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
+
+    def encoder(codec: tuple[str, int, str, str], dtype: int) -> EncodeConfig:
+        element, block, scale, rule = codec
+        return encode_config(ELEMENTS[element], block, SCALES[scale], rule, dtype)
+
+    made: list[tuple[str, Config]] = [("encode", encoder(mxfp4, dtype)) for dtype in dtypes[1:]]
+    made += [("encode", encoder(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
     made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
     made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
     made += [("decode_sum_encode", config(codec, FLOAT16, 8)) for codec in _SHIPPED_CODECS[:4]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..array import ceil_div
-from ..kernels.config import Config, weighted_row_bytes
+from ..kernels.config import FLOAT16, Config, weighted_row_bytes
 from .formats import RULES, Element, Scale, carry_threshold
 
 MOST_BLOCKS = 2048
@@ -54,6 +54,23 @@ class WireConfig(Config):
     def row_smem_bytes(self, K: int) -> int:
         """decode_sum_rmsnorm: shared memory for a row of K."""
         return weighted_row_bytes(self.THREADS, K)
+
+
+@dataclass(frozen=True)
+class EncodeConfig(WireConfig):
+    """encode; PACKED: sixteen numbers a thread through half2 (tile/packed_e2m1.cuh), not eight through float32."""
+
+    PACKED: bool = False
+
+    def blocks(self, n: int) -> int:
+        """Blocks of the grid for n numbers, as WireConfig.blocks."""
+        return min(max(1, ceil_div(n, (16 if self.PACKED else 8) * self.THREADS)), MOST_BLOCKS)
+
+
+def encode_config(element: Element, block: int, scale: Scale, rule: str, dtype: int) -> EncodeConfig:
+    """The constants of encode: packed for MXFP4, and other blocks of 16 or more, out of float16."""
+    packed = (element.name, scale.name, dtype) == ("e2m1", "e8m0", FLOAT16) and block % 16 == 0
+    return EncodeConfig(**vars(wire_config(element, block, scale, rule, dtype)), PACKED=packed)
 
 
 def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from ..array import Array, address, aligned, array_module
 from ..kernels import load as kernels
 from ..kernels.config import MOST_ELEMENTS, payload_code
-from .config import WireConfig, wire_config
+from .config import EncodeConfig, WireConfig, encode_config, wire_config
 from .layout import Layout
 
 
@@ -36,7 +36,7 @@ def encode(x: Array, codec: Layout, shares: int = 1, *, padding: int = 0, out: A
     nbytes = sum(map(codec.wire_bytes, sizes)) + (padding > 0)
     direct = out is not None and out.flags.c_contiguous
     wire = out if direct and out is not None else xp.empty(nbytes, np.uint8)
-    config = _config(codec, x.dtype)
+    config = _encode_config(codec, x.dtype)
     grid = config.blocks(sizes[0]), shares
     kernel = kernels.load("encode", config, xp)
     kernel(grid, config.THREADS, x, wire, x.size, padding, smem_bytes=config.scratch_bytes)
@@ -108,3 +108,8 @@ def decode_sum_rmsnorm(
 @cache
 def _config(codec: Layout, dtype: Any, ranks: int = 1) -> WireConfig:
     return wire_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype), ranks)
+
+
+@cache
+def _encode_config(codec: Layout, dtype: Any) -> EncodeConfig:
+    return encode_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype))

@@ -57,6 +57,7 @@ X, W, Y = "tile/x_stage.cuh", "tile/w_stage.cuh", "tile/store_y.cuh"
 FRAGMENT, GROUPED = "tile/dequant_fragment.cuh", "tile/scales_grouped.cuh"
 ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
+PACKED = "tile/packed_e2m1.cuh"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
 
 
@@ -718,6 +719,49 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "to_float(x[first + i])",
             ),
             Mutant("padding not written", "encode.cu", "if (padding && blockIdx.x", "if (false && blockIdx.x"),
+        ],
+    ),
+    "encode: packed": (
+        codec_tests("packed", "ragged", "blocks_of"),
+        [
+            Mutant(
+                "second word as the first",
+                PACKED,
+                "reinterpret_cast<const uint4*>(x + first)[i]",
+                "reinterpret_cast<const uint4*>(x + first)[0]",
+            ),
+            Mutant("ragged end read", PACKED, "at + 1 < n ? u32(bits[at + 1]) << 16 : 0", "u32(bits[at + 1]) << 16"),
+            Mutant("sixteen numbers on a ragged end", PACKED, "first + 16 <= n", "first + 15 <= n"),
+            Mutant("NaN lost", PACKED, "__hmax2_nan(largest", "__hmax2(largest"),
+            Mutant(
+                "largest of even columns",
+                PACKED,
+                "max(as_u32(largest) & 0xffff, as_u32(largest) >> 16)",
+                "as_u32(largest) & 0xffff",
+            ),
+            Mutant(
+                "largest of half a block",
+                PACKED,
+                "distance = SIXTEENS_OF_BLOCK / 2",
+                "distance = SIXTEENS_OF_BLOCK / 4",
+            ),
+            Mutant("factor of one half", PACKED, "u32(k - k / 2 + 15)", "u32(k / 2 + 15)"),
+            Mutant("no smallest factor", PACKED, ", 30);", ", 40);"),
+            Mutant("no subnormal elements", PACKED, "as_pair<half2>(0x3c003c00)", "as_pair<half2>(0x38003800)"),
+            Mutant("rounded to the next step", PACKED, "0x60006000", "0x64006400"),
+            Mutant("not rounded", PACKED, "__hfma2(__hneg2(binade), steps, raised)", "magnitude"),
+            Mutant("not saturated", PACKED, "__hmin2(rounded, as_pair<half2>(0x46004600))", "rounded"),
+            Mutant("sign lost", PACKED, " | (sign >> 4 & 0x08080808)", ""),
+            Mutant("odd codes under even ones", PACKED, "0x7531) << 4", "0x6420) << 4"),
+            Mutant(
+                "halves of a group swapped", PACKED, "u64(codes[1]) << 32 | codes[0]", "u64(codes[0]) << 32 | codes[1]"
+            ),
+            Mutant("codes of a NaN block", PACKED, "codes[0] = codes[1] = 0", "codes[0] = 0"),
+            Mutant("no end of the share", PACKED, "if (block >= u32(share.granules)) continue;", ""),
+            Mutant("always taken for aligned", PACKED, "if (is_aligned(wire, 8))", "if (true)"),
+            Mutant("groups of an unaligned wire", PACKED, "2 * sixteen + i", "2 * sixteen"),
+            Mutant("scale of every sixteen", PACKED, "scales[block] = u8(scale)", "scales[sixteen] = u8(scale)"),
+            Mutant("tiles overlap", PACKED, "tile += gridDim.x", "tile += gridDim.x + 1"),
         ],
     ),
     "decode_sum": (

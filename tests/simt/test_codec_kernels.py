@@ -13,6 +13,7 @@ import pytest
 from assertions import assert_exact
 
 from cutpq.array import to_numpy
+from cutpq.codecs import config, launch
 from cutpq.codecs.codec import codec
 from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
@@ -127,6 +128,31 @@ def test_sixteen_bit_numbers(monkeypatch, checked_xp, dtype):
 def test_ragged_ends(monkeypatch, checked_xp, n):
     for name in "mxfp4", "e2m2-b128-e5m0-rceil":
         assert_kernels_follow(monkeypatch, checked_xp, name, real(n, seed=n))
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "e2m1-b16-e8m0-rceil", "e2m1-b128-e8m0-even"])
+def test_packed_encoder(monkeypatch, checked_xp, name):
+    """Blocks of every binade of float16, with ties of every step and numbers far below the largest; odd shares."""
+    rng = np.random.default_rng(5)
+    ties = np.arange(-28, 29) / 4  # of E2M1's steps, from the smallest on
+    rows = []
+    for exponent in range(-24, 16):
+        top = np.ldexp(rng.uniform(1, 2), exponent)
+        scaled = np.ldexp(rng.permutation(ties), exponent - 2)
+        small = top * 2.0 ** -rng.uniform(0, 24, 70) * rng.choice([-1, 1], 70)
+        rows.append(np.r_[rng.permutation(np.r_[scaled, small]), top])
+    x = np.clip(np.concatenate([*rows, np.zeros(128), [-0.0] * 128]), -65504, 65504).astype(np.float16)
+    x = np.r_[x, x[:128], np.array([np.nan, *[1] * 127, -np.inf, *[-2] * 127], np.float16), x]
+    assert_kernels_follow(monkeypatch, checked_xp, name, x)
+    c, x = codec(name), x[:-3]
+    for n in 1, 15, 16, 31, 1000, len(x):
+        want = formulas(monkeypatch, partial(c.encode, x[:n]))
+        assert_exact(to_numpy(c.encode(checked_xp.asarray(x[:n]))), want)
+    monkeypatch.setattr(config, "MOST_BLOCKS", 1)  # a block has several tiles
+    whole = x[: len(x) // c.block * c.block]
+    cuts = np.cumsum(c.shares(len(whole), 3))[:-1]  # wires of shares begin anywhere
+    want = np.concatenate([formulas(monkeypatch, partial(c.encode, part)) for part in np.split(whole, cuts)])
+    assert_exact(to_numpy(launch.encode(checked_xp.asarray(whole), c, 3)), want)
 
 
 def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):

@@ -203,6 +203,13 @@ inline float2 __half22float2(half2 h) { return {float(h.x), float(h.y)}; }
 inline half2 __habs2(half2 h) { return {std::fabs(float(h.x)), std::fabs(float(h.y))}; }
 inline half __hmin(half a, half b) { return std::fmin(float(a), float(b)); }  // a number rather than NaN
 inline half2 __hmin2(half2 a, half2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }
+inline half __hmax(half a, half b) { return std::fmax(float(a), float(b)); }
+inline half2 __hmax2(half2 a, half2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }
+inline half __hmax_nan(half a, half b) {
+  return float(a) != float(a) || float(b) != float(b) ? half::from_bits(0x7fff) : __hmax(a, b);
+}
+inline half2 __hmax2_nan(half2 a, half2 b) { return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)}; }
+inline half2 __hneg2(half2 h) { return {-float(h.x), -float(h.y)}; }
 inline uint32_t __hgt2_mask(half2 a, half2 b) {
   return (float(a.x) > float(b.x) ? 0xffff : 0) | (float(a.y) > float(b.y) ? 0xffff0000 : 0);
 }
