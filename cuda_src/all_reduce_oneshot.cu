@@ -9,9 +9,8 @@
 // STEP 0 runs both steps. Ranks that share a GPU cannot wait for each other inside a kernel, so the host launches
 // STEP 1 and STEP 2 with its own barrier between them.
 #include "target.cuh"
-#include "tile/either_wire.cuh"
-#include "tile/rank_sum.cuh"
 #include "tile/slab.cuh"
+#include "tile/tiles_in_flight.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in this process
@@ -30,23 +29,34 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in t
   const Slabs all(slabs, rank, half_bytes);
   const int granules = n / Wire::GRANULE + (n % Wire::GRANULE != 0), tiles = tiles_of(granules);
 
-  if (STEP != 2)
-    for (int tile = blockIdx.x; tile < tiles; tile += GRID) {
-      float v[8];
-      load_eight(v, x, (tile * THREADS + threadIdx.x) * 8, n);
-      Wire::put(all.data(rank, 0), granules, tile, v, smem_scratch);
+  if (STEP != 2) {
+    u8* wire = all.data(rank, 0);
+#pragma unroll 1
+    for (int tile = blockIdx.x; tile < tiles; tile += TILES * GRID) {
+      float v[TILES][8];
+      load_tiles(v, x, tile * THREADS + threadIdx.x, n);
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+        if (tile + i * GRID < tiles) Wire::put(wire, granules, tile + i * GRID, v[i], smem_scratch);
     }
+  }
   if (STEP == 1 || (STEP == 0 && !all.meet(0, smem_missing, status, timeout_us))) return;
 
   const u8* wires[RANKS];
 #pragma unroll
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, 0);
-  for (int tile = blockIdx.x; tile < tiles; tile += GRID) {
-    const u32 group = tile * THREADS + threadIdx.x;
-    if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;
-    float sum[8];
-    sum_of_ranks<Wire>(sum, wires, granules, group);
-    store_eight(y, group * 8, n, sum);
+#pragma unroll 1
+  for (int tile = blockIdx.x; tile < tiles; tile += SUM_TILES * GRID) {
+    Wire::Raw raw[SUM_TILES][RANKS];
+    load_groups(raw, wires, granules, tile * THREADS + threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < SUM_TILES; i++) {
+      const u32 group = (tile + i * GRID) * THREADS + threadIdx.x;
+      if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;
+      float sum[8];
+      Wire::add_up(sum, raw[i]);
+      store_eight(y, group * 8, n, sum);
+    }
   }
   all.finish();
 }

@@ -11,10 +11,9 @@
 // Successive all-reduces use the two halves of a slab in turns, because a slow peer may still be in step 3.
 // STEP 0 runs all steps; ranks that share a GPU launch STEP 1, 2 and 3 with a barrier of the host between them.
 #include "target.cuh"
-#include "tile/either_wire.cuh"
-#include "tile/rank_sum.cuh"
 #include "tile/share.cuh"
 #include "tile/slab.cuh"
+#include "tile/tiles_in_flight.cuh"
 
 // A rank's share and the place of its wire in a half of a slab. Places have equal sizes, multiples of 16 bytes, so that
 // every wire is aligned.
@@ -39,11 +38,14 @@ DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch)
 #pragma unroll 1
   for (int owner = 0; owner < RANKS; owner++) {
     const Place place(n, owner);
+    u8* wire = all.data(all.rank, place.offset);
 #pragma unroll 1
-    for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
-      float v[8];
-      load_eight(v, x, place.first + (tile * THREADS + threadIdx.x) * 8, n);
-      Wire::put(all.data(all.rank, place.offset), place.share.granules, tile, v, smem_scratch);
+    for (int tile = blockIdx.x; tile < place.tiles; tile += TILES * GRID) {
+      float v[TILES][8];
+      load_tiles(v, x, place.first / 8 + tile * THREADS + threadIdx.x, n);
+#pragma unroll
+      for (int i = 0; i < TILES; i++)
+        if (tile + i * GRID < place.tiles) Wire::put(wire, place.share.granules, tile + i * GRID, v[i], smem_scratch);
     }
   }
 }
@@ -55,11 +57,16 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, place.offset);
   u8* total = all.data(all.rank, RANKS * Place::bytes(n));
 #pragma unroll 1
-  for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
-    const u32 group = tile * THREADS + threadIdx.x;
-    float sum[8] = {};
-    if (place.has(group)) sum_of_ranks<Wire>(sum, wires, place.share.granules, group);
-    Wire::put(total, place.share.granules, tile, sum, smem_scratch);
+  for (int tile = blockIdx.x; tile < place.tiles; tile += SUM_TILES * GRID) {
+    Wire::Raw raw[SUM_TILES][RANKS];
+    load_groups(raw, wires, place.share.granules, tile * THREADS + threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < SUM_TILES; i++) {
+      if (tile + i * GRID >= place.tiles) break;
+      float sum[8];
+      Wire::add_up(sum, raw[i]);
+      Wire::put(total, place.share.granules, tile + i * GRID, sum, smem_scratch);
+    }
   }
 }
 
@@ -67,15 +74,19 @@ DEVICE void collect(const Slabs& all, act_t* y, int n) {
 #pragma unroll 1
   for (int owner = 0; owner < RANKS; owner++) {
     const Place place(n, owner);
-    const u8* total = all.data(owner, RANKS * Place::bytes(n));
+    const u8* total[1] = {all.data(owner, RANKS * Place::bytes(n))};
 #pragma unroll 1
-    for (int tile = blockIdx.x; tile < place.tiles; tile += GRID) {
-      const u32 group = tile * THREADS + threadIdx.x;
-      if (!place.has(group)) continue;
-      float v[8];
-      const Wire::Raw raw[] = {Wire::template load<true>(total, place.share.granules, group)};
-      Wire::add_up(v, raw);
-      store_eight(y, place.first + group * 8, n, v);
+    for (int tile = blockIdx.x; tile < place.tiles; tile += TILES * GRID) {
+      Wire::Raw raw[TILES][1];
+      load_groups(raw, total, place.share.granules, tile * THREADS + threadIdx.x);
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        const u32 group = (tile + i * GRID) * THREADS + threadIdx.x;
+        if (!place.has(group)) continue;
+        float v[8];
+        Wire::add_up(v, raw[i]);
+        store_eight(y, place.first + group * 8, n, v);
+      }
     }
   }
 }

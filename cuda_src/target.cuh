@@ -61,3 +61,13 @@ DEVICE Pair as_pair(u32 bits) {
   static_assert(sizeof(Pair) == 4, "a pair has 32 bits");
   return *reinterpret_cast<Pair*>(&bits);
 }
+
+// p, which the compiler may now take for an address in global memory. It cannot know this of pointers that a kernel
+// loads, and would use the slower generic loads and stores for them.
+template <class T>
+DEVICE T* in_global(T* p) {
+#ifndef CUTPQ_HOST
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
+}

@@ -34,7 +34,9 @@ struct Slabs {
   }
   __device__ __forceinline__ u32* epochs() const { return reinterpret_cast<u32*>(slabs[rank]) + FLAGS; }
   // Address of byte `offset` of the owner's data in this epoch.
-  __device__ __forceinline__ u8* data(int owner, size_t offset) const { return slabs[owner] + half + offset; }
+  __device__ __forceinline__ u8* data(int owner, size_t offset) const {
+    return in_global(slabs[owner]) + half + offset;
+  }
 
   // Barrier of this block across all ranks: what their blocks wrote before it can be read after it. Returns false if a
   // rank did not come within timeout_us; *status is then 1 + its number, and the result of the kernel is void.

@@ -97,6 +97,10 @@ def half_bytes(shares: list[int], whole: int, algo: str) -> int:
 # Where a rank's slab keeps what its peers read, as tile/slab.cuh has it.
 MEETINGS = 2
 
+# Blocks of a sum: 256 threads of each with four 16-byte loads make 2 MiB in flight. An H100's memory needs that much
+# (3.35 TB/s times 0.6 us), NVLink less. Two blocks fit a multiprocessor, so that all are resident on any GPU.
+GRID = 128
+
 
 @dataclass(frozen=True)
 class PeerConfig(WireConfig):
@@ -105,7 +109,7 @@ class PeerConfig(WireConfig):
     STEP  0: all steps, with flags between them; else that step alone
     """
 
-    GRID: int = 32
+    GRID: int = 0
     STEP: int = 0
     PLAIN: bool = False
 
@@ -124,4 +128,4 @@ class PeerConfig(WireConfig):
 def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
     """For the facts of a codec, or for a plain payload."""
     wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)
-    return PeerConfig(**vars(wire), STEP=step, PLAIN=codec is None)
+    return PeerConfig(**vars(wire), GRID=GRID, STEP=step, PLAIN=codec is None)

@@ -95,7 +95,23 @@ MEETING = [
     Mutant("wrong name of the absent rank", "tile/slab.cuh", "1 + peer", "2 + peer"),
 ]
 
-# The kernel, the tests that are run, and the bugs.
+# In what keeps several tiles in flight.
+FLIGHT = "tile/tiles_in_flight.cuh"
+IN_FLIGHT = [
+    Mutant("end of x read", FLIGHT, "(group + (TILES - 1) * STRIDE) * 8 + 8 <= n", "group * 8 + 8 <= n"),
+    Mutant("one tile four times", FLIGHT, "(x + (group + i * STRIDE) * 8)", "(x + group * 8)"),
+    Mutant(
+        "one tile four times at the end",
+        FLIGHT,
+        "load_eight(v[i], x, (group + i * STRIDE) * 8",
+        "load_eight(v[i], x, group * 8",
+    ),
+    Mutant("stride of a block", FLIGHT, "STRIDE = GRID * THREADS", "STRIDE = THREADS"),
+    Mutant("groups beyond the end", FLIGHT, "at <= last ? at : group - threadIdx.x", "at"),
+    Mutant("another block's groups at the end", FLIGHT, "at <= last ? at : group - threadIdx.x", "min(at, last)"),
+    Mutant("wire of rank 0", FLIGHT, "load<true>(wires[w]", "load<true>(wires[0]"),
+]
+
 # In the end of a norm.
 ROW = "tile/weighted_row.cuh"
 WEIGHTED_ROW = [
@@ -116,6 +132,7 @@ WEIGHTED_ROW = [
     Mutant("not normed", ROW, "to_float(column.x) * factor", "to_float(column.x)"),
 ]
 
+# The kernel, the tests that are run, and the bugs.
 SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "dequant": (
         ["test_small_kernels.py", "-k", "dequant or zero_point"],
@@ -746,7 +763,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "distance = SIXTEENS_OF_BLOCK / 4",
             ),
             Mutant("factor of one half", PACKED, "u32(k - k / 2 + 15)", "u32(k / 2 + 15)"),
-            Mutant("no smallest factor", PACKED, ", 30);", ", 40);"),
+            Mutant("infinite factor of a block of zeros", PACKED, ", 30);", ", 32);"),
             Mutant("no subnormal elements", PACKED, "as_pair<half2>(0x3c003c00)", "as_pair<half2>(0x38003800)"),
             Mutant("rounded to the next step", PACKED, "0x60006000", "0x64006400"),
             Mutant("not rounded", PACKED, "__hfma2(__hneg2(binade), steps, raised)", "magnitude"),
@@ -924,9 +941,20 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "tiles of other blocks",
                 "all_reduce_oneshot.cu",
-                "int tile = blockIdx.x; tile < tiles; tile += GRID) {\n    const",
-                "int tile = GRID - 1 - blockIdx.x; tile < tiles; tile += GRID) {\n    const",
+                "int tile = blockIdx.x; tile < tiles; tile += SUM_TILES",
+                "int tile = GRID - 1 - blockIdx.x; tile < tiles; tile += SUM_TILES",
             ),
+            *IN_FLIGHT,
+            Mutant("every fourth tile only", "all_reduce_oneshot.cu", "if (tile + i * GRID < tiles)", "if (i == 0)"),
+            Mutant("tiles beyond the last", "all_reduce_oneshot.cu", "if (tile + i * GRID < tiles)", ""),
+            Mutant(
+                "first tile of the four",
+                "all_reduce_oneshot.cu",
+                "granules, tile + i * GRID, v[i]",
+                "granules, tile, v[i]",
+            ),
+            Mutant("sums of the first tile", "all_reduce_oneshot.cu", "add_up(sum, raw[i])", "add_up(sum, raw[0])"),
+            Mutant("tiles left out", "all_reduce_oneshot.cu", "tile += TILES * GRID", "tile += 2 * TILES * GRID"),
             Mutant("last tile left out", "tile/either_wire.cuh", " + THREADS - 1) / THREADS", ") / THREADS"),
             no_barrier(
                 "epoch written by a thread that has not waited", "tile/slab.cuh", "if (threadIdx.x == 0) epochs()"
@@ -958,14 +986,42 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "RANKS * Place::bytes(n)",
                 "all.rank * Place::bytes(n)",
             ),
-            Mutant("no end of the own share", "all_reduce_twoshot.cu", "if (place.has(group)) sum", "sum"),
             Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(group)) continue;", ""),
             Mutant("places too close", "all_reduce_twoshot.cu", " + 15) / 16 * 16", ") / 16 * 16"),
             Mutant(
                 "own share's place at rank 0's", "all_reduce_twoshot.cu", "all.data(r, place.offset)", "all.data(r, 0)"
             ),
-            Mutant("all shares from rank 0", "all_reduce_twoshot.cu", "total = all.data(owner,", "total = all.data(0,"),
+            Mutant(
+                "all shares from rank 0",
+                "all_reduce_twoshot.cu",
+                "total[1] = {all.data(owner,",
+                "total[1] = {all.data(0,",
+            ),
             no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
+            *IN_FLIGHT,
+            Mutant("tiles beyond the share", "all_reduce_twoshot.cu", "if (tile + i * GRID < place.tiles)", ""),
+            Mutant("first number of the share", "all_reduce_twoshot.cu", "place.first / 8 + tile", "tile"),
+            Mutant(
+                "own sums of the first tile",
+                "all_reduce_twoshot.cu",
+                "Wire::add_up(sum, raw[i])",
+                "Wire::add_up(sum, raw[0])",
+            ),
+            Mutant(
+                "sums in the first tile",
+                "all_reduce_twoshot.cu",
+                "granules, tile + i * GRID, sum",
+                "granules, tile, sum",
+            ),
+            Mutant(
+                "first tile collected", "all_reduce_twoshot.cu", "Wire::add_up(v, raw[i])", "Wire::add_up(v, raw[0])"
+            ),
+            Mutant(
+                "tiles not collected",
+                "all_reduce_twoshot.cu",
+                "const u32 group = (tile + i * GRID)",
+                "const u32 group = (tile + i)",
+            ),
         ],
     ),
 }

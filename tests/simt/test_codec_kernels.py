@@ -149,7 +149,7 @@ def test_packed_encoder(monkeypatch, checked_xp, name):
         want = formulas(monkeypatch, partial(c.encode, x[:n]))
         assert_exact(to_numpy(c.encode(checked_xp.asarray(x[:n]))), want)
     monkeypatch.setattr(config, "MOST_BLOCKS", 1)  # a block has several tiles
-    whole = x[: len(x) // c.block * c.block]
+    whole = np.tile(x, 2)[: 2 * len(x) // c.block * c.block]
     cuts = np.cumsum(c.shares(len(whole), 3))[:-1]  # wires of shares begin anywhere
     want = np.concatenate([formulas(monkeypatch, partial(c.encode, part)) for part in np.split(whole, cuts)])
     assert_exact(to_numpy(launch.encode(checked_xp.asarray(whole), c, 3)), want)

@@ -102,7 +102,7 @@ def test_every_tile_of_tokens(xp, M, dtype):
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 def test_many_tokens_go_by_plain_weights(xp, dtype):
     """With a bias, which bfloat16 does not hold in one number."""
-    check(xp, random_weight(96, 264, 32, bias=True), gemm_config.DEQUANT_FROM, dtype)
+    check(xp, random_weight(96, 264, 32, bias=True), gemm_config.dequant_from(kernels.device(xp)), dtype)
 
 
 def test_no_tokens():
