@@ -5,6 +5,7 @@
     python bench/gemm.py --predict                       no GPU: what it should take on an H200, an H100 and an A100
     python bench/gemm.py --calibrate                     the same formulas against published times of vLLM's Marlin
     python bench/gemm.py --static                        no GPU: instructions of the main loop, beside those of peers
+    python bench/gemm.py --sweep                         from how many tokens on to dequantize first, on this GPU
     CUTPQ_HOST_KERNELS=1 python bench/gemm.py --smoke    no GPU: a tiny product through the kernel on the CPU
 
 A row is one rank's product at M tokens under a scheme:
@@ -15,7 +16,7 @@ local      a rank's rows in disk order, sorted on the rank: all groups' scales, 
 unordered  disk order; the kernel looks a scale up for every row
 
 time_us   one product, of a replayed CUDA graph over copies of the weight four times the L2's size together; from
-          DEQUANT_FROM tokens on of queued calls, since CuPy does not capture cuBLAS
+          gemm_config.dequant_from tokens on of queued calls, since CuPy does not capture cuBLAS
 GB_s      codes, scales, g_idx, x and y, each once; share: of what a copy reaches in this run
 cublas    fp16 cupy.matmul of the same shape, queued; ratio: its time over this one's
 check     sampled columns of y against float64, element by element (bench/truth/reference.py gemm_bound)
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from harness.flags import names, positive_numbers
@@ -52,9 +54,10 @@ from cutpq.kernels.compile import compile_kernel
 from cutpq.kernels.config import FLOAT16
 from cutpq.kernels.source import KernelError, source_digest
 from cutpq.ops import formulas as ref
+from cutpq.ops import gemm_config
 from cutpq.ops.gather import gather_columns
 from cutpq.ops.gemm import matmul
-from cutpq.ops.gemm_config import DEQUANT_FROM, GemmConfig
+from cutpq.ops.gemm_config import GemmConfig
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.shipped import shipped
 from cutpq.weights.pack import PackedWeight, pack
@@ -62,6 +65,7 @@ from cutpq.weights.permutation import sort_groups
 from cutpq.weights.weight import QuantWeight
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
+SWEEP = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 TPS = (1, 2, 4, 8)
 DEFAULT_MODEL, DEFAULT_TOKENS = ("llama-70b",), (1, 16, 64, 256)
 CHECKED_COLUMNS, CHECKED_TOKENS = 64, 16
@@ -117,6 +121,14 @@ COUNTS_TABLE = Table(
         Column("spill_bytes", "spill_B", 7, ".0f"),
     )
 )
+SWEEP_TABLE = Table(
+    (
+        *SHAPE_COLUMNS,
+        Column("kernel_us", "kernel_us", 9, ".1f"),
+        Column("dequant_us", "dequant_us", 10, ".1f"),
+        Column("check", "check", 5),
+    )
+)
 
 Row = dict[str, Any]
 
@@ -143,9 +155,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = None if xp is np else int(xp.cuda.runtime.getDevice())
     comm = SelfCommunicator("one GPU" if device is not None else "smoke", xp, device)
     tops = ceilings(xp)
+    wanted = [TINY] if args.smoke else layers(args.model, args.tp)
+    if args.sweep:
+        print("\n".join([*header(comm), *described(tops)]), flush=True)
+        return print_sweep(wanted, args, tops, xp)
     print("\n".join([*header(comm), *described(tops), TABLE.heading()]), flush=True)
     rows = []
-    wanted = [TINY] if args.smoke else layers(args.model, args.tp)
     with progress(len(wanted), "gemm", comm) as bar:
         for layer in wanted:
             for row in measure(layer, args.m, args.schemes, tops, xp):
@@ -164,7 +179,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--predict", action="store_true", help="counted, not measured; needs NVRTC and nvdisasm")
     what.add_argument("--calibrate", action="store_true", help="predicted against published times of a peer")
     what.add_argument("--static", action="store_true", help="machine code of every shipped configuration, and of peers")
-    what.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does the bench work?")
+    what.add_argument("--sweep", action="store_true", help="find the tokens from which dequantizing first is faster")
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does the bench work?")
     parser.add_argument("--model", type=names(tuple(MODELS)), help=f"of {', '.join(MODELS)}; default llama-70b")
     parser.add_argument("--tp", type=positive_numbers, default=TPS, metavar="TP,...", help="default 1,2,4,8")
     parser.add_argument("--m", type=positive_numbers, metavar="M,...", help="tokens; default 1,16,64,256")
@@ -175,7 +191,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", choices=("sm_80", "sm_90a"), default="sm_90a", help="of --static (sm_90a)")
     args = parser.parse_args(argv)
     args.model = args.model or (tuple(MODELS) if args.all else DEFAULT_MODEL)
-    args.m = args.m or ((1, 9) if args.smoke else TOKENS if args.all else DEFAULT_TOKENS)
+    args.m = args.m or ((1, 9) if args.smoke else SWEEP if args.sweep else TOKENS if args.all else DEFAULT_TOKENS)
     return args
 
 
@@ -229,7 +245,7 @@ def run(case: Case, x: Any, N: int, xp: ModuleType) -> tuple[Any, float]:
         columns = x if case.gather is None else gather_columns(x, case.gather, out=scratch)
         matmul(columns, case.copies[i % len(case.copies)], out=y)
 
-    by_library = len(x) >= DEQUANT_FROM
+    by_library = len(x) >= gemm_config.dequant_from(kernels.device(xp))
     clock: Callable[..., float] = queued_us if by_library else graph_us
     calls = 1 if xp is np else len(case.copies) if by_library else max(LEAST_CALLS, len(case.copies))
     return y, clock(product, calls, xp)
@@ -325,6 +341,55 @@ def library_times(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: Modul
             xp.matmul(x, weights[i % len(weights)], out=y)
 
         found[M] = queued_us(product, calls, xp)
+    return found
+
+
+# --- sweeping ------------------------------------------------------------------------------------------------------
+
+
+def print_sweep(wanted: Sequence[Layer], args: argparse.Namespace, tops: Ceilings, xp: ModuleType) -> int:
+    """Print every layer both ways, and from how many tokens on dequantizing first is faster; 1 where a check fails."""
+    print(SWEEP_TABLE.heading())
+    rows = []
+    for layer in wanted:
+        for row in sweep(layer, args.m, tops, xp):
+            rows.append(row)
+            print(SWEEP_TABLE.line(row), flush=True)
+    if args.json:
+        write_json(args.json, rows)
+    found = crossing(rows)
+    if found is None:
+        print(f"# up to {max(args.m)} tokens dequantizing first is not faster over all layers")
+    else:
+        print(f"# over all layers dequantizing first is faster from {found} tokens on: CUTPQ_DEQUANT_FROM={found}")
+    return 1 if any(row["check"] != "ok" for row in rows) else 0
+
+
+def sweep(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: ModuleType) -> Iterator[Row]:
+    """A tp-aware rank's product by the kernel, and by dequantizing first and cuBLAS."""
+    x = xp.asarray(np.random.default_rng(0).standard_normal((max(tokens), layer.K), np.float32).astype(np.float16))
+    case = make_case(layer, "tp-aware", copies_for(layer.K * layer.N // 2, tops), xp)
+    for M in tokens:
+        x_now = xp.ascontiguousarray(x[:M])
+        took, checks = {}, set()
+        for way, dequant_from in ("kernel_us", M + 1), ("dequant_us", 1):
+            with patch.object(gemm_config, "dequant_from", lambda _, tokens=dequant_from: tokens):
+                y, took[way] = run(case, x_now, layer.N, xp)
+            checks.add(judge(case, x_now, y, xp)["check"])
+        yield {
+            "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": case.packed.K, "N": layer.N, "M": M,
+            "scheme": "tp-aware", **took, "check": "FAIL" if "FAIL" in checks else "ok", "projected": False,
+        }  # fmt: skip
+
+
+def crossing(rows: Sequence[Row]) -> int | None:
+    """The least tokens from which dequantizing first takes less time, all layers together, and for all more tokens."""
+    gains = {M: sum(r["kernel_us"] - r["dequant_us"] for r in rows if r["M"] == M) for M in {r["M"] for r in rows}}
+    found = None
+    for M in sorted(gains, reverse=True):
+        if gains[M] <= 0:
+            break
+        found = M
     return found
 
 

@@ -16,7 +16,7 @@ speedup     time of `naive` over this one's; on a CPU the median of the ratios o
             take turns, and `interval` holds that median with 95 % probability
 check       ok: every element lies within the bound of its roundings (bench/truth/reference.py), all ranks hold the same
             bits, and tp-aware holds naive's (but not where a BLAS multiplies, NumPy arrays by default and CuPy's
-            from DEQUANT_FROM tokens on: it adds up a column in an order that depends on its place). A codec widens
+            from dequant_from tokens on: it adds up a column in an order that depends on its place). A codec widens
             the bound by its own, of each rank's partial sum and (twoshot) of their sum. Else FAIL, the reason below
             the table, and exit status 1.
 
@@ -50,8 +50,9 @@ from cutpq.checkpoint.mlp_names import MlpModules
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.formats import BLOCKS
 from cutpq.cost.links import LINKS
+from cutpq.kernels import load as kernels
 from cutpq.ops.engine.choice import uses_engine
-from cutpq.ops.gemm_config import DEQUANT_FROM
+from cutpq.ops.gemm_config import dequant_from
 from cutpq.ranks.communicator import Communicator
 from cutpq.weights.schemes import count_groups, refusals
 from cutpq.weights.weight import is_ordered
@@ -240,8 +241,8 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
             naive = results.get(("naive", None))
             for (scheme, c), result in results.items():
                 row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
-                own_order = comm.xp is np or M < DEQUANT_FROM  # of summation; a BLAS has its own
-                twins = scheme == "tp-aware" and c is None and own_order and not uses_engine(comm.xp)
+                by_kernel = comm.xp is np or dequant_from(kernels.device(comm.xp)) > M  # not by a BLAS
+                twins = scheme == "tp-aware" and c is None and by_kernel and not uses_engine(comm.xp)
                 rows.append(row | outcome(result, naive, targets[c], twins))
     return rows, refused
 

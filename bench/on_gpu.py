@@ -36,7 +36,10 @@ PYTHON = sys.executable
 
 # Each runs in its own process: a kernel that reads out of bounds destroys the CUDA context for the tests after it.
 TESTS = {
-    "small-kernels": (["tests/simt/test_small_kernels.py", "tests/simt/test_residual_norm.py"], 60),
+    "small-kernels": (
+        ["tests/simt/test_small_kernels.py", "tests/simt/test_residual_norm.py", "tests/simt/test_round_rows.py"],
+        70,
+    ),
     "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 150),
     "codec-kernels": (["tests/simt/test_codec_kernels.py"], 120),
     "attention": (["tests/simt/test_attention_kernels.py", "tests/simt/test_decode_attention.py"], 75),

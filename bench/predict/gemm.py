@@ -8,7 +8,7 @@ issue   instructions that the warps issue (machine_code.py), four a clock and mu
 integer those of half rate, two a clock
 tensor  products, tokens rounded up to whole tiles
 and grows by the tail: the multiprocessor with the most blocks sets the time of what it computes.
-From DEQUANT_FROM tokens on the time is that of `dequant`, through memory, and of the library.
+From gemm_config.dequant_from tokens on the time is that of `dequant`, through memory, and of the library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.gemm_layers import GROUP_SIZE, ZERO, Layer
 from cutpq.array import ceil_div
 from cutpq.cost.gpus import GPUS
 from cutpq.kernels.config import FLOAT16, Device
-from cutpq.ops.gemm_config import DEQUANT_FROM, GemmConfig, GemmProblem, dequant_columns, select_gemm
+from cutpq.ops.gemm_config import GemmConfig, GemmProblem, dequant_columns, dequant_from, select_gemm
 from predict import machine_code
 
 LIBRARY_TILE = 128  # columns and tokens of a thread block of the library's GEMM: assumed
@@ -103,7 +103,7 @@ class Prediction:
 def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     """One product of the layer at M tokens under a scheme of gemm_layers.SCHEMES."""
     problem = problem_of(layer, M, scheme)
-    if M >= DEQUANT_FROM:
+    if dequant_from(machine.device) <= M:
         return _by_library(layer, problem, groups(layer, scheme), machine)
     config, cuts = select_gemm(problem, machine.device)
     return _by_kernel(layer, problem, scheme, config, cuts, machine)

@@ -14,8 +14,8 @@ features that other ranks computed. P is the stable permutation that sorts the g
                                             columns P[b[r]..b[r+1]]
 
 `tp-aware` is Algorithm 3 of arXiv 2402.04925 and `naive` its Algorithm 2: they multiply the same numbers in the same
-order, and their results are equal bit for bit. From DEQUANT_FROM tokens on cuBLAS multiplies, whose order of summation
-is not documented: there the two may differ in the last bit.
+order, and their results are equal bit for bit. From gemm_config.dequant_from tokens on cuBLAS multiplies, whose order
+of summation is not documented: there the two may differ in the last bit.
 """
 
 from __future__ import annotations

@@ -218,9 +218,12 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
 
 def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
     """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; else the library has a part in it."""
-    if not isinstance(w, PackedWeight) or dtype == np.float32 or M >= gemm_config.DEQUANT_FROM:
+    if not isinstance(w, PackedWeight) or dtype == np.float32:
         return False
-    return w.is_fragments and w.N % 8 == 0 and w.K % 8 == 0 and kernels.usable(array_module(w.words))
+    xp = array_module(w.words)
+    if not (w.is_fragments and w.N % 8 == 0 and w.K % 8 == 0 and kernels.usable(xp)):
+        return False
+    return gemm_config.dequant_from(kernels.device(xp)) > M
 
 
 def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:

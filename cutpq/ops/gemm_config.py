@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -101,11 +102,27 @@ class GemmProblem(NamedTuple):
     gated: bool = False
 
 
-# Tokens from which dequantizing first and multiplying by the library is faster, whatever K and N. A weight of 16 bits
-# costs 2.5 bytes of memory, once; the library's tensor cores gain 2 (1 / 0.6 - 1 / 0.7) flops' time on every token,
-# where the two reach 0.6 and 0.7 of the peak. With 230 flops a byte (H200) that is even at 1200 tokens, with 170
-# (A100) at 900 (bench/results/predicted_gemm.md).
-DEQUANT_FROM = 1024
+# Tokens from which dequantizing first and multiplying by cuBLAS is faster, whatever K and N, by compute capability.
+# Dequantizing costs 2.5 bytes of memory a weight, once; cuBLAS then needs less time for every token: it reaches 0.82 of
+# an A100's tensor peak and 0.70 of a Hopper's, mma.sync 0.71 and 0.42 to 0.45 (refit to published measurements of A800,
+# H100 and H200: bench/predict/gemm.py). The two are even at about 1,130 tokens on A100, 520 on H100 and 360 on H200.
+# Those without published measurements take the nearest relative. Projected: `bench/gemm.py --sweep` measures it.
+_DEQUANT_FROM = {80: 1152, 86: 1152, 87: 1152, 89: 1152}
+_DEQUANT_FROM_SINCE_HOPPER = 448
+
+
+@cache
+def dequant_from(device: Device) -> int:
+    """Tokens from which a product dequantizes the weight and calls cuBLAS; CUTPQ_DEQUANT_FROM overrides it.
+
+    Raises ValueError where that is no number above 0. The variable is read once for each kind of device.
+    """
+    override = os.environ.get("CUTPQ_DEQUANT_FROM")
+    if override is None:
+        return _DEQUANT_FROM.get(device.arch, _DEQUANT_FROM_SINCE_HOPPER)
+    if not override.isascii() or not override.isdigit() or int(override) < 1:
+        raise ValueError(f"CUTPQ_DEQUANT_FROM must be a number of tokens above 0, got {override!r}; or unset it")
+    return int(override)
 
 
 def dequant_columns(K: int) -> int:

@@ -109,7 +109,7 @@ class PeerConfig(WireConfig):
     STEP  0: all steps, with flags between them; else that step alone
     """
 
-    GRID: int = 0
+    GRID: int = GRID
     STEP: int = 0
     PLAIN: bool = False
 

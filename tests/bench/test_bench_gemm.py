@@ -24,6 +24,7 @@ from predict.machine_code import CLASSES
 from cutpq.kernels import load as kernels
 from cutpq.kernels import nvrtc
 from cutpq.ops import gather
+from cutpq.ops import gemm as gemm_module
 
 NOTHING = Ceilings(None, None, None, 0)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU")
@@ -374,3 +375,29 @@ def test_the_librarys_product_is_of_random_numbers(monkeypatch) -> None:
     gemm.library_times(gemm.TINY, [2], Ceilings(1.0, 1.0, 1.0, 0), cupy)
     assert [len(np.unique(a)) > 50 for a in operands] == [True, True]
     assert all(np.abs(a).max() < 1 for a in operands)
+
+
+# ---- sweeping
+
+
+def test_crossing_is_where_dequantizing_begins_to_be_faster_for_good() -> None:
+    def rows(*times: tuple[int, float, float]) -> list[dict]:
+        return [{"M": M, "kernel_us": kernel, "dequant_us": dequant} for M, kernel, dequant in times]
+
+    assert gemm.crossing(rows((64, 1, 2), (128, 3, 2), (256, 5, 3))) == 128
+    assert gemm.crossing(rows((64, 3, 2), (128, 1, 2), (256, 5, 3))) == 256  # noise at 64 tokens
+    assert gemm.crossing(rows((64, 1, 2), (64, 4, 2), (128, 1, 2), (128, 2, 1.5))) is None  # of two layers together
+    assert gemm.crossing(rows((64, 1, 2))) is None
+
+
+@needs_compiler
+def test_sweep_on_the_cpu(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    called = []
+    plain = gemm_module._by_plain_products
+    monkeypatch.setattr(gemm_module, "_by_plain_products", lambda x, *rest: called.append(len(x)) or plain(x, *rest))
+    assert gemm.main(["--sweep", "--smoke", "--m", "3,9"]) == 0
+    assert set(called) == {3, 9}  # once each way
+    out = capsys.readouterr().out
+    assert out.count(" ok\n") == 2
+    assert "dequantizing first is" in out.splitlines()[-1]
