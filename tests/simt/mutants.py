@@ -924,12 +924,6 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "from the own rank on", "all_reduce_oneshot.cu", "all.data(r, 0);", "all.data((r + rank) % RANKS, 0);"
             ),
-            Mutant(
-                "no end of the numbers",
-                "all_reduce_oneshot.cu",
-                "if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;",
-                "",
-            ),
             Mutant("no meeting", "all_reduce_oneshot.cu", "STEP == 0 && !all.meet", "false && !all.meet"),
             Mutant(
                 "goes on without a peer",
@@ -946,7 +940,6 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             *IN_FLIGHT,
             Mutant("every fourth tile only", "all_reduce_oneshot.cu", "if (tile + i * GRID < tiles)", "if (i == 0)"),
-            Mutant("tiles beyond the last", "all_reduce_oneshot.cu", "if (tile + i * GRID < tiles)", ""),
             Mutant(
                 "first tile of the four",
                 "all_reduce_oneshot.cu",
@@ -999,7 +992,6 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
             *IN_FLIGHT,
-            Mutant("tiles beyond the share", "all_reduce_twoshot.cu", "if (tile + i * GRID < place.tiles)", ""),
             Mutant("first number of the share", "all_reduce_twoshot.cu", "place.first / 8 + tile", "tile"),
             Mutant(
                 "own sums of the first tile",

@@ -154,6 +154,17 @@ def test_sums_of_several_sizes_in_a_row(settings, ranks, algo, payload):
 
 @pytest.mark.parametrize("name", [None, "mxfp4"])
 @pytest.mark.parametrize("algo", ALGOS)
+def test_shares_of_many_tiles(devices, algo, name):
+    """Several rounds of several tiles each, all whole, and a ragged one."""
+    two = devices(2, "fast", half_bytes=1 << 16)
+    terms = numbers(2, 13_000 if algo == "twoshot" else 7_999, np.float16)
+    sums = two.all_reduce(algo, name, terms)
+    two.run()
+    assert_sums(sums, terms, name, algo)
+
+
+@pytest.mark.parametrize("name", [None, "mxfp4"])
+@pytest.mark.parametrize("algo", ALGOS)
 def test_eight_devices(devices, settings, algo, name):
     settings.seed = 5
     eight = devices(8, "check")
