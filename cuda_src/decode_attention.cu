@@ -25,7 +25,10 @@ DEVICE bool is_last(u32* smem_arrived, u32* arrivals, u32 count) {
   return true;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, D <= 64 ? 4 : D <= 128 ? 3 : 2)
+// Blocks of a multiprocessor: as many as have registers enough for their fragments; 16 heads hold twice as many as 8.
+constexpr int MIN_BLOCKS_PER_SM = HEADS == 16 || D > 128 ? 2 : D <= 64 ? 4 : 3;
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS_PER_SM)
 decode_attention(const act_t* __restrict__ q,       // (B, KV, rep, D)
                  const act_t* __restrict__ keys,    // (B, KV, length, D)
                  const act_t* __restrict__ values,  // (B, KV, length, D)
