@@ -38,7 +38,7 @@ from models.shapes import TRANSFORMERS
 from ttft import Job, is_finite, load, random_job
 
 import cutpq as cq
-from cutpq.array import to_numpy
+from cutpq.array import ceil_div, to_numpy
 from cutpq.ranks.communicator import Communicator
 
 TABLE = Table(
@@ -250,7 +250,7 @@ def time_batches(model: cq.Transformer, comm: Communicator, batches: list[Reques
 def percentile(values: list[float], percent: int) -> float | None:
     """The least value that so many percent do not exceed (nearest rank); None of no values."""
     ordered = sorted(values)
-    return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None
+    return ordered[ceil_div(len(ordered) * percent, 100) - 1] if ordered else None
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

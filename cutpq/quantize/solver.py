@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..array import Array, array_module, check_array
+from ..array import Array, array_module, ceil_div, check_array
 from ..weights.weight import QuantWeight
 from .factor import inverse_factor
 from .order import RowOrder, row_order
@@ -129,7 +129,7 @@ def quantize_weight(
 
 def panels(N: int) -> list[slice]:
     """The columns 0 .. N in PANELS pieces of multiples of 8, or fewer where there are not so many columns."""
-    width = -(-N // (8 * PANELS)) * 8
+    width = 8 * ceil_div(N, 8 * PANELS)
     return [slice(n, min(n + width, N)) for n in range(0, N, width)]
 
 

@@ -132,13 +132,17 @@ thread_local int depth = 0;
 thread_local std::vector<std::pair<void*, std::vector<Transfer>>> group;
 thread_local std::vector<std::pair<void*, std::function<int()>>> group_works;
 
+// On a stream that is being captured the work is kept for the graph.
+int hand_over(void* stream, std::function<int()> work) {
+  return captured(stream, work) ? 0 : submit(stream, std::move(work));
+}
 int give(void* stream, std::vector<Transfer> list) {
   if (depth) return group.push_back({stream, std::move(list)}), OK;
-  return submit(stream, [list] { return run(list) ? 719 : 0; }) ? SYSTEM : OK;
+  return hand_over(stream, [list] { return run(list) ? 719 : 0; }) ? SYSTEM : OK;
 }
 int give_work(void* stream, std::function<int()> work) {
   if (depth) return group_works.push_back({stream, std::move(work)}), OK;
-  return submit(stream, std::move(work)) ? SYSTEM : OK;
+  return hand_over(stream, std::move(work)) ? SYSTEM : OK;
 }
 
 // What every rank has of `bytes`, in rank order.
@@ -207,10 +211,10 @@ int ncclGroupEnd() {
   if (!taken.empty()) {
     std::vector<Transfer> all;
     for (auto& [stream, list] : taken) all.insert(all.end(), list.begin(), list.end());
-    if (submit(taken[0].first, [all] { return run(all) ? 719 : 0; })) return SYSTEM;
+    if (hand_over(taken[0].first, [all] { return run(all) ? 719 : 0; })) return SYSTEM;
   }
   for (auto& [stream, work] : works)
-    if (submit(stream, work)) return SYSTEM;
+    if (hand_over(stream, work)) return SYSTEM;
   return OK;
 }
 int ncclSend(const void* p, size_t n, int type, int peer, Comm* c, void* stream) {
