@@ -74,8 +74,12 @@ stubs cusolver libcusolver.so.11 16
 echo 'int softgpu_nothing_here;' > "$build/empty.c"
 for name in libcublasLt.so.12 libnvJitLink.so.12; do link $name -x c "$build/empty.c"; done
 link libnccl.so.2 "$build/cuda-nccl.o" -L"$lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN' -lrt
-gcc -shared -fPIC -O1 -w "$here/cuda/nvrtc.c" -o "$build/libnvrtc.so" -Wl,--version-script="$here/cuda/nvrtc.map" -ldl
-python "$here/cuda/nvidia_nvrtc.py" "$site" "$build/libnvrtc.so"
+# Each has the soname of the library behind it. CuPy asks the loader for that name first, and the loader gives the library
+# of the name that was loaded first, which is ours.
+for name in libnvrtc.so.12 libnvrtc.so.13; do
+  gcc -shared -fPIC -O1 -w "$here/cuda/nvrtc.c" -o "$build/$name" -Wl,-soname,"$name" -Wl,--version-script="$here/cuda/nvrtc.map" -ldl
+done
+python "$here/cuda/nvidia_nvrtc.py" "$site" "$build"
 
 cat > "$venv/bin/softgpu-env" <<END
 . "$venv/bin/activate"

@@ -1,6 +1,6 @@
 """Puts softgpu's NVRTC in front of every NVRTC that pip has installed in a virtual environment.
 
-    python nvidia_nvrtc.py SITE-PACKAGES libnvrtc.so
+    python nvidia_nvrtc.py SITE-PACKAGES FOLDER     of our libraries, which have NVIDIA's names
 
 NVIDIA's library moves into the folder real/ beside it (it looks for its own name, so that it has to keep it), and ours,
 which loads it from there, takes its place. CuPy loads whichever version it finds first: with the wheels of CUDA 12 and
@@ -29,5 +29,5 @@ def replace(library: Path, ours: Path) -> None:
 site, ours = map(Path, sys.argv[1:])
 for folder in ("cuda_nvrtc/lib", "cu13/lib"):
     for library in sorted((site / "nvidia" / folder).glob("libnvrtc.so.*")):
-        replace(library, ours)
+        replace(library, ours / library.name)
         print(f"softgpu: {library.relative_to(site)} gives PTX")
