@@ -266,7 +266,7 @@ def table(rows: list[Row], projected: list[Row], args: argparse.Namespace) -> li
     links = dict.fromkeys(row["link"] for row in projected)
     added = [Column(link, f"{link}\nproj(us)", max(len(link), 8), ".1f") for link in links]
     longest = max((len(c.name) for c in args.codecs), default=0)
-    on_gpu = any(row["host_us"] is not None for row in rows)  # elsewhere host time is all of the time
+    on_gpu = any(row.get("host_us") is not None for row in rows)  # elsewhere host time is all of the time
     kept = [c for c in COLUMNS if c.key != "host_us" or on_gpu]
     columns = [replace(c, width=max(c.width, longest)) if c.key == "codec" else c for c in kept]
     shown = Table((*columns, *added, CHECK))

@@ -92,6 +92,17 @@ def outcome(files: Files, folder: Path) -> str:
         path.unlink()
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    refusal, used = _refusal_and_memory(folder)
+    limit = 100 * sum(map(len, files.values())) + (4 << 20)
+    if used > limit:  # caches that the first call in a process fills are not the files' doing; a second call has them
+        refusal, used = _refusal_and_memory(folder)
+    assert used < limit, f"{used} bytes of memory, more than {limit}"
+    assert refusal is None or str(folder) in refusal, f"the error does not name the place: {refusal}"
+    return "runs" if refusal is None else "refused"
+
+
+def _refusal_and_memory(folder: Path) -> tuple[str | None, int]:
+    """The words of a CheckpointError, or None where the folder runs; and the most bytes that Python held meanwhile."""
     refusal = None
     tracemalloc.start()
     try:
@@ -100,11 +111,10 @@ def outcome(files: Files, folder: Path) -> str:
             _run(folder)
     except CheckpointError as e:
         refusal = str(e)
-    (_, used), total = tracemalloc.get_traced_memory(), sum(map(len, files.values()))
-    tracemalloc.stop()
-    assert used < 100 * total + (4 << 20), f"{used} bytes of memory for {total} bytes of files"
-    assert refusal is None or str(folder) in refusal, f"the error does not name the place: {refusal}"
-    return "runs" if refusal is None else "refused"
+    finally:
+        _, used = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return refusal, used
 
 
 def _run(folder: Path) -> None:
