@@ -140,7 +140,7 @@ def test_exit_of_all_ranks_is_an_ordinary_end():
     job = mpirun(3, "all_ranks_exit", timeout_s=15)
     assert job.status == 3
     assert "ending the job" not in job.err
-    assert sorted(job.out.splitlines()[1:]) == [f"rank {r} is done" for r in range(3)]
+    assert sorted(re.findall(r"rank \d is done", job.out)) == [f"rank {r} is done" for r in range(3)]
 
 
 @needs_mpi
@@ -155,7 +155,7 @@ def test_ranks_may_end_at_different_times():
 def test_a_slow_rank_finishes_its_work_before_the_others_end():
     job = mpirun(3, "slow_rank_drains_before_others_end", timeout_s=15)
     assert job.status == 0, job.err
-    assert job.out.splitlines()[2:] == ["drained", *["all have left"] * 3]
+    assert re.findall(r"drained|all have left", job.out) == ["drained", *["all have left"] * 3]
 
 
 @needs_mpi
@@ -204,7 +204,8 @@ def test_a_rank_may_leave_while_others_read_its_memory(gpus):
     skip_without(gpus)
     job = mpirun(3, "ranks_leave_after_a_sum", backend="ipc", timeout_s=120, SOFTGPU_ASYNC="1", **gpus)
     assert job.status == 0, job.err
-    assert sorted(job.out.splitlines()[1:]) == ["rank 1 has the sum", "rank 2 has the sum"]
+    # mpirun may put the lines of two ranks on one.
+    assert sorted(re.findall(r"rank \d has the sum", job.out)) == ["rank 1 has the sum", "rank 2 has the sum"]
     assert "freed" not in job.err, job.err
 
 
