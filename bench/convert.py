@@ -108,7 +108,7 @@ def run(command: list[str]) -> tuple[str, float, int, int]:
 
 def interpreter_bytes() -> int:
     """Peak resident bytes of an interpreter that only imports the command line, by Linux's account in the process."""
-    told = run([sys.executable, "-c", "import cutpq.cli; print(open('/proc/self/status').read())"])[0]
+    told = run([sys.executable, "-c", "import cutpq.cli.main; print(open('/proc/self/status').read())"])[0]
     return int(re.findall(r"VmHWM:\s*(\d+) kB", told)[0]) * 1024
 
 

@@ -21,7 +21,7 @@ from convert import write_checkpoint as write_large_checkpoint
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
 import cutpq as cq
-from cutpq.cli import main
+from cutpq.cli.main import main
 from cutpq.convert import convert as converting
 from cutpq.convert.convert import convert
 from cutpq.convert.raw_tensors import RawTensor
@@ -387,7 +387,7 @@ def test_a_signal_in_the_middle_leaves_no_destination(number: str, status: int, 
     write_checkpoint(tmp_path / "src")
     before = _contents(tmp_path)
     script = (
-        "import signal, sys, time; import cutpq.convert.raw_tensors as s; from cutpq.cli import main\n"
+        "import signal, sys, time; import cutpq.convert.raw_tensors as s; from cutpq.cli.main import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "permuted = s.RawTensor.permuted\n"
         "def slow(self, move):\n    time.sleep(0.3)\n    return permuted(self, move)\n"
@@ -514,7 +514,7 @@ def test_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
     """Resident pages, of mapped files too, that a conversion adds to what the imported package has."""
     nbytes, largest = write_large_checkpoint(tmp_path / "src", MlpShape("", 2048, 16384, 2048, True), 1.2e8)
     script = (
-        "import sys; from cutpq.cli import _peak_mb; from cutpq.convert.convert import convert\n"
+        "import sys; from cutpq.cli.convert import _peak_mb; from cutpq.convert.convert import convert\n"
         "before = _peak_mb(); convert(*sys.argv[1:]); print(_peak_mb() - before)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "src"), str(tmp_path / "dst")]

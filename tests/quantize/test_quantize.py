@@ -11,7 +11,7 @@ from make_model import CONFIGS, write_model
 from safetensors.numpy import load_file, save_file
 
 from cutpq.checkpoint.folder import open_checkpoint
-from cutpq.cli import main
+from cutpq.cli.main import main
 from cutpq.model.families import read_decoder
 from cutpq.model.transformer import load_model
 from cutpq.quantize import writer

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..quantize.job import FORMATS, QuantizationError
+from ..quantize.order import ORDERS
+from ..quantize.quantize import Quantized, quantize
+from ..quantize.scales import SCALES
 from ..ranks.init import init
-from .job import FORMATS, QuantizationError
-from .order import ORDERS
-from .quantize import Quantized, quantize
-from .scales import SCALES
 
 ABOUT = """Quantize the linear layers of a float model by GPTQ, from calibration text, without PyTorch.
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from jobs import MPIRUN, needs_mpi
 
-from cutpq import cli_generate
-from cutpq.cli import main
+from cutpq.cli.generate import Interrupt
+from cutpq.cli.main import main
 from cutpq.model.text import Tokenizer
 from cutpq.ranks.alone import SelfCommunicator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
 PROMPT = "The reason is"
 FIGURES = (
@@ -272,13 +272,13 @@ def test_ctrl_c_prints_what_was_made(ranks: int) -> None:
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """But one that comes at once is the same one, which mpirun passed on."""
-    interrupted = cli_generate.Interrupt(SelfCommunicator())
+    interrupted = Interrupt(SelfCommunicator())
     with interrupted:
         assert not interrupted
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert interrupted
-        monkeypatch.setattr(cli_generate, "TWICE_S", 0.0)
+        monkeypatch.setattr("cutpq.cli.generate.TWICE_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

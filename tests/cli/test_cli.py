@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from make_checkpoint import edit_config, edit_tensors, write_checkpoint
 
-from cutpq.cli import _collapse, main
+from cutpq.cli.main import main
+from cutpq.cli.table import collapse
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
 
 
@@ -214,7 +215,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_names_of_many_layers(names: list[str], shown: list[str]) -> None:
     """A range stands for exactly the names that it was made of."""
-    assert _collapse(names) == shown
+    assert collapse(names) == shown
 
 
 def _rows(out: str) -> dict[str, str]:
