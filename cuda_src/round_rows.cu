@@ -1,4 +1,4 @@
-// round_rows: rows of a block rounded to codes one after the other, as GPTQ does.   caller: cutpq/quantize/round_rows.py
+// round_rows: rows of a block rounded to codes one after the other by GPTQ.   caller: cutpq/quantization/round_rows.py
 //   q[i] = round(v[i]);  e[i] = v[i] - q[i], or q[i] - before[i];  v[j] -= coupling[i, j] e[i] for all j > i
 // A block owns COLUMNS columns and all rows, a warp eight of these columns: four lanes share a column, lane p has its
 // rows p, p + 4, p + 8, ... in shared memory, which no other lane touches. The row whose turn it is goes to all four by

@@ -23,8 +23,8 @@ from .model.sampler import Sampler
 from .model.transformer import Transformer, load_model
 from .ops.dequant import dequantize
 from .ops.gemm import matmul
-from .quantize.quantize import quantize
-from .quantize.solver import quantize_weight
+from .quantization.quantize import quantize
+from .quantization.solver import quantize_weight
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from .ranks.communicator import Communicator
 from .ranks.init import init

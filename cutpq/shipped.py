@@ -15,7 +15,7 @@ from .ops.dequant import DequantConfig
 from .ops.gather import GatherConfig, RmsnormConfig
 from .ops.gemm_config import GemmProblem, candidates, select_gemm, with_stages
 from .ops.residual_norm import ResidualNormConfig
-from .quantize.round_rows import RoundRowsConfig
+from .quantization.round_rows import RoundRowsConfig
 from .ranks.slab import peer_config
 
 # Codecs that stand for all in the compile test: every width of an element and every format of a scale.

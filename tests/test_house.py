@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Top floor first: a module imports from its own floor's folder and from those below. ranks/failures belongs to ranks.
 FLOORS = (
-    "shipped", "cli", "quantize", "model", "layers", "ranks", "convert", "cost", "checkpoint", "codecs",
+    "shipped", "cli", "quantization", "model", "layers", "ranks", "convert", "cost", "checkpoint", "codecs",
     "ops", "weights", "kernels", "trace", "array",
 )  # fmt: skip
 ABOVE_ALL = ("__init__", "__main__")  # the public names, and the command line's other spelling

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..checkpoint.errors import CheckpointError, CheckpointWarning
 from ..convert.reader import ConversionError
-from ..quantize.job import QuantizationError
+from ..quantization.job import QuantizationError
 from . import convert, generate, inspect, plan, quantize
 
 _EXAMPLES = """examples:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..quantize.job import FORMATS, QuantizationError
-from ..quantize.order import ORDERS
-from ..quantize.quantize import Quantized, quantize
-from ..quantize.scales import SCALES
+from ..quantization.job import FORMATS, QuantizationError
+from ..quantization.order import ORDERS
+from ..quantization.quantize import Quantized, quantize
+from ..quantization.scales import SCALES
 from ..ranks.init import init
 
 ABOUT = """Quantize the linear layers of a float model by GPTQ, from calibration text, without PyTorch.

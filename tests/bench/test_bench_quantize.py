@@ -9,7 +9,7 @@ from calibration import calibration
 from make_model import write_model
 
 from cutpq.model.transformer import load_model
-from cutpq.quantize.quantize import quantize
+from cutpq.quantization.quantize import quantize
 from cutpq.ranks.alone import SelfCommunicator
 
 

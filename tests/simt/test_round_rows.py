@@ -5,9 +5,9 @@ import pytest
 from assertions import assert_exact
 
 from cutpq.array import to_numpy
-from cutpq.quantize import formulas
-from cutpq.quantize.round_rows import round_rows
-from cutpq.quantize.solver import quantize_weight
+from cutpq.quantization import formulas
+from cutpq.quantization.round_rows import round_rows
+from cutpq.quantization.solver import quantize_weight
 
 
 @pytest.fixture(autouse=True)

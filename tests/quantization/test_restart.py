@@ -13,11 +13,11 @@ from jobs import MPIRUN, needs_mpi, run
 from make_model import write_model
 from safetensors.numpy import load_file, save_file
 
-from cutpq.quantize.job import QuantizationError
-from cutpq.quantize.quantize import quantize
+from cutpq.quantization.job import QuantizationError
+from cutpq.quantization.quantize import quantize
 from cutpq.ranks.threads import run_threads
 
-# Outside of CI: CUTPQ_TEST_KILLS=20 python -m pytest tests/quantize/test_restart.py
+# Outside of CI: CUTPQ_TEST_KILLS=20 python -m pytest tests/quantization/test_restart.py
 KILLS = int(os.environ.get("CUTPQ_TEST_KILLS", "3"))
 
 

@@ -14,9 +14,9 @@ from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.cli.main import main
 from cutpq.model.families import read_decoder
 from cutpq.model.transformer import load_model
-from cutpq.quantize import writer
-from cutpq.quantize.float_model import FloatModel, Norm
-from cutpq.quantize.quantize import quantize
+from cutpq.quantization import writer
+from cutpq.quantization.float_model import FloatModel, Norm
+from cutpq.quantization.quantize import quantize
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.threads import run_threads
 

@@ -8,10 +8,10 @@ from assertions import assert_exact
 
 from cutpq.array import to_numpy
 from cutpq.ops.dequant import dequantize
-from cutpq.quantize.factor import inverse_factor
-from cutpq.quantize.order import ORDERS, row_order
-from cutpq.quantize.scales import choose_scales
-from cutpq.quantize.solver import Options, System, panels, quantize_weight
+from cutpq.quantization.factor import inverse_factor
+from cutpq.quantization.order import ORDERS, row_order
+from cutpq.quantization.scales import choose_scales
+from cutpq.quantization.solver import Options, System, panels, quantize_weight
 
 # W (512, 64) and the lower triangle of H of an o_proj, and what GPTQModel 7.7.0 made of them with damp 0.05.
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "gptq_solver.npz")
