@@ -8,13 +8,13 @@ time        us: median over the iterations of the slowest rank's time
 algbw       size over time: of the uncompressed bytes, whatever travels
 busbw       algbw * 2 (n-1) / n
 #wrong      elements that differ between ranks, or miss the float64 sum by more than the codec's stated bound
-wire_bytes  payload that the rank that sends most sends, as counted
+wire_bytes  counted payload of the rank that sends most
 ratio       what a plain all-reduce sends, over that
 rel_err     |y - sum| / |sum|, 2-norms
 check       ok, or FAIL where #wrong is not 0 or rel_err differs by more than 2 % from what the codec's rounding of
             this data makes it, computed by the formats' definitions in float64; then the exit status is 1
 
-Columns headed proj(us) are not measured: what the cost model says of the same sum on a machine with the link of their
+Columns headed proj(us) are not measured: they are the cost model's times for the same sum over the link that they
 name. --project chooses the links; --project none leaves the columns out.
 
 The data is a function of (seed, rank, index), see bench/truth/verifiable.py. Below the table of one rank on a GPU: what

@@ -177,12 +177,12 @@ def _copies(moved: int, spread: int) -> int:
 
 
 def _rotated(x: Array, moved: int, spread: int) -> list[Array]:
-    """x and as many copies as a kernel that moves so many bytes has to go through."""
+    """x and copies of it: enough for calls that move `moved` bytes each to go through `spread` bytes."""
     return [x] + [x.copy() for _ in range(1, _copies(moved, spread))]
 
 
 def _keeping(call: Callable[[int], Any], moved: int, spread: int) -> Callable[[int], None]:
-    """call, whose results live on for a while, so that the next is somewhere else."""
+    """`call` with its results kept for a while, so that the next result lies in other memory."""
     kept: deque[Any] = deque(maxlen=_copies(moved, spread))
     return lambda i: kept.append(call(i))
 
@@ -272,7 +272,7 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         is_encode = kernel == "encode"
         config = encode_config(*facts, FLOAT16) if is_encode else wire_config(*facts, FLOAT16, ranks)
         code = tile_code(kernel, config, machine.arch)
-        numbers = 32 * (16 if getattr(config, "PACKED", False) else 8)  # of a warp in a tile
+        numbers = 32 * (16 if getattr(config, "PACKED", False) else 8)  # numbers of a tile that one warp handles
         tiles_of_block = 32 * n / (numbers * config.THREADS) / config.blocks(n)
         instructions = (code.instructions + code.outside / tiles_of_block) * 256 / numbers
         integers = code.integer * 256 / numbers

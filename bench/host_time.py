@@ -40,7 +40,7 @@ from cutpq.ranks.alone import SelfCommunicator
 
 STEPS, RUNS = 20, 15
 LENGTH = 256
-REPEATS = (1, 3)  # of the carried checkpoint's blocks
+REPEATS = (1, 3)  # how often the carried checkpoint's blocks are repeated
 ADDED_LAYERS = 4 * (REPEATS[1] - REPEATS[0])
 
 
@@ -115,7 +115,7 @@ def measure(codec: cq.Codec | None, batch: int) -> tuple[float, Callable[[], Non
     """CPU time of a layer in us, and the step of the longer model."""
     steps = [make_step(codec, batch, repeat) for repeat in REPEATS]
     for step in steps:
-        step()  # what is kept after a first call
+        step()  # the first call fills caches
     fewer, more = (min(process_us(step) for _ in range(RUNS)) for step in steps)
     return (more - fewer) / ADDED_LAYERS, steps[1]
 

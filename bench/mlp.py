@@ -8,7 +8,7 @@
 A row is one scheme at M tokens, for one MLP (the mean over the layers, where there are several):
 codec       of the all_reduce's payload
 time_us     median of the slowest rank's times; the exchange and the all_reduce are in it
-wire_bytes  payload that the rank that sends most sends
+wire_bytes  counted payload of the rank that sends most
 max_err     largest deviation from the unsharded formula in float64
 rel_err     the deviations' 2-norm over the formula's
 spread      on a CPU: half the distance between the times' quartiles, over the median
@@ -241,7 +241,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
             naive = results.get(("naive", None))
             for (scheme, c), result in results.items():
                 row = {"scheme": scheme, "codec": c and c.name, "tp": comm.size, "M": M} | what
-                by_kernel = comm.xp is np or dequant_from(kernels.device(comm.xp)) > M  # not by a BLAS
+                by_kernel = comm.xp is np or dequant_from(kernels.device(comm.xp)) > M  # else a BLAS multiplies
                 twins = scheme == "tp-aware" and c is None and by_kernel and not uses_engine(comm.xp)
                 rows.append(row | outcome(result, naive, targets[c], twins))
     return rows, refused

@@ -200,7 +200,7 @@ def measure(args: argparse.Namespace, path: Path) -> int:
 
 
 def measure_case(algo: str, codec: cq.Codec | None, count: int, comm: Communicator, nodes: Nodes, times: int) -> Row:
-    """A row, without what it says in relation to others. Collective."""
+    """A row without its speedup, for which the other rows are needed. Collective."""
     x = term(SEED, comm.rank, 0, count, np.dtype(np.float16))
 
     def one_us() -> float:

@@ -138,7 +138,7 @@ def evaluation_windows(args: argparse.Namespace) -> np.ndarray:
 
 
 def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
-    """What it cost."""
+    """CPU time and peak memory of the process that quantizes."""
     command = [sys.executable, "-m", "cutpq", "quantize", str(args.model), str(folder), "--tokens", str(args.tokens)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"CUTPQ_COMM": "self"})
@@ -148,7 +148,7 @@ def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
 
 
 def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator) -> list[np.ndarray]:
-    """Of each window, (window, vocabulary)."""
+    """The logits of each window, (window, vocabulary)."""
     model = cq.load_model(folder, comm, dtype="float32")
     cache = model.new_cache(1, windows.shape[1])
     found = []

@@ -21,7 +21,7 @@ struct Place {
   Share share;
   int tiles;
   u32 first;      // index of the share's first number
-  size_t offset;  // of the place, in bytes from the start of the half
+  size_t offset;  // where the place begins, in bytes from the start of the half
 
   __device__ __forceinline__ Place(int n, int owner) : share(share_of<Wire>(n, RANKS, owner)) {
     tiles = tiles_of(share.granules);

@@ -6,7 +6,7 @@
 // rounded one by one, so that the result has the bits of the formula.
 #include "target.cuh"
 
-constexpr int LANES = 4;                // of a column
+constexpr int LANES = 4;                // that share a column
 constexpr int WARP_COLUMNS = 32 / LANES;
 constexpr int COLUMNS = THREADS / LANES;
 constexpr int PITCH = COLUMNS + 8;      // four rows of eight columns fall into 32 banks

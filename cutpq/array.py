@@ -132,7 +132,7 @@ def _float32_to_float16(v: np.ndarray) -> np.ndarray:
         np.multiply(part, np.float32(2.0**-112), out=scaled)  # moves the exponent's bias
         bits = scaled.view(np.int32)
         np.right_shift(bits, 13, out=other)
-        other &= 1  # of two that are as near, the even one
+        other &= 1  # a tie goes to the even one
         other += 0xFFF
         bits += other
         np.right_shift(bits, 16, out=other)

@@ -18,7 +18,7 @@ from cutpq.model.decode_attention import config_for
 from predict.gemm import Machine
 from predict.machine_code import attention_tile
 
-REGISTERS, WARPS_OF_SM = 65536, 64  # of a multiprocessor
+REGISTERS, WARPS_OF_SM = 65536, 64  # what a multiprocessor has
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from predict.gemm import MACHINES, Machine, library_us
 
 SIZE = 8192  # N and K of the published products
 DIRTY, HARNESS_US = 0.76, 2.8
-WARPS = 8  # of Marlin on a multiprocessor
+WARPS = 8  # that Marlin runs on a multiprocessor
 
 # The A800 is an A100 whose NVLink is slower.
 PUBLISHED_MACHINES = {"a800": MACHINES["a100"], "h100": MACHINES["h100"], "h200": MACHINES["h200"]}

@@ -67,7 +67,7 @@ class Machine:
         return flops / (self.tflops * self.tensor_fraction * 1e6)
 
 
-COPY = 4300 / 4800  # of the data sheet's bandwidth: what a copy is stated to reach on an H200
+COPY = 4300 / 4800  # a copy's stated share of the data sheet's bandwidth on an H200
 MACHINES = {
     machine.name: machine
     for machine in (

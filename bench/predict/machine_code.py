@@ -132,13 +132,13 @@ def tile_code(kernel: str, config: WireConfig, arch: str) -> TileCode:
 def count_tile(text: str) -> TileCode:
     """The counts of the loop over tiles in nvdisasm's text, on its usual way.
 
-    That is the way with most loads and stores of whole words, then with fewest of bytes and halves, which are for
-    ragged ends and wires that are not aligned, and of additions, which are for sums of scales that float32 has hardly
-    room for, then the longest. A loop inside counts as one pass of it. Raises ValueError where there is no loop.
+    Of all ways through the loop it is the one with most loads and stores of whole words; among equals the one with
+    fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest additions (scales near the
+    limits of float32); then the longest. An inner loop counts as one pass. Raises ValueError where there is no loop.
     """
     code, labels = _instructions(text)
     ways = [_next(code, labels, at) for at in range(len(code))]
-    best = [(0, -1)] * len(code)  # of the ways from here on: the greatest weight, and the step to take
+    best = [(0, -1)] * len(code)  # from each instruction on: the greatest weight of a way, and its first step
     for at in reversed(range(len(code))):
         weight, to = max(((best[to][0], to) for to in ways[at] if to > at), default=(0, -1))
         best[at] = (_weight(code[at][0]) + weight, to)

@@ -17,7 +17,7 @@ template <>
 struct FragmentOf<2> { using type = float2; };
 template <>
 struct FragmentOf<4> { using type = float4; };
-using Fragment = FragmentOf<2 * HALVES>::type;  // of one mma, heads of the lane times two features
+using Fragment = FragmentOf<2 * HALVES>::type;  // one mma's sums: heads of the lane times two features
 
 DEVICE Fragment& fragment_of(float* part, int e) { return reinterpret_cast<Fragment*>(part)[e * 32 + threadIdx.x % 32]; }
 DEVICE float2& head_of(float* part, int half) {

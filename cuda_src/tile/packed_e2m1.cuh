@@ -70,7 +70,7 @@ DEVICE u32 packed_codes(const u32* pairs, const PackedFactor& factor) {
   }
   u32 bytes[2];
 #pragma unroll
-  for (int i = 0; i < 2; i++) {  // of upper bytes, whose bits 1 to 3 are exponent and mantissa, and 7 the sign
+  for (int i = 0; i < 2; i++) {  // upper bytes: bits 1 to 3 are exponent and mantissa, bit 7 is the sign
     const u32 field = prmt(fields[2 * i], fields[2 * i + 1], 0x7531), sign = prmt(signs[2 * i], signs[2 * i + 1], 0x7531);
     bytes[i] = (field >> 1 & 0x07070707) | (sign >> 4 & 0x08080808);
   }

@@ -5,7 +5,7 @@
 
 constexpr int STRIDE = GRID * THREADS;  // groups from a thread's part of one tile to that of the next
 
-constexpr int TILES = 4;  // of an array or of the wire of one rank
+constexpr int TILES = 4;  // tiles of an array, or of one rank's wire
 // of the wires of all ranks: up to 256 bytes a thread
 constexpr int SUM_BYTES = RANKS * sizeof(Wire::Raw);
 constexpr int SUM_TILES = SUM_BYTES * TILES <= 256 ? TILES : SUM_BYTES * 2 <= 256 ? 2 : 1;

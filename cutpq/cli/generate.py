@@ -63,12 +63,12 @@ def add_parser(commands: Any) -> None:
 TWICE_S = 1.0
 
 T = TypeVar("T")
-ERRORS = (CheckpointError, NoTokenizerError, ValueError)  # of what a user passes, each a line
+ERRORS = (CheckpointError, NoTokenizerError, ValueError)  # what a user can cause: one line each
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit status: 0, 1 for an error, 130 for Ctrl-C."""
-    out = sys.stdout  # of texts alone: what the library prints of backends and codecs goes to stderr
+    out = sys.stdout  # for texts alone: what the library prints about backends and codecs goes to stderr
     with contextlib.redirect_stdout(sys.stderr):
         return _run(args, out)
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConversionError, QuantizationError) as e:
         return _fail(str(e))
     except OSError as e:
-        path = e.filename2 or e.filename  # of a copy, the file that was written
+        path = e.filename2 or e.filename  # filename2 is the file that a copy wrote
         return _fail(f"{path}: {e.strerror}" if path else str(e))
     except KeyboardInterrupt:
         print("cutpq: interrupted", file=sys.stderr)

@@ -93,7 +93,7 @@ def _compile_into(
     start, replaces = time.perf_counter(), folder.exists()
     includes = [f"-I{source.source_dir()}", f"-I{compiler.include}"]
     try:
-        # the name differs from NAME.cu, which the text includes
+        # the unit must not be named NAME.cu: it includes a file of that name
         cubin, log = compiler.compile(unit, f"{name}.unit.cu", [*options, *includes])
     except nvrtc.CompileError as error:
         raise KernelError(f"{name} with {config} does not compile for {arch}:\n{error}") from None

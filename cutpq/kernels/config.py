@@ -15,7 +15,7 @@ SMEM_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 
 # Kernels that count elements in 32 bits take at most so many.
 MOST_ELEMENTS = 1 << 30
 
-# Numbers that the kernels know, as DTYPE.
+# Values of DTYPE, a constant of most kernels.
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2
 
 
@@ -60,5 +60,5 @@ def payload_code(dtype: Any) -> int:
 
 
 def weighted_row_bytes(threads: int, K: int) -> int:
-    """A float for every warp; a row beside its weights (tile/weighted_row.cuh); both from multiples of 16 bytes on."""
+    """Shared memory: a float for every warp, then a row beside its weights (tile/weighted_row.cuh), 16-byte aligned."""
     return ceil_div(threads // 32 * 4, 16) * 16 + 4 * K

@@ -77,7 +77,7 @@ class Kernel:
 def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callable[[Any], Any]:
     """Returns the array it is given, or raises: contiguous, of the element's type, and aligned as kernels read it."""
     dtype = types.get(element) or ELEMENTS.get(element)
-    # activations are read in 16-byte words, as is what has no element type
+    # Kernels read activations, and arrays without an element type, in 16-byte words.
     align = 16 if dtype is None or element in types else dtype.itemsize
 
     def check(arg: Any) -> Any:
@@ -122,7 +122,8 @@ def device(xp: ModuleType) -> Device:
 @cache
 def _gpu(xp: ModuleType, device_id: int) -> Device:
     found = xp.cuda.Device(device_id)
-    # found.attributes would ask for a hundred others as well, and the refused ones are errors to compute-sanitizer
+    # Only two attributes are asked for: a device refuses some of the hundred in found.attributes, and
+    # compute-sanitizer reports each refusal as an error.
     runtime = xp.cuda.runtime
     sms = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, device_id)
     return Device(int(found.compute_capability), sms)
@@ -146,7 +147,7 @@ def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> K
     major = xp.cuda.runtime.runtimeGetVersion() // 1000
     try:
         function = _function(xp, compile_kernel(name, config, architecture(gpu.arch), major), name)
-    except xp.cuda.driver.CUDADriverError:  # what was kept on disk is not what this driver takes
+    except xp.cuda.driver.CUDADriverError:  # this driver does not take the cubin on disk
         function = _function(xp, compile_kernel(name, config, architecture(gpu.arch), major, afresh=True), name)
     function.max_dynamic_shared_size_bytes = gpu.smem_limit  # a launch may ask for more than 48 KiB
     if config.wants_shared_memory:

@@ -54,12 +54,12 @@ class SoftmaxConfig(Config):
 
     @property
     def smem_bytes(self) -> int:
-        """Twice a float for every warp, both from multiples of 16 on."""
+        """Shared memory: two rows of a float for every warp, both 16-byte aligned."""
         return 2 * ceil_div(self.THREADS // 32 * 4, 16) * 16
 
 
 def softmax_config(columns: int, dtype: int) -> SoftmaxConfig:
-    """A warp for short rows; a thread takes eight columns at a time, and about four times."""
+    """One warp for short rows; in longer ones a thread takes eight columns about four times."""
     threads = 32 if columns <= 1024 else 128 if columns <= 8192 else 512
     return SoftmaxConfig(dtype, threads)
 
@@ -80,9 +80,9 @@ def attention(
     cache       of this layer; it has KV heads of D features
     kv_of_head  (H,) the key/value head of each query head, in host memory
     scale       above 0
-    window      a query sees only so many keys, its own the last; None for all
+    window      a query sees at most this many keys, its own the last; None for all
 
-    Of float16 and bfloat16, sums are float32; rounded are q and k after rotation, probabilities, and the result.
+    With float16 and bfloat16, sums are float32; q and k after rotation, probabilities and the result are rounded.
     Deterministic. Raises ValueError for a shape or scale that does not fit, TypeError where qkv has another dtype than
     the cache.
     """
@@ -108,7 +108,7 @@ def has_kernels(dtype: np.dtype, D: int, kv_of_head: np.ndarray, KV: int, xp: Mo
 
 @cache
 def _share_evenly(kv_of_head: bytes, KV: int) -> bool:
-    """Whether as many query heads, one behind the other, have each of KV key/value heads. kv_of_head int64."""
+    """Whether each of KV key/value heads in turn serves equally many query heads. kv_of_head int64."""
     numbers = np.frombuffer(kv_of_head, np.int64)
     rep, uneven = divmod(len(numbers), KV)
     return not uneven and np.array_equal(numbers, np.arange(len(numbers)) // rep)

@@ -14,7 +14,8 @@ from ..kernels import load as kernels
 from ..kernels.config import Config, Device, dtype_code
 from ..kernels.workspace import workspace
 
-# Blocks for each multiprocessor, if all sequences fill the cache: two residents with sequences half as long.
+# Blocks for each multiprocessor if all sequences fill the cache. Where sequences are shorter, blocks beyond their ends
+# have no keys: with a third of the cache filled, two blocks on each multiprocessor still have work.
 BLOCKS_PER_SM = 6
 
 
@@ -42,7 +43,7 @@ class DecodeAttentionConfig(Config):
 
         pairs  blocks of one split: key/value heads of all sequences, times blocks for the query heads of each
 
-        A function of the cache and the device alone, so that the bits of a result are one too.
+        It depends on the cache and the device alone, so that the bits of a result do, too.
         """
         splits = ceil_div(BLOCKS_PER_SM * device.sms, pairs)
         step = self.THREADS // 32 * 16
@@ -79,7 +80,7 @@ def decode_attention(
     positions  (B,) int32: sequence b attends to keys max(0, p - window + 1) ... p where p = positions[b]; the result
                for p = -1 is 0. On a GPU only the kernel reads it: a replayed graph may find other positions
     scale      above 0
-    window     a query attends to only so many keys, its own the last; None for all
+    window     a query attends to at most this many keys, its own the last; None for all
     max_keys   every position is below it, and it is at most length: it decides the number of blocks, not the result
 
     Scores and sums are float32. A probability is rounded to q's dtype before it multiplies a value; the result is

@@ -65,7 +65,7 @@ def attention(
     k, v        (B, KV, S, D), the key at position s being k[:, :, s]; beyond the last position any finite values
     positions   (B, T) integers in host memory, each below S; a query at -1 sees nothing, and gets 0
     kv_of_head  (H,) the key/value head of each query head
-    window      a query sees only so many keys, its own the last; None for all
+    window      a query sees at most this many keys, its own the last; None for all
     -> (B, T, H, D)
     """
     xp = array_module(q, k, v, kv_of_head)
@@ -93,7 +93,7 @@ def decode_attention(
     q             (B, KV, rep, D); query heads kv * rep ... of key/value head kv
     keys, values  (B, KV, length, D) finite
     positions     (B,) int32, where q is: sequence b attends to keys 0 ... positions[b]; -1 for no token, whose row is 0
-    window        a query attends to only so many keys, its own the last; None for all
+    window        a query attends to at most this many keys, its own the last; None for all
     -> (B, KV * rep * D), computed in float32 and rounded once to q's dtype
     """
     xp = array_module(q, keys, values, positions)

@@ -22,8 +22,8 @@ class Sampler:
                  multiplied where negative (CTRL, arXiv 1909.05858); 1: none
     seed         of the random numbers: equal seeds, equal tokens
 
-    They apply in the order: repetition_penalty, temperature, top_k, top_p. Raises ValueError for a value that means
-    nothing.
+    They apply in the order: repetition_penalty, temperature, top_k, top_p. Raises ValueError for a value out of
+    range.
     """
 
     temperature: float = 1.0
@@ -58,7 +58,8 @@ class Sampler:
         below = _running_sums(self.probabilities(logits, seen))
         total = below[:, -1:]
         drawn = xp.asarray([uniform(self.seed, sequence, step) for sequence in sequences])[:, None] * total
-        # The first token whose sum is above what was drawn; rounded up to the total, that is the last possible one.
+        # The first token whose running sum exceeds the drawn number. Rounding may raise that number to the total: then
+        # it is the last token with a probability above 0.
         return to_numpy(((below <= drawn) & (below < total)).sum(axis=1)).astype(np.int64)
 
     def probabilities(self, logits: Array, seen: Sequence[Sequence[int]] = ()) -> Array:
@@ -95,7 +96,7 @@ class Sampler:
 
 
 def _nucleus(p: Array, top_p: float) -> Array:
-    """p, with zeros for tokens before which, from the most likely one on, top_p is reached already."""
+    """p, with zeros for every token whose more likely tokens have at least top_p together."""
     xp = array_module(p)
     order = xp.argsort(-p, axis=1, kind="stable")
     ranked = xp.take_along_axis(p, order, axis=1)

@@ -104,16 +104,16 @@ def _refuse(message: str) -> None:
 class Detokenizer:
     """The text of a growing row of tokens, piece by piece, each of whole characters.
 
-    decode  the text of a row of tokens: several may make up one character, and what one means may depend on those
-            before it, so that new text is what a row with the new token has beyond a row without it
+    decode  gives the text of a row of tokens. Several tokens may make up one character, and a token's text may
+            depend on those before it: new text is what the row has with the new token and lacks without it
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int] = ()):
         self.decode = decode
         self.tokens = list(prompt)
         self.shown = len(self.tokens)  # tokens whose text was given out, or belongs to the prompt
-        # Only tokens from `first` on are decoded each time: those of the last piece, and what came after it. It must
-        # not lie within a character, as the prompt's end may: `whole` is the last place known to be none.
+        # Only tokens from `first` on are decoded each time: those of the last piece, and what came after it. `first`
+        # must not split a character, as the prompt's end may: `whole` is the last place known to split none.
         self.first = 0
         self.whole = 0 if self.decode(self.tokens).endswith(UNKNOWN) else self.shown
 
@@ -136,7 +136,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Text up to the string that is complete first, the longest of several, given out once it can be no part of one.
+    """Text up to the stop string that is complete first; text that may begin one is held until that is decided.
 
     Raises ValueError for an empty string.
     """
@@ -149,7 +149,7 @@ class StopStrings:
         self._held = ""
 
     def add(self, text: str) -> str:
-        """What of the held text and this can be given out; "" once a string was met."""
+        """The part of the held text and this text that can be given out; "" once a string was met."""
         if self.met is not None:
             return ""
         text = self._held + text

@@ -1,4 +1,4 @@
-"""The activation between an MLP's products, on its own: of what no kernel of ours multiplied."""
+"""The activation between an MLP's two products as a kernel of its own, for products that cuBLAS computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .engine.choice import uses_engine
 
 
 def activation_code(kind: str | None) -> int:
-    """As tile/activation.cuh has it: 0 for none, else 1 + its place in ref.ACTIVATIONS."""
+    """As tile/activation.cuh has it: 0 for none, else 1 + its place in formulas.ACTIVATIONS."""
     return 0 if kind is None else 1 + ref.ACTIVATIONS.index(kind)
 
 
@@ -29,14 +29,14 @@ class ActivationConfig(Config):
     THREADS: int = 256
 
     def grid(self, features: int) -> tuple[int]:
-        """For so many features of the result, a multiple of 8."""
+        """Blocks for `features` columns of the result, a multiple of 8."""
         return (ceil_div(features // 8, self.THREADS),)
 
 
 def activate(kind: str, x: Array, *, gated: bool = False, out: Array | None = None) -> Array:
     """y = act(x); gated: y = act(gate) * up, where eight columns of gate, then the eight of up, alternate in x.
 
-    kind  one of ref.ACTIVATIONS
+    kind  one of formulas.ACTIVATIONS
     x     (M, N) float16, bfloat16 or float32; N a multiple of 16 where gated
     out   (M, N), or (M, N / 2) where gated, of x's dtype; may be x where not gated; None to allocate it
 

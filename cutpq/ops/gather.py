@@ -41,7 +41,7 @@ class RmsnormConfig(Config):
 def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     """y[m, j] = x[m, perm[j]].
 
-    x     (M, K); numbers of 16 bits have a kernel
+    x     (M, K); 16-bit dtypes have a kernel, CuPy indexes the others
     perm  (columns,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
     out   (M, columns) of x's dtype, or None to allocate it
 
@@ -67,7 +67,7 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
 def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, *, out: Array | None = None) -> Array:
     """y[m, j] = x[m, k] * weight[k] / sqrt(mean(x[m]^2) + epsilon) with k = perm[j]; rounded once.
 
-    x       (M, K) float16, bfloat16 or float32, which has no kernel
+    x       (M, K) float16, bfloat16 or float32; float32 takes the formula
     weight  (K,) of x's dtype, in the order of x
     perm    (K,) int32, each 0 <= perm[j] < K; not checked, as that would wait for the GPU
     out     (M, K) of x's dtype, or None to allocate it

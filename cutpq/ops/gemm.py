@@ -29,7 +29,7 @@ Prepared = Weight | PackedWeight | EngineWeight
 
 
 # The largest relative error with which a scale is rounded to float16: that of normal numbers, half a unit in the last
-# place. Subnormal numbers err by more, and beyond 65504 there are none.
+# place. A scale that float16 holds as a subnormal number, or not at all (above 65504), errs by more.
 ROUNDED_SCALES = 2.0**-11
 
 
@@ -38,8 +38,8 @@ def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array |
 
     x    (M, K) float16, bfloat16 or float32, columns in the order of the weight's rows
     w    quantized, in any order of rows (the scale of row k is looked up at g_idx[k]), or plain, or what `prepare`
-         makes of it: a GPU wants it prepared, once
-    activation  one of ref.ACTIVATIONS, or None; where the product is no kernel's, it is rounded to x's dtype before
+         makes of it; on a GPU prepare a weight once
+    activation  one of formulas.ACTIVATIONS, or None; a product by cuBLAS is rounded to x's dtype before it
     out  (M, N) of x's dtype, or None to allocate it
 
     Weights are rounded to x's dtype before, quantized ones to float16 where x is float32. On a GPU the sums are
@@ -80,15 +80,15 @@ def gated_matmul(
     side_by_side: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """y = act(x @ gate + its bias) * (x @ up + its bias); one kernel where there is one, which rounds once.
+    """y = act(x @ gate + its bias) * (x @ up + its bias); where one kernel computes it, it is rounded once.
 
     x    (M, K) float16, bfloat16 or float32
     w    interleave(gate, up), or what `prepare` makes of it
-    activation  one of ref.ACTIVATIONS
-    side_by_side  w is [gate | up] instead, which the engine for NumPy arrays takes and nothing else
+    activation  one of formulas.ACTIVATIONS
+    side_by_side  w is [gate | up] instead; only the engine for NumPy arrays takes that
     out  (M, N / 2) of x's dtype, or None to allocate it
 
-    The engine rounds once, too. The formulas and cuBLAS round gate and up to x's dtype before. Raises as matmul does.
+    The engine rounds once, too. The formulas and cuBLAS round gate and up to x's dtype first. Raises as matmul does.
     """
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
@@ -111,11 +111,11 @@ def gated_matmul(
 def prepare(w: Prepared, xp: ModuleType, *, name: str | None = None) -> Prepared:
     """The weight among the arrays of xp, as `matmul` wants it there: in kernel order, or for NumPy's BLAS.
 
-    name  of the module, where this is done once for many products: scales that are no float16 numbers are then
-          rounded for the kernels, with a warning that names the module and the largest relative error
+    name  the module's name, given where a weight is prepared once for many products: the kernels then get scales
+          rounded to float16, with a warning that names the module and the largest relative error
 
-    A weight without rows stays as it is, for the reference to multiply in float64; so does one with a scale that is no
-    float16 number, without a name or where rounding errs by more than ROUNDED_SCALES (a warning says so).
+    A weight without rows stays as it is, and the float64 formula multiplies it. So does a weight whose scales float16
+    cannot hold exactly, if there is no name or if rounding errs by more than ROUNDED_SCALES (a warning says so).
     """
     if isinstance(w, PackedWeight | EngineWeight):
         return w
@@ -195,7 +195,7 @@ def _by_reference(x: Array, w: Prepared) -> Array:
 
 
 def _by_library(x: Array, w: PlainWeight) -> Array:
-    """By cuBLAS, which adds in float32; rounded once, with the bias."""
+    """x @ w + bias by cuBLAS, summed in float32 and rounded once."""
     weight = w.as_dtype(x.dtype)
     if w.bias is None:
         return x @ weight
@@ -217,7 +217,7 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
 
 
 def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
-    """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; else the library has a part in it."""
+    """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; otherwise cuBLAS does."""
     if not isinstance(w, PackedWeight) or dtype == np.float32:
         return False
     xp = array_module(w.words)
@@ -234,7 +234,7 @@ def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> N
         weight = _plain_columns(p, columns, x.dtype)
         if p.bias is not None:
             product_with_bias(x, weight, p.bias[columns], y[:, columns])
-        elif xp is np:  # which would sum in float16
+        elif xp is np:  # NumPy would sum float16 numbers in float16
             y[:, columns] = x.astype(np.float32) @ weight.astype(np.float32)
         elif step >= p.N:
             xp.matmul(x, weight, out=y)

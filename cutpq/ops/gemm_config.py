@@ -1,4 +1,4 @@
-"""How gemm_w4a16 is compiled and cut for a problem and a device, and from where on cuBLAS multiplies instead."""
+"""How gemm_w4a16 is compiled and cut for a problem and a device, and from how many tokens cuBLAS multiplies instead."""
 
 from __future__ import annotations
 

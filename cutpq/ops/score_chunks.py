@@ -41,7 +41,7 @@ def chunks(positions: np.ndarray, pairs: int, rep: int, window: int | None) -> I
 
     positions  (batch, T) of the queries, -1 for those that do not exist
     pairs      how many: sequences times key/value heads, of which each has `rep` query heads
-    window     a query sees only so many keys, its own the last; None for all
+    window     a query sees at most this many keys, its own the last; None for all
 
     A chunk's scores fit SCORE_BYTES, unless those of a single query and pair do not.
     """

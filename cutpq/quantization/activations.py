@@ -21,7 +21,7 @@ _CHUNK_TOKENS = 1024
 # Ranks exchange sums in pieces of so many bytes.
 _PIECE_BYTES = 1 << 26
 
-# A rank's partial sums: from a chunk's number in this rank's rows, and its rows, to some arrays to be added up.
+# Gives, for a chunk (a slice of this rank's rows), the arrays that are added up over all chunks.
 Terms = Callable[[slice], Sequence[Array]]
 
 

@@ -162,7 +162,7 @@ class Block:
         return activate(self._mlp.activation, *outputs)
 
     def add(self, x: Array, y: Array) -> Array:
-        """x + y, y as much as the family says."""
+        """x + residual_scale * y, the scale being the family's."""
         scale = self.model.decoder.residual_scale
         return x + (y if scale == 1 else y * np.float32(scale))
 

@@ -1,4 +1,4 @@
-"""The formulas of the layer solver, for NumPy and CuPy alike: rounding, and what later rows do about its errors."""
+"""The formulas of the layer solver, for NumPy and CuPy alike: rounding, and how its errors move to later rows."""
 
 from __future__ import annotations
 

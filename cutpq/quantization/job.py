@@ -91,7 +91,7 @@ def check_job(
 
 
 def blocks(job: Job) -> list[Block]:
-    """All decoder layers, of which nothing but norms has been read."""
+    """All decoder layers; of their tensors only the norms have been read."""
     model = FloatModel(job.ckpt, job.decoder, job.tokens.shape[1], np)
     return [model.block(layer) for layer in range(job.decoder.layers)]
 

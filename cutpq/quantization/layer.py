@@ -1,4 +1,4 @@
-"""The modules that share an input, solved together: each rank some columns, then all ranks all of them."""
+"""The modules that share an input, solved together: each rank solves some columns, and all ranks get all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of float weights in, a quantized one out: layer by layer, to be continued where it was ended.
+"""A checkpoint of float weights in, a quantized one out: layer by layer; a run that was ended can be continued.
 
 Everything is written to DST.unfinished: a file for each layer that is done, the activations after the last of them,
 and state.json, which says what was done with which settings. A run that finds such a folder goes on from there, with
@@ -126,7 +126,7 @@ class State:
 
     @classmethod
     def read(cls, folder: Path, job: Job, comm: Communicator) -> State:
-        """That of an earlier run, which must have had the same source, tokens and settings, or of a new one."""
+        """What an earlier run with the same source, tokens and settings has done; nothing, where there was none."""
         fingerprint = job.fingerprint()
 
         def found() -> State:
@@ -153,7 +153,7 @@ class State:
             self.digests[name] = digest(module.weight)
 
     def write(self, folder: Path) -> None:
-        """To disk; what it says is there by then."""
+        """Write the state to disk, after all files that it names."""
         temporary = folder / ".state.json"
         temporary.write_text(json.dumps(vars(self), indent=1), encoding="utf-8")
         settle(temporary, folder / "state.json")
@@ -195,7 +195,7 @@ def _run(
 
 
 def _finish(job: Job, folder: Path, dst: Path, state: State) -> None:
-    """Files to their names, the proof, and the folder to its name."""
+    """Give the files their names, prove the weights, and give the folder its name."""
     whole = folder / "whole"
     if not whole.is_dir():
         writer = Writer(job, folder)

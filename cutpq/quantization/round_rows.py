@@ -25,7 +25,7 @@ class RoundRowsConfig(Config):
 
     @property
     def columns(self) -> int:
-        """Of a block."""
+        """Columns of a block."""
         return self.THREADS // _LANES
 
     def smem_bytes(self, rows: int) -> int:

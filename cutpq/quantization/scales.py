@@ -1,4 +1,4 @@
-"""Scales and zero points of groups of rows: from the extremes, or searched for the least error that counts."""
+"""Scales and zero points of groups of rows: from the extremes, or searched for the least weighted error."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _extremes(w: Array, sym: bool) -> tuple[Array, Array]:
 def _candidates(
     low: Array, high: Array, fraction: float, bits: int, sym: bool, dtype: type
 ) -> list[tuple[Array, Array]]:
-    """Scales and zero points for a fraction of the range; of 2 bits both zero points next to the exact one."""
+    """Scales and zero points for a fraction of the range; with 2 bits both integers beside the exact zero point."""
     xp = array_module(low, high)
     most, fraction = 2**bits - 1, np.float32(fraction)
     scale = xp.maximum((fraction * (high - low) / most).astype(dtype).astype(xp.float32), _SMALLEST)

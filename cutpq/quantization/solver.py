@@ -28,10 +28,10 @@ from .order import RowOrder, row_order
 from .round_rows import round_rows
 from .scales import SCALES, choose_scales
 
-# Rows that are rounded before what they cost the rows behind them is added up by a product.
+# Rows of a block: their errors move to the rows behind the block by one matrix product.
 BLOCK = 128
 
-# Columns are multiplied in so many panels, the same for every number of ranks, and so with the same roundings.
+# Columns are multiplied in this many panels on any number of ranks, so that the roundings are the same.
 PANELS = 8
 
 
@@ -43,7 +43,7 @@ class Options:
     group_size  rows that share a scale, or -1 for all
     sym         whether every zero point is 2**(bits-1)
     order       one of ORDERS
-    damp        of the mean of the Hessian's diagonal, is added to it
+    damp        this fraction of the mean of the Hessian's diagonal is added to the diagonal
     scale       "search" or "minmax"
     sweeps      of coordinate descent
     """
@@ -264,7 +264,7 @@ class _Grid:
         self.scales[g], self.zeros[g] = choose_scales(w[rows], options.bits, options.sym, weight, self.scale_dtype)
 
     def choose_from(self, rows: range, w: Array) -> None:
-        """Scales of the groups whose first row is among `rows`, for w as it is before any of these is rounded."""
+        """Scales of the groups whose first row is among `rows`, from w before any of these rows is rounded."""
         if self.order.is_static:
             return
         for i in rows:

@@ -1,9 +1,8 @@
-"""The two streams of activations through a model that is being quantized, half a block after the other.
+"""The two streams of activations through a model that is being quantized, one half of a block after the other.
 
-x is what the quantized layers give, x0 what the float model would have given. Of the inputs X and X0 that a module has
-in the two, sums over all tokens are taken: H = 2/n X^T X, and drift = 2/n X^T (X0 - X) W, which says where the
-module's output is off before it is quantized itself. Then it is solved, and x goes on through the weight as it will be
-dequantized.
+x is what the quantized layers give, x0 what the float model would have given. A module reads X in the first stream and
+X0 in the second. Two sums over all tokens are taken: H = 2/n X^T X, and drift = 2/n X^T (X0 - X) W, the error that
+earlier layers cause in the module's output. Then the module is solved, and x passes through its dequantized weight.
 """
 
 from __future__ import annotations

@@ -52,12 +52,12 @@ def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
 
 
 def link(comm: Communicator) -> Link:
-    """The link inside nodes to decide for: rank 0's choice on all ranks. As `choose` otherwise."""
+    """The link inside nodes that predictions are for, rank 0's on all ranks; collective and raising as `choose` is."""
     return _link_and_cable(comm)[0]
 
 
 def cable(comm: Communicator) -> Cable:
-    """What joins nodes, to decide for: rank 0's choice on all ranks. As `choose` otherwise."""
+    """The cable between nodes that predictions are for; else as `link`."""
     return _link_and_cable(comm)[1]
 
 

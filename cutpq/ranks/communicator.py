@@ -81,7 +81,7 @@ class Communicator(ABC):
 
     @contextmanager
     def calling(self, what: str) -> Iterator[None]:
-        """Count and report a collective, which lasts as long as the block; inside another one it is a part of that.
+        """Count and report a collective for as long as the block lasts; one inside another is not counted.
 
         what  the call in words: the same on all ranks, if they make the same call
         """

@@ -4,8 +4,8 @@
    many as the smallest node has. An owner adds its share in float32, in rank order, and rounds nothing.
 2. The owners of the same share, one in each node, exchange what they have with the codec: in one shot (each term is
    encoded once) or in two (the sum is encoded once more). Everyone adds in float32 in the order of nodes.
-3. The owners pass the result on inside their node: as wires where kernels decode, which all ranks then do themselves;
-   as numbers where NumPy does, so that each share is decoded once in a node. The bits are the same.
+3. The owners pass the result on inside their node. On GPUs they pass wires, which every rank decodes in its
+   kernel; with NumPy they decode first and pass numbers, so that a node decodes each share once. The bits are the same.
 
 Without a codec step 2 rounds each node's sum to x's dtype, adds these in float32, and rounds once more.
 """
@@ -44,9 +44,9 @@ def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
 
 
 def exchange(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
-    """(n,) -> (terms, bytes), wires whose decoded sum is the result, and of how many shares each of them is.
+    """(n,) -> wires (terms, bytes) whose decoded sum is the result, and the number of shares in each wire.
 
-    As wires.oneshot and wires.twoshot: every rank decodes all of it.
+    As after wires.oneshot and wires.twoshot, every rank decodes all of them.
     """
     found = groups(comm)
     with _counted(comm, found):
@@ -73,7 +73,7 @@ def _exchange(x: Array, comm: Communicator, codec: Codec, found: Groups) -> tupl
 
 
 def _shots(x: Array, comm: Communicator, codec: Codec, found: Groups) -> str:
-    """Two nodes need no model, and no link."""
+    """How nodes exchange shares: "oneshot" for two nodes, else what the cost model predicts to be quicker."""
     return "oneshot" if found.nodes.count == 2 else choose_shots(x.size, found.nodes, codec, auto.cable(comm))
 
 

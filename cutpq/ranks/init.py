@@ -42,15 +42,14 @@ def init(backend: str = "auto") -> Communicator:
     Ranks of one machine share its cores for what NumPy computes (ops/engine/threads.py).
 
     With more than one process, an uncaught error on one rank from now on ends the whole job, and so does a rank that
-    calls other collectives than the rest (watch.py). Of a rank that is killed MPICH's mpirun names a process:
-    CUTPQ_VERBOSE=1 prints which rank is which.
+    calls other collectives than the rest (watch.py). MPICH's mpirun names a killed rank by
+    its process: CUTPQ_VERBOSE=1 prints which rank is which process.
 
     Ranks of one machine share a node, unless rank 0's CUTPQ_NODES says otherwise (nodes.py).
 
     Raises ValueError for an unknown backend and for a CUTPQ_NODES that does not name a node for each rank,
-    RuntimeError on all ranks where the one asked for cannot run and where they have different versions of cutpq, and
-    where several processes were launched but MPI is
-    missing or does not belong to the launcher.
+    RuntimeError on all ranks where the one asked for cannot run, where they have different versions of cutpq, and
+    where several processes were launched but MPI is missing or does not belong to the launcher.
     """
     asked = (os.environ.get("CUTPQ_COMM") or "auto") if backend == "auto" else backend
     if asked not in BACKENDS:

@@ -50,9 +50,9 @@ class IpcError(RuntimeError):
 class IpcCommunicator(Communicator):
     """GPU arrays between processes of one machine, by peer loads; on one stream, the first that is used.
 
-    A peer that does not come within CUTPQ_TIMEOUT is named by RanksDisagreeError: where each rank has its own GPU,
-    by the next collective or barrier after the sum that waited for it, and what that sum returned is void. There
-    watch.py, too, ends the job where ranks call different things.
+    RanksDisagreeError names a peer that does not come within CUTPQ_TIMEOUT. With a GPU for each rank the sum that
+    waited returns undefined numbers, and the next collective or barrier raises the error. watch.py also ends a job
+    whose ranks make different calls.
 
     A slab is freed when all ranks have met and closed it: by `close`, or by `reserve` for a larger one. Else it stays
     until the process ends; a process that leaves finishes its work on the GPU and waits for the others to leave.

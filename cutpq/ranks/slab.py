@@ -51,7 +51,7 @@ class CudaMemory:
         self.xp.cuda.runtime.ipcCloseMemHandle(slab.data.ptr)
 
     def addresses(self, slabs: list[Array]) -> Any:
-        """A device array of where they lie, as kernels take it."""
+        """The slabs' addresses as a device array, for kernels."""
         return self.xp.array([slab.data.ptr for slab in slabs], np.uint64)
 
     def status(self) -> tuple[np.ndarray, Array]:
@@ -86,7 +86,7 @@ def share_bytes(x: Array, codec: Layout | None, size: int) -> list[int]:
 
 
 def half_bytes(shares: list[int], whole: int, algo: str) -> int:
-    """What a sum takes of half a slab: "twoshot" all shares and the sum of one, in places of equal size; else a wire.
+    """Bytes of half a slab that a sum takes: "twoshot" all shares and one share's sum, else one wire.
 
     whole  bytes of the wire of one rank
     """
@@ -115,7 +115,7 @@ class PeerConfig(WireConfig):
 
     @property
     def smem_bytes(self) -> int:
-        """A word for every rank, and the scales of a tile, both from multiples of 16 on."""
+        """Shared memory: a word for every rank, then the scales of a tile, both 16-byte aligned."""
         return ceil_div(4 * self.RANKS, 16) * 16 + (0 if self.PLAIN else self.scratch_bytes)
 
     @property
@@ -126,6 +126,6 @@ class PeerConfig(WireConfig):
 
 @cache
 def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
-    """For the facts of a codec, or for a plain payload."""
+    """The configuration for a codec's element, block, scale and rounding rule; None stands for a plain payload."""
     wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)
     return PeerConfig(**vars(wire), GRID=GRID, STEP=step, PLAIN=codec is None)

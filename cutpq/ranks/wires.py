@@ -18,12 +18,12 @@ from .communicator import Communicator
 
 
 def oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
-    """(n,) -> (ranks, bytes), the wire of every rank, and 1: what their sum says is the result."""
+    """(n,) -> every rank's wire (ranks, bytes), whose decoded sum is the result, and 1, the shares in each wire."""
     return comm.all_gather(encode(x, codec, 1)), 1
 
 
 def twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
-    """(n,) -> (1, bytes), the wires of the owners' sums one behind the other, and how many they are."""
+    """(n,) -> the wires of the owners' sums one behind the other (1, bytes), and how many shares they are."""
     n = codec.padded(x.size)
     counts = codec.shares(n, comm.size)
     sizes = [codec.wire_bytes(count) for count in counts]
@@ -34,7 +34,7 @@ def twoshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
 
 
 def encode(x: Array, codec: Codec, shares: int) -> Array:
-    """(n,) -> the wires of its shares, of whole blocks, so that no wire needs a count of padding."""
+    """(n,) -> the wires of its shares; x has whole blocks, so that no wire needs padding."""
     xp = array_module(x)
     if launch.takes(codec, xp, x.size):
         return launch.encode(x, codec, shares)
@@ -75,7 +75,7 @@ def flat(x: Array) -> Array:
 
 
 def padded(x: Array, codec: Codec) -> Array:
-    """x flat, with zeros up to whole blocks, so that wires need no count of them. A view where that is x itself."""
+    """x flat, padded by zeros to whole blocks; a view where x has whole blocks."""
     if codec.padded(x.size) == x.size:
         return flat(x)
     xp = array_module(x)

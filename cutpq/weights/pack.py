@@ -103,7 +103,9 @@ def pack(w: QuantWeight) -> PackedWeight:
     multiple = TILE if fragments else 32
     codes = _pad(w.codes, multiple, TILE if fragments else 1)
     if scale_lookup != UNIFORM:
-        tail = xp.full(codes.shape[0] - w.K, g_idx[-1], xp.int32)  # of padding rows: in range, and x is zero there
+        tail = xp.full(
+            codes.shape[0] - w.K, g_idx[-1], xp.int32
+        )  # the group of padding rows: any in range, x is zero there
         g_idx = xp.concatenate([g_idx, tail])
     return PackedWeight(
         words=_to_fragments(codes) if fragments else _to_stream(codes, w.bits),

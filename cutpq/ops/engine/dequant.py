@@ -12,7 +12,7 @@ from ...array import round_to, to_float32
 # Weights dequantized at a time: their float32 and two temporaries stay in a core's cache.
 _PIECE = 1 << 16
 
-# Below so many rows with the same group on average, scales are gathered a row each instead of used run by run.
+# Where runs of rows with one group are shorter than this on average, each row gathers its own scales.
 _SHORT_RUN = 16
 
 
@@ -54,7 +54,7 @@ def _exact_in_float16(scales: np.ndarray, bits: int) -> bool:
 def _products(
     codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx: np.ndarray, bits: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some rows at a time: which, and (code - zero) * scale in float32, exact, in memory that the next rows reuse."""
+    """Yields (rows, (code - zero) * scale): exact, in float32, in memory that the next rows reuse."""
     K, N = codes.shape
     step = max(1, _PIECE // max(1, N))
     room, differences = np.empty((min(step, K), N), np.float32), np.empty((min(step, K), N), np.int16)
@@ -62,7 +62,9 @@ def _products(
         count = rows.stop - rows.start
         value, difference = room[:count], differences[:count]
         if bits < 8:
-            narrow = (codes[rows] - zeros[group]).view(np.int8)  # wraps around, and means the right number again
+            narrow = (codes[rows] - zeros[group]).view(
+                np.int8
+            )  # uint8 wraps around; read as int8 the difference is right
             np.multiply(narrow, scales[group], out=value)
         else:
             np.subtract(codes[rows], zeros[group], out=difference, dtype=np.int16)
@@ -71,7 +73,7 @@ def _products(
 
 
 def _runs(g_idx: np.ndarray, step: int) -> Iterator[tuple[slice, Any]]:
-    """Rows, `step` at most, with the one group that they share; where runs are short, with the group of each."""
+    """Yields (rows, group): at most `step` rows with the group that they share, or each row's group."""
     K = len(g_idx)
     ends = [*(np.flatnonzero(g_idx[1:] != g_idx[:-1]) + 1).tolist(), K]
     if len(ends) * _SHORT_RUN > K:

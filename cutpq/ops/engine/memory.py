@@ -1,4 +1,4 @@
-"""How much memory float32 copies of weights may take: the engine's one choice.
+"""How much memory the engine's float32 copies of weights may take.
 
 Environment:
     CUTPQ_HOST_MEMORY  bytes for float32 weights of this process, as 800M or 16G; default: half of what is free,

@@ -108,6 +108,6 @@ def _one_a_byte(packed: np.ndarray, K: int) -> np.ndarray:
 
 
 def _without_codes(w: QuantWeight) -> QuantWeight:
-    """The same facts with codes that take no memory: EngineWeight has its own."""
+    """The weight with codes that take no memory; EngineWeight holds its own packed codes."""
     nothing = np.broadcast_to(np.zeros(1, np.uint8), w.codes.shape)
     return QuantWeight(nothing, w.scales, w.zeros, w.g_idx, w.bits, w.group_size, w.bias)
