@@ -1,7 +1,7 @@
 """Block codecs: arrays to bytes and back.
 
-names.py parses the names, layout.py cuts a wire into its sections, formulas.py has the arithmetic. The layout of the
-bytes, and what the options bring, are in docs/codecs.md.
+names.py parses the names, layout.py cuts a wire into its sections, formulas.py has the arithmetic, and engine.py the
+same for NumPy arrays. The layout of the bytes, and what the options bring, are in docs/codecs.md.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..array import Array, array_module, bfloat16, ceil_div, check_array, to_float32, to_numpy
-from . import formulas, launch
+from ..ops.engine.choice import uses_engine
+from . import engine, formulas, launch
 from .formats import Bound, Scale, error_bound
 from .layout import Layout, Outliers
 from .names import parse
-
-# NumPy works through this many elements at a time, so that each step finds its operands in the cache.
-_PIECE = 1 << 17
 
 _FLOAT16_MAX = 65504.0
 
@@ -61,6 +59,9 @@ class Codec(Layout):
             v = to_float32(blocks[piece])
             if self.rotate:
                 v = formulas.hadamard(v * xp.float32(_rotation(self.block)[0]))
+            if uses_engine(xp):
+                scale_codes[piece] = engine.encode_blocks(v, self.element, self.scale, self.rule, elements[piece])
+                continue
             codes, scale_codes[piece] = formulas.encode_blocks(v, self.element, self.scale, self.rule)
             elements[piece] = formulas.pack_bits(codes.reshape(-1), self.element.bits).reshape(len(v), -1)
         scales[:] = _pack_scales(scale_codes, self.scale)[: scales.size]
@@ -83,24 +84,33 @@ class Codec(Layout):
         n = self.count(wire)
         if out is not None:
             check_array("out", out, (n,), xp.float32)
-        v = self._decode(wire, n)
+        if launch.takes(self, xp, n):
+            v = launch.decode_sum(wire.reshape(1, -1), self, n, np.float32)
+        else:
+            elements = len(self.sections(wire, n)[0]) * self.block
+            in_place = out is not None and out.size == elements and out.flags.c_contiguous
+            v = self._decode(wire, n, out if in_place else xp.empty(elements, xp.float32))
+            if in_place:
+                return out
         if out is None:
             return v
         out[:] = v
         return out
 
-    def _decode(self, wire: Array, n: int) -> Array:
+    def _decode(self, wire: Array, n: int, numbers: Array) -> Array:
+        """The n numbers of a wire, in `numbers`: whole blocks of float32, contiguous."""
         xp = array_module(wire)
-        if launch.takes(self, xp, n):
-            return launch.decode_sum(wire.reshape(1, -1), self, n, np.float32)
         elements, scales, outliers = self.sections(wire, n)
         scale_codes = _unpack_scales(scales, self.scale)
-        v = xp.empty((len(elements), self.block), xp.float32)
+        v = numbers.reshape(-1, self.block)
         for piece in self._pieces(len(elements)):
-            v[piece] = formulas.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale)
+            if uses_engine(xp):
+                engine.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale, v[piece])
+            else:
+                v[piece] = formulas.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale)
             if self.rotate:
                 v[piece] = formulas.hadamard(v[piece]) * xp.float32(_rotation(self.block)[1])
-        v = v.reshape(-1)[:n]
+        v = numbers[:n]
         if self.outliers:
             columns = xp.asarray(self.outliers.columns)
             exact = outliers.copy().view(xp.float16)  # a copy is aligned
@@ -145,7 +155,7 @@ class Codec(Layout):
         return flat.reshape(-1, self.block), exact
 
     def _pieces(self, blocks: int) -> Iterator[slice]:
-        step = max(1, _PIECE // self.block)
+        step = max(1, engine.PIECE // self.block)
         return (slice(start, min(start + step, blocks)) for start in range(0, blocks, step))
 
 

@@ -1,4 +1,4 @@
-"""The formulas of the block codecs, for NumPy and CuPy alike: the specification, and what runs on the CPU.
+"""The formulas of the block codecs, for NumPy and CuPy alike: the specification.
 
 Blocks are the rows of a (blocks, block) float32 array. Each step is integer arithmetic or one float32
 operation, rounded to nearest even and with subnormals: a kernel that follows these formulas makes the same
@@ -111,7 +111,7 @@ def decode_blocks(packed: Array, codes_of_scales: Array, element: Element, scale
     """
     xp = array_module(packed)
     if element.bits == 4:  # a byte holds two numbers: half the look-ups, and no unpacking
-        v = xp.asarray(_pairs(element)).take(packed).view(xp.float32)
+        v = xp.asarray(pairs(element)).take(packed).view(xp.float32)
     else:
         v = xp.asarray(values(element)).take(unpack_bits(packed.reshape(-1), element.bits)).reshape(len(packed), -1)
     with np.errstate(over="ignore"):  # a magnitude that was rounded up past float32's range
@@ -120,7 +120,7 @@ def decode_blocks(packed: Array, codes_of_scales: Array, element: Element, scale
 
 
 @cache
-def _pairs(element: Element) -> np.ndarray:
+def pairs(element: Element) -> np.ndarray:
     """The two numbers of each byte of 4-bit codes, (256,) uint64 that hold two float32 each."""
     codes = np.arange(256)
     return np.stack([values(element)[codes % 16], values(element)[codes // 16]], axis=1).view(np.uint64).reshape(-1)

@@ -143,6 +143,36 @@ def test_bytes_of_every_input_dtype(xp, dtype):
         assert_matches_oracle(c, x, xp)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_engine_makes_the_bits_of_the_formulas(element, scale, rule, monkeypatch):
+    seed = len(element) + 10 * len(scale) + 100 * len(rule)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    c = codec(f"{element}-b8-{scale}-{rule}")
+    grid = values(c.element)[: c.element.largest_code + 1]
+    ties = rng.choice(np.concatenate([grid, (grid[1:] + grid[:-1]) / 2]), (64, 8)) * rng.choice([-1, 1], (64, 8))
+    ties[:, 0] = rng.choice(grid[1:], 64)  # else all may be zero
+    normal = np.ldexp(ties, rng.integers(-10, 10, (64, 1))).astype(np.float32)
+    for x in normal, every_kind_of_float32(rng, (64, 8)):
+        monkeypatch.delenv("CUTPQ_HOST", raising=False)
+        wire = c.encode(x)
+        numbers = c.decode(wire)
+        monkeypatch.setenv("CUTPQ_HOST", "formulas")
+        assert np.array_equal(wire, c.encode(x))
+        assert_same_bits(numbers, c.decode(wire))
+
+
+def every_kind_of_float32(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Rows of random bits, NaN and Inf among them, of subnormal numbers, of zeros, of integers times powers of two."""
+    x = rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
+    x[1::4] = rng.integers(0, 2**23, x[1::4].shape, np.uint32).view(np.float32)
+    x[2::4] = np.round(rng.standard_normal(x[2::4].shape) * 64) * 2.0 ** rng.integers(-120, 120, (len(x[2::4]), 1))
+    x[2], x[6] = 0.0, -0.0
+    return x
+
+
 def test_values_of_every_code():
     for element in ELEMENTS.values():
         want = [oracle_element_value(element.name, code) for code in range(2**element.bits)]
