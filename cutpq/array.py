@@ -81,11 +81,14 @@ def address(a: Array) -> int:
 _PIECE = 1 << 16
 
 
-def to_float32(a: Array) -> Array:
-    """`a` (float16, bfloat16 or float32) in float32, exactly; a float32 array itself, not a copy."""
+def to_float32(a: Array, out: np.ndarray | None = None) -> Array:
+    """`a` (float16, bfloat16 or float32) in float32, exactly; a float32 array itself, not a copy.
+
+    out  for NumPy float16 only: contiguous float32 of a's shape, which is returned
+    """
     xp = array_module(a)
     if xp is np:
-        return _float16_to_float32(a) if a.dtype == np.float16 else a.astype(np.float32, copy=False)
+        return _float16_to_float32(a, out) if a.dtype == np.float16 else a.astype(np.float32, copy=False)
     if a.dtype == bfloat16:  # a bfloat16 is the upper half of a float32's bits
         return (a.view(xp.uint16).astype(xp.uint32) << 16).view(xp.float32)
     return a.astype(xp.float32, copy=False)
@@ -104,10 +107,10 @@ def round_to(v: Array, dtype: Any) -> Array:
 # NumPy converts float16 one number at a time, in 2 to 3 ns. On the bits of whole arrays it takes a third of that.
 
 
-def _float16_to_float32(a: np.ndarray) -> np.ndarray:
+def _float16_to_float32(a: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """Shift the bits to a float32's places; a product moves the exponent's bias, and is exact for subnormals too."""
     flat = np.ascontiguousarray(a).reshape(-1)
-    v = np.empty(flat.size, np.float32)
+    v = np.empty(flat.size, np.float32) if out is None else out.reshape(-1)
     bits = v.view(np.int32)
     for start in range(0, flat.size, _PIECE):
         piece = slice(start, start + _PIECE)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array, to_float32
+from ..array import Array, array_module, bfloat16, check_array, round_to
 from ..codecs import launch
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
@@ -24,7 +24,8 @@ from ..ops.residual_norm import residual_norm
 from ..trace import span
 from . import auto, hierarchical
 from .communicator import Communicator, in_words
-from .wires import add, decode_sum, flat, oneshot, twoshot
+from .sums import add_rows
+from .wires import decode_sum, flat, oneshot, twoshot
 
 ALGOS = ("auto", "plain", "oneshot", "twoshot", "hierarchical")
 
@@ -135,14 +136,13 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
     if algo == "hierarchical" and not by_kernels:
         return hierarchical.all_reduce(x, comm, codec)
     if codec is None:
-        total = add(map(to_float32, comm.all_gather(flat(x))))
+        total = add_rows(comm.all_gather(flat(x)))
     else:
         wires, shares = EXCHANGES[algo](flat(x), comm, codec)
         if by_kernels:
             return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
         total = decode_sum(wires, codec, x.size, shares)
-    with np.errstate(over="ignore"):  # a sum beyond the range of x's dtype becomes Inf
-        return total[: x.size].reshape(x.shape).astype(x.dtype)
+    return round_to(total[: x.size], x.dtype).reshape(x.shape)
 
 
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16
+from ..array import Array, array_module, bfloat16, round_to
 from ..weights.shard import even_shares
 from .failures.abort import at_job_end
 from .failures.patience import patience_s
 from .failures.watch import Channel, Watch
+from .sums import add, add_rows
 
 
 class Communicator(ABC):
@@ -211,10 +212,8 @@ class Communicator(ABC):
         mine = shares[self.rank]
         with self.calling(f"all_reduce of {in_words(x)}"):
             terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
-            total = terms[0].astype(dtype, copy=False)
-            for term in terms[1:]:
-                total += term.astype(dtype, copy=False)
-            return self.all_gather(total.astype(x.dtype, copy=False), shares).reshape(x.shape)
+            total = round_to(add_rows(terms), x.dtype) if dtype == np.float32 else add(terms)
+            return self.all_gather(total, shares).reshape(x.shape)
 
     def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
         """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.

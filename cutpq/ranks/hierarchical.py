@@ -17,13 +17,14 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..array import Array, array_module, to_float32
+from ..array import Array, array_module, round_to
 from ..codecs.codec import Codec
 from ..cost.nodes import choose_shots, lane_shares
 from . import auto
 from .communicator import Communicator
 from .nodes import Groups, groups
-from .wires import add, decode_sum, flat, oneshot, padded, split, twoshot
+from .sums import add_rows
+from .wires import decode_sum, flat, oneshot, padded, split, twoshot
 
 
 def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
@@ -32,13 +33,13 @@ def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
     with _counted(comm, found):
         if codec is None:
             counts = [lane[0] for lane in lane_shares(x.size, found.nodes, None, "")]
-            partial = _sum_inside(flat(x), counts, found)
-            total = found.between.all_reduce(_rounded(partial, x)) if found.owns_a_share else partial.astype(x.dtype)
+            total = round_to(_sum_inside(flat(x), counts, found), x.dtype)
+            total = found.between.all_reduce(total) if found.owns_a_share else total
         else:
             counts, wires, shares = _exchange(x, comm, codec, found)
             mine = wires.shape[1] and counts[found.inside.rank]
             numbers = decode_sum(wires, codec, mine, shares)[:mine] if mine else array_module(x).empty(0, np.float32)
-            total = _rounded(numbers, x)
+            total = round_to(numbers, x.dtype)
         gathered = found.inside.all_gather(total, _for_all(counts, found))
     return gathered[: x.size].reshape(x.shape)
 
@@ -82,17 +83,12 @@ def _sum_inside(x: Array, counts: list[int], found: Groups) -> Array:
     inside = found.inside
     mine = counts[inside.rank] if found.owns_a_share else 0
     terms = inside.all_to_all(x, _for_all(counts, found), [mine] * inside.size)
-    return add(map(to_float32, terms.reshape(inside.size, mine)))
+    return add_rows(terms.reshape(inside.size, mine))
 
 
 def _for_all(counts: list[int], found: Groups) -> list[int]:
     """The counts of the owners, and none for the other ranks of the node."""
     return counts + [0] * (found.inside.size - len(counts))
-
-
-def _rounded(total: Array, x: Array) -> Array:
-    with np.errstate(over="ignore"):  # a sum beyond the range of x's dtype becomes Inf
-        return total.astype(x.dtype)
 
 
 @contextmanager

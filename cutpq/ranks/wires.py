@@ -6,15 +6,13 @@ order in float32, and the owner of a share takes its sum from its own wire, as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import accumulate, pairwise
-
-import numpy as np
+from itertools import accumulate, chain, pairwise
 
 from ..array import Array, array_module
 from ..codecs import launch
 from ..codecs.codec import Codec
 from .communicator import Communicator
+from .sums import add
 
 
 def oneshot(x: Array, comm: Communicator, codec: Codec) -> tuple[Array, int]:
@@ -51,22 +49,18 @@ def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
 
 def decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
     """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
-    sizes = [codec.wire_bytes(count) for count in codec.shares(codec.padded(n), shares)]
+    counts = codec.shares(codec.padded(n), shares)
+    sizes = [codec.wire_bytes(count) for count in counts]
 
-    def decoded(of_rank: Array) -> Array:
-        return array_module(wires).concatenate([codec.decode(share) for share in split(of_rank, sizes)])
+    def decoded(of_rank: Array, out: Array) -> Array:
+        for share, numbers in zip(split(of_rank, sizes), split(out, counts), strict=True):
+            codec.decode(share, out=numbers)
+        return out
 
-    return add(map(decoded, wires))
-
-
-def add(terms: Iterable[Array]) -> Array:
-    """The sum of float32 arrays from the first to the last, in place of the first."""
-    rest = iter(terms)
-    total = next(rest)
-    with np.errstate(over="ignore", invalid="ignore"):  # sums may overflow to Inf, and Inf - Inf is NaN
-        for term in rest:
-            total += term
-    return total
+    xp = array_module(wires)
+    total = decoded(wires[0], xp.empty(sum(counts), xp.float32))
+    term = xp.empty_like(total) if len(wires) > 1 else total
+    return add(chain([total], (decoded(of_rank, term) for of_rank in wires[1:])))
 
 
 def flat(x: Array) -> Array:
