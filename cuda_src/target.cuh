@@ -1,10 +1,7 @@
-// The first include of every kernel: CUDA's headers, and the macros that let g++ compile the same source. Under
-// CUTPQ_HOST the CPU runtime of tests/simt has already declared its own subset of CUDA C++.
+// The first include of every kernel: CUDA's 16-bit types, short names, and how shared memory is shared out.
 #pragma once
-#ifndef CUTPQ_HOST
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#endif
 
 using u8 = unsigned char;
 using u16 = unsigned short;
@@ -13,23 +10,10 @@ using u64 = unsigned long long;
 
 constexpr u32 FULL_WARP = 0xffffffffu;
 
-#ifdef CUTPQ_HOST
-#define DEVICE static inline
-// The last parameter of a wrapper on the CPU: the caller's source line, for error messages.
-#define CALL_SITE , SIMT_LINE
-#define UNCHECKED SIMT_UNCHECKED  // the portable body reports its accesses to the race detector itself
-#else
 #define DEVICE static __device__ __forceinline__
-#define CALL_SITE
-#define UNCHECKED
-#endif
 
-// All shared memory is dynamic and taken through Carver, so that the CPU runtime can put red zones between arrays.
-#ifdef CUTPQ_HOST
-#define DYNAMIC_SHARED(name) unsigned char* name = simt::shared_memory()
-#else
+// All shared memory is dynamic and taken through Carver, so that the race detector can put red zones between arrays.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-#endif
 
 // Takes typed arrays out of shared memory, one after the other.
 struct Carver {
@@ -38,14 +22,15 @@ struct Carver {
   __device__ explicit Carver(unsigned char* smem) : base(smem), offset(0) {}
 
   template <class T>
-  __device__ __forceinline__ T* take(u32 count, u32 align = 16 CALL_SITE) {
+  __device__ __forceinline__ T* take(u32 count, u32 align = 16) {
     offset = (offset + align - 1) / align * align;
-#ifdef CUTPQ_HOST
-    T* array = reinterpret_cast<T*>(base + simt::carve(offset, count * sizeof(T), align, line));
-#else
     T* array = reinterpret_cast<T*>(base + offset);
-#endif
     offset += count * sizeof(T);
+#ifdef SOFTGPU_RED_ZONE
+    // The software device reports who touches the bytes behind an array (softgpu/races).
+    asm volatile("softgpu.red_zone %0, %1;" ::"r"(u32(__cvta_generic_to_shared(base + offset))), "r"(SOFTGPU_RED_ZONE));
+    offset += SOFTGPU_RED_ZONE;
+#endif
     return array;
   }
 };
@@ -66,8 +51,6 @@ DEVICE Pair as_pair(u32 bits) {
 // loads, and would use the slower generic loads and stores for them.
 template <class T>
 DEVICE T* in_global(T* p) {
-#ifndef CUTPQ_HOST
   __builtin_assume(__isGlobal(p));
-#endif
   return p;
 }

@@ -5,17 +5,9 @@
 // lop3.b32: any bitwise function f of three words, given by the table LUT = f(0xf0, 0xcc, 0xaa).
 template <int LUT>
 DEVICE u32 lop3(u32 a, u32 b, u32 c) {
-#ifdef CUTPQ_HOST
-  u32 d = 0;
-#pragma GCC unroll 8
-  for (int row = 0; row < 8; row++)
-    if (LUT >> row & 1) d |= (row & 4 ? a : ~a) & (row & 2 ? b : ~b) & (row & 1 ? c : ~c);
-  return d;
-#else
   u32 d;
   asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(LUT));
   return d;
-#endif
 }
 
 constexpr int AND_OR = (0xf0 & 0xcc) | 0xaa;  // (a & b) | c
@@ -23,19 +15,7 @@ constexpr int AND_OR = (0xf0 & 0xcc) | 0xaa;  // (a & b) | c
 // prmt.b32: byte i of the result is byte selector[4i..4i+2] of the eight bytes b:a; where bit 4i+3 is set, its sign bit
 // fills the byte instead.
 DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
-#ifdef CUTPQ_HOST
-  const u64 bytes = u64(b) << 32 | a;
-  u32 d = 0;
-  for (int i = 0; i < 4; i++) {
-    const u32 s = selector >> (4 * i);
-    u32 byte = bytes >> (8 * (s & 7)) & 255;
-    if (s & 8) byte = byte & 128 ? 255 : 0;
-    d |= byte << (8 * i);
-  }
-  return d;
-#else
   u32 d;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
   return d;
-#endif
 }

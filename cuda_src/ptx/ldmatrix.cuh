@@ -5,14 +5,9 @@
 #include "shared_address.cuh"
 
 // ldmatrix.x4: loads four matrices.
-DEVICE void ldmatrix_x4(u32 (&result)[4], u32 row_address CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::LdmatrixOperands operands{result, row_address, false, line};
-  simt::collective(FULL_WARP, "ldmatrix.x4", &operands, simt::ldmatrix_x4, line);
-#else
+DEVICE void ldmatrix_x4(u32 (&result)[4], u32 row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
                : "r"(row_address)
                : "memory");
-#endif
 }

@@ -3,51 +3,33 @@
 #include "../target.cuh"
 
 // atom.acq_rel.gpu.add: adds to *p, returns the value before, and is both an acquire and a release on this GPU.
-DEVICE u32 atomic_add_acq_rel(u32* p, u32 value CALL_SITE) {
-#ifdef CUTPQ_HOST
-  return simt::modify(p, [&](u32 old) { return old + value; }, simt::MODIFY_ACQ_REL, line);
-#else
+DEVICE u32 atomic_add_acq_rel(u32* p, u32 value) {
   u32 old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
                : "=r"(old)
                : "l"(__cvta_generic_to_global(p)), "r"(value)
                : "memory");
   return old;
-#endif
 }
 
 // ld.acquire.sys: *p, and all writes before the release that wrote it, also those of another device or the host.
-DEVICE u32 ld_acquire_sys(const u32* p CALL_SITE) {
-#ifdef CUTPQ_HOST
-  return simt::atomic_load(p, true, line, simt::SYSTEM_SCOPE);
-#else
+DEVICE u32 ld_acquire_sys(const u32* p) {
   u32 value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
                : "=r"(value)
                : "l"(__cvta_generic_to_global(p))
                : "memory");
   return value;
-#endif
 }
 
 // st.release.sys: *p = value, after all writes that this thread made or has seen, for other devices and the host.
-UNCHECKED DEVICE void st_release_sys(u32* p, u32 value CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::before_atomic(p, 4, simt::STORE_RELEASE, line, simt::SYSTEM_SCOPE);
-  *p = value;
-#else
+DEVICE void st_release_sys(u32* p, u32 value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(value)
                : "memory");
-#endif
 }
 
 // st.relaxed.sys: *p = value for other devices and the host, ordered with nothing.
-UNCHECKED DEVICE void st_relaxed_sys(u32* p, u32 value CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::before_atomic(p, 4, simt::STORE_RELAXED, line, simt::SYSTEM_SCOPE);
-  *p = value;
-#else
+DEVICE void st_relaxed_sys(u32* p, u32 value) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(value)
                : "memory");
-#endif
 }

@@ -7,29 +7,19 @@
 #include "../target.cuh"
 
 // mma.m16n8k16 of float16.
-DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::MmaOperands operands{d, a, b};
-  simt::collective(FULL_WARP, "mma.m16n8k16.f16", &operands, simt::mma_m16n8k16_f16, line);
-#else
+DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], half) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
 }
 
 // mma.m16n8k16 of bfloat16.
-DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], __nv_bfloat16 CALL_SITE) {
-#ifdef CUTPQ_HOST
-  simt::MmaOperands operands{d, a, b};
-  simt::collective(FULL_WARP, "mma.m16n8k16.bf16", &operands, simt::mma_m16n8k16_bf16, line);
-#else
+DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], __nv_bfloat16) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
 }

@@ -4,9 +4,5 @@
 
 // cvta.to.shared: the shared address of a generic pointer.
 DEVICE u32 shared_address(const void* p) {
-#ifdef CUTPQ_HOST
-  return simt::shared_address(p);
-#else
   return static_cast<u32>(__cvta_generic_to_shared(p));
-#endif
 }

@@ -4,11 +4,7 @@
 
 // %globaltimer: nanoseconds, updated about once a microsecond.
 DEVICE u64 timer_ns() {
-#ifdef CUTPQ_HOST
-  return simt::device_timer();
-#else
   u64 ns;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
   return ns;
-#endif
 }

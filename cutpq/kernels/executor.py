@@ -8,6 +8,9 @@ Inline assembly is executed with all else. Two modes:
     fast   numbers, hangs, accesses out of bounds, results that depend on the order of things (vary `seed`)
     check  also races on shared and global memory, memory order, reads of what is uninitialized or in flight
 
+Environment:
+    CUTPQ_HOST_KERNELS=1  NumPy arrays of the public functions go through the kernels; "check" for check mode
+
 The executor is C++ (softgpu/README.md); g++ compiles it at the first use, which takes a minute, into CUTPQ_CACHE_DIR.
 """
 
@@ -33,6 +36,22 @@ import numpy as np
 from . import nvrtc
 
 CXX_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
+RED_ZONE = 128  # bytes behind every array in shared memory that nobody may touch, in check mode
+# Parsed once for all files of the executor; that is most of what it takes to compile them.
+STANDARD_HEADERS = [
+    "algorithm",
+    "cmath",
+    "functional",
+    "immintrin.h",
+    "map",
+    "memory",
+    "mutex",
+    "set",
+    "sstream",
+    "string",
+    "unordered_map",
+    "vector",
+]
 FOLDERS = ("ptx", "machine", "instructions", "races")  # of softgpu/: what the executor consists of
 
 
@@ -53,6 +72,16 @@ class Settings:
 
 settings = Settings()
 default_mode = "fast"
+
+
+def is_asked_for() -> bool:
+    """Whether the environment wants NumPy arrays to go through kernels."""
+    return os.environ.get("CUTPQ_HOST_KERNELS", "0") != "0"
+
+
+def mode() -> str:
+    """How kernels on NumPy arrays are to run: "check" where the environment says so, or the default."""
+    return "check" if os.environ.get("CUTPQ_HOST_KERNELS") == "check" else default_mode
 
 
 class _Options(ctypes.Structure):
@@ -102,13 +131,22 @@ def _cpu() -> str:
     return found[0] if found else ""
 
 
-@cache
-def _library() -> ctypes.PyDLL:
+def library_path() -> Path:
+    """The executor as a library of C++, libsoftgpu.so; g++ compiles it where CUTPQ_CACHE_DIR has none.
+
+    Raises ExecutorError where g++ is not here or refuses.
+    """
     files = sorted(p for folder in FOLDERS for p in (source_dir() / folder).iterdir() if p.suffix in (".cpp", ".h"))
-    path = _cache_dir() / f"executor-{_digest(*files, CXX_FLAGS, _cpu())}.so"
+    path = _cache_dir() / f"executor-{_digest(*files, CXX_FLAGS, STANDARD_HEADERS, _cpu())}" / "libsoftgpu.so"
     if not path.exists():
         _compile_library([p for p in files if p.suffix == ".cpp"], path)
-    lib = ctypes.PyDLL(str(path))  # keeps Python's lock: ranks that are threads launch one by one
+    return path
+
+
+@cache
+def library() -> ctypes.PyDLL:
+    """The executor in this process."""
+    lib = ctypes.PyDLL(str(library_path()))  # keeps Python's lock: ranks that are threads launch one by one
     lib.softgpu_error.restype = lib.softgpu_counted.restype = ctypes.c_char_p
     for name, takes, gives in (
         ("load", [ctypes.c_char_p], ctypes.c_void_p),
@@ -126,14 +164,18 @@ def _library() -> ctypes.PyDLL:
 def _compile_library(sources: list[Path], path: Path) -> None:
     """Compile into a temporary folder and rename, since several processes may build at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".executor-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
+        headers = Path(folder) / "standard.h"
+        headers.write_text("".join(f"#include <{name}>\n" for name in STANDARD_HEADERS))
+        _run_compiler(["g++", *CXX_FLAGS, "-x", "c++-header", str(headers)])
         objects = [Path(folder) / f"{p.parent.name}-{p.stem}.o" for p in sources]
-        commands = [["g++", *CXX_FLAGS, "-c", str(p), "-o", str(o)] for p, o in zip(sources, objects, strict=True)]
+        compile_it = ["g++", *CXX_FLAGS, "-include", str(headers), "-c"]
+        commands = [[*compile_it, str(p), "-o", str(o)] for p, o in zip(sources, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run_compiler, commands))
-        library = Path(folder) / "executor.so"
-        _run_compiler(["g++", "-shared", *map(str, objects), "-o", str(library)])
-        os.replace(library, path)
+        linked = Path(folder) / path.name
+        _run_compiler(["g++", "-shared", f"-Wl,-soname,{path.name}", *map(str, objects), "-o", str(linked)])
+        os.replace(linked, path)
 
 
 def _run_compiler(command: list[str]) -> None:
@@ -155,7 +197,7 @@ class Kernel:
         self.name, self.mode, self.ptx = name, mode, ptx
         self._program = _program(ptx, name)
         sizes = (ctypes.c_uint32 * 64)()
-        count = _library().softgpu_parameters(self._program, sizes)
+        count = library().softgpu_parameters(self._program, sizes)
         self.parameter_bytes = list(sizes[:count])
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0) -> None:
@@ -164,7 +206,7 @@ class Kernel:
 
 @cache
 def _program(ptx: bytes, name: str) -> int:
-    lib = _library()
+    lib = library()
     module = lib.softgpu_load(ptx)
     program = lib.softgpu_kernel(module, name.encode()) if module else None
     if not program:
@@ -177,17 +219,18 @@ def build(name: str, source: str, include: Path, mode: str | None = None) -> Ker
 
     Raises nvrtc.CompileError, with the compiler's words.
     """
-    return Kernel(name, _ptx(name, source, include, settings.arch), mode or default_mode)
+    return Kernel(name, _ptx(name, source, include, settings.arch, mode or default_mode), mode or default_mode)
 
 
-def _ptx(name: str, source: str, include: Path, arch: int) -> bytes:
+def _ptx(name: str, source: str, include: Path, arch: int, mode: str) -> bytes:
     compiler = nvrtc.find()
     headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
     target = f"compute_{arch}{'a' if arch >= 90 else ''}"
-    path = _cache_dir() / f"{name}-{_digest(source, target, compiler.version, *headers)}.ptx"
+    defined = [f"-DSOFTGPU_RED_ZONE={RED_ZONE}"] if mode == "check" else []
+    path = _cache_dir() / f"{name}-{_digest(source, target, defined, compiler.version, *headers)}.ptx"
     if path.exists():
         return path.read_bytes()
-    options = [f"-arch={target}", "-std=c++17", "-lineinfo", f"-I{include}", f"-I{compiler.include}"]
+    options = [f"-arch={target}", "-std=c++17", "-lineinfo", *defined, f"-I{include}", f"-I{compiler.include}"]
     ptx = compiler.compile(source, f"{name}.unit.cu", options, result="PTX")[0].rstrip(b"\0")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
@@ -220,10 +263,10 @@ def launch(devices: Sequence[Call | list[Call]]) -> None:
         mode = (devices[0][0][0] if isinstance(devices[0], list) else devices[0][0]).mode
         order = (settings.seed, settings.max_resident, settings.arch, settings.timeout_s)
         options = _Options(mode == "check", *order, settings.counts is not None)
-        if _library().softgpu_launch(len(launches), (_Launch * len(launches))(*launches), ctypes.byref(options)):
-            raise ExecutorError(_library().softgpu_error().decode())
+        if library().softgpu_launch(len(launches), (_Launch * len(launches))(*launches), ctypes.byref(options)):
+            raise ExecutorError(library().softgpu_error().decode())
         if settings.counts is not None and mode != "check":
-            settings.counts.append(json.loads(_library().softgpu_counted()))
+            settings.counts.append(json.loads(library().softgpu_counted()))
         memory.copy_back()
 
 
@@ -243,8 +286,13 @@ def _value(kernel: Kernel, i: int, arg: Any, memory: _Memory) -> np.ndarray:
         arg = np.array([memory.address(a) for a in arg], np.uint64)
     if isinstance(arg, np.ndarray) and not (arg.ndim == 0 and arg.nbytes == kernel.parameter_bytes[i]):
         arg = np.uint64(memory.address(arg))
+    if isinstance(arg, int | float):
+        raise ExecutorError(
+            f"argument {i} of {kernel.name} is the Python number {arg}: give an array, or a NumPy scalar of "
+            f"{kernel.parameter_bytes[i]} bytes"
+        )
     value = np.array(arg)
-    if value.ndim or isinstance(arg, int | float) or value.nbytes != kernel.parameter_bytes[i]:
+    if value.ndim or value.nbytes != kernel.parameter_bytes[i]:
         got = f"argument {i} of {kernel.name} has {value.nbytes} bytes"
         raise ExecutorError(f"{got}, the kernel takes {kernel.parameter_bytes[i]}")
     return value
@@ -262,14 +310,14 @@ class _Memory:
 
     def __exit__(self, *exception: object) -> None:
         for address, _ in self._copies.values():
-            _library().softgpu_free(address)
+            library().softgpu_free(address)
 
     def address(self, array: np.ndarray) -> int:
         if not array.flags.c_contiguous:
             raise ExecutorError(f"arrays must be contiguous, got strides {array.strides} for {array.shape}")
         key = (array.ctypes.data, array.nbytes)
         if key not in self._copies:
-            address = _library().softgpu_malloc(array.nbytes)
+            address = library().softgpu_malloc(array.nbytes)
             if not address:
                 raise MemoryError(f"no room for {array.nbytes} bytes")
             ctypes.memmove(address, array.ctypes.data, array.nbytes)

@@ -5,7 +5,7 @@
 
 Environment:
     CUTPQ_PRINT_CONFIGS=1 every configuration that is used, once
-    CUTPQ_HOST_KERNELS=1  run the kernels on NumPy arrays, see host.py
+    CUTPQ_HOST_KERNELS=1  run the kernels on NumPy arrays, see executor.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..array import address, bfloat16
-from . import host, source
+from . import executor, source
 from .compile import Cubin, architecture, compile_kernel
 from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .source import KernelError, Parameter
@@ -83,7 +83,7 @@ def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callabl
     def check(arg: Any) -> Any:
         if arg is None:
             return NULL
-        if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the CPU runtime lays out
+        if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the executor lays out
             return arg
         flags = getattr(arg, "flags", None)
         if flags is None:
@@ -101,7 +101,7 @@ def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callabl
 
 def usable(xp: ModuleType) -> bool:
     """Whether arrays of `xp` can be given to kernels: CuPy's always, NumPy's under CUTPQ_HOST_KERNELS."""
-    return xp is not np or host.is_asked_for()
+    return xp is not np or executor.is_asked_for()
 
 
 def stays(xp: ModuleType) -> bool:
@@ -137,7 +137,7 @@ def load(name: str, config: Config, xp: ModuleType) -> Kernel:
     Raises KernelError, with the compiler's words.
     """
     if xp is np:
-        return _load_on_host(name, config, host.mode())
+        return _load_on_host(name, config, executor.mode())
     return _load_on_gpu(name, config, xp, xp.cuda.runtime.getDevice())
 
 
@@ -172,6 +172,6 @@ def _types(config: Config) -> dict[str, np.dtype]:
 
 @cache
 def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
-    function = host.runtime().build(name, source.translation_unit(name, config), source.source_dir(), mode)
+    function = executor.build(name, source.translation_unit(name, config), source.source_dir(), mode)
     _announce(name, config)
     return Kernel(name, source.signature(name), _types(config), function)

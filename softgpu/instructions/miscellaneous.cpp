@@ -1,4 +1,5 @@
 // PTX ISA, "Miscellaneous Instructions": trap, brkpt, nanosleep, pmevent, setmaxnreg; and griddepcontrol.
+#include "../machine/watcher.h"
 #include "lanes.h"
 
 namespace softgpu {
@@ -12,9 +13,21 @@ Handler nanosleep(Form& f) {
 }
 Handler no_effect(Form&) { return nothing; }
 
+// softgpu.red_zone address, bytes: no instruction of the PTX ISA. A kernel that is compiled for the race detector says with
+// it that nobody may touch these bytes of shared memory.
+void forbid(Warp& w, I i, u32 m) {
+  Watcher* watcher = w.block->watcher();
+  const int lane = __builtin_ctz(m);
+  if (watcher) watcher->forbids(w, w.at<u32>(i.o[0])[lane] - SHARED_START, w.at<u32>(i.o[1])[lane]);
+}
+Handler red_zone(Form& f) {
+  f.out.o[0] = f.source(0, 4), f.out.o[1] = f.source(1, 4);
+  return f.has("red_zone") ? forbid : nullptr;
+}
+
 }  // namespace
 
-const Family MISCELLANEOUS = {{"trap", trap},         {"brkpt", trap},           {"nanosleep", nanosleep},
-                              {"pmevent", no_effect}, {"setmaxnreg", no_effect}, {"griddepcontrol", no_effect}};
+const Family MISCELLANEOUS = {{"trap", trap},         {"brkpt", trap},           {"nanosleep", nanosleep}, {"pmevent", no_effect},
+                              {"setmaxnreg", no_effect}, {"griddepcontrol", no_effect}, {"softgpu", red_zone}};
 
 }  // namespace softgpu

@@ -56,7 +56,7 @@ void start(Block& block, Run& run, const Grid& grid, u64 number) {
   if (block.grid != &grid) make_room(block, grid);
   block.number = number;
   block.at = {u32(number % grid.grid.x), u32(number / grid.grid.x % grid.grid.y), u32(number / grid.grid.x / grid.grid.y)};
-  block.shared.resize(grid.program->static_shared + grid.dynamic_shared);
+  block.shared.resize(grid.program->static_shared + grid.dynamic_shared + grid.red_zones);
   if (settings().fill) std::memset(block.shared.data(), 0xff, block.shared.size());
   block.live_warps = block.warps.size();
   for (auto& b : block.barriers) b = Barrier{};

@@ -8,15 +8,17 @@ namespace softgpu {
 
 void Counter::executes(Warp& w, const Instruction& i, u32) { executed_[&w.program->statements[i.statement]]++; }
 
-void Counter::accesses(Warp& w, const Instruction&, u32 mask, u8* const* host, u32 bytes, const Access& access) {
+void Counter::accesses(Warp& w, const Instruction& i, u32 mask, u8* const* host, u32 bytes, const Access& access) {
   if (!mask) return;
   if (access.atomic() && access.kind == AccessKind::AtomicModify) atomics_ += __builtin_popcount(mask);
-  if (is_shared(w, host[__builtin_ctz(mask)])) shared(access.writes() ? shared_stores_ : shared_loads_, w, mask, host, bytes);
+  if (is_shared(w, host[__builtin_ctz(mask)])) shared(access.writes() ? shared_stores_ : shared_loads_, w, i, mask, host, bytes);
   else global(access.writes() ? stores_ : loads_, mask, host, bytes);
 }
 
 // cp.async writes shared memory as a store does.
-void Counter::issues(Warp& w, const Instruction&, u32 mask, u8* const* target, u32 bytes) { shared(shared_stores_, w, mask, target, bytes); }
+void Counter::issues(Warp& w, const Instruction& i, u32 mask, u8* const* target, u32 bytes) {
+  shared(shared_stores_, w, i, mask, target, bytes);
+}
 
 // The fewest sectors are those that as many different bytes need.
 void Counter::global(Traffic& t, u32 mask, u8* const* host, u32 bytes) {
@@ -34,9 +36,9 @@ void Counter::global(Traffic& t, u32 mask, u8* const* host, u32 bytes) {
 
 // Lanes go together as far as 128 bytes reach: all 32 with 4 bytes, 16 with 8, 8 with 16. Of those, lanes that want
 // different words of one bank take turns; the same word is read at once.
-void Counter::shared(Passes& p, const Warp& w, u32 mask, u8* const* host, u32 bytes) {
+void Counter::shared(Passes& total, const Warp& w, const Instruction& i, u32 mask, u8* const* host, u32 bytes) {
+  Passes p{1};
   const int together = std::max(1, 32 / std::max<int>(1, bytes / 4));
-  p.accesses++;
   for (int first = 0; first < LANES; first += together) {
     std::set<u64> words[32];
     bool any = false;
@@ -50,6 +52,8 @@ void Counter::shared(Passes& p, const Warp& w, u32 mask, u8* const* host, u32 by
     for (auto& bank : words) passes = std::max(passes, bank.size());
     p.passes += passes, p.least_passes += any;
   }
+  total += p;
+  by_place_[{w.program, &i}] += p;
 }
 
 std::string Counter::json(const Grid& g) const {
@@ -70,7 +74,16 @@ std::string Counter::json(const Grid& g) const {
   };
   traffic("global_loads", loads_), traffic("global_stores", stores_);
   passes("shared_loads", shared_loads_), passes("shared_stores", shared_stores_);
-  out << ", \"atomics\": " << atomics_ << "}";
+  out << ", \"atomics\": " << atomics_ << ", \"conflicts\": [";
+  comma = "";
+  for (auto& [where, p] : by_place_) {
+    if (p.passes == p.least_passes) continue;
+    const Statement& s = where.first->statements[where.second->statement];
+    out << comma << "{\"opcode\": \"" << s.opcode << "\", \"source\": \"" << source_of(*where.first, *where.second) << "\", \"passes\": " << p.passes
+        << ", \"least_passes\": " << p.least_passes << "}";
+    comma = ", ";
+  }
+  out << "]}";
   return out.str();
 }
 

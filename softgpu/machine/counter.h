@@ -18,14 +18,16 @@ class Counter : public Watcher {
   };
   struct Passes {
     u64 accesses = 0, passes = 0, least_passes = 0;
+    void operator+=(const Passes& other) { accesses += other.accesses, passes += other.passes, least_passes += other.least_passes; }
   };
   std::map<const Statement*, u64> executed_;  // warps
   Traffic loads_, stores_;
   Passes shared_loads_, shared_stores_;
+  std::map<std::pair<const Program*, const Instruction*>, Passes> by_place_;  // the same, of each instruction
   u64 atomics_ = 0;  // lanes
 
   static bool is_shared(const Warp& w, const u8* at) { return u64(at - w.block->shared.data()) < w.block->shared.size(); }
-  void shared(Passes& p, const Warp& w, u32 mask, u8* const* host, u32 bytes);
+  void shared(Passes& p, const Warp& w, const Instruction& i, u32 mask, u8* const* host, u32 bytes);
   void global(Traffic& t, u32 mask, u8* const* host, u32 bytes);
 };
 

@@ -14,6 +14,8 @@ namespace {
 
 thread_local std::string error, counted;
 
+constexpr u32 RED_ZONES = 4096;  // bytes for those of one block
+
 template <class F>
 auto guarded(F f) -> decltype(f()) {
   try {
@@ -65,7 +67,7 @@ int softgpu_launch(int count, const Description* descriptions, const LaunchOptio
     std::vector<Grid> grids;
     for (int n = 0; n < count; n++) {
       const Description& d = descriptions[n];
-      Grid g{d.program, {d.grid[0], d.grid[1], d.grid[2]}, {d.block[0], d.block[1], d.block[2]}, d.dynamic_shared, {}, d.device, d.after};
+      Grid g{d.program, {d.grid[0], d.grid[1], d.grid[2]}, {d.block[0], d.block[1], d.block[2]}, d.dynamic_shared, wanted->check ? RED_ZONES : 0, {}, d.device, d.after};
       const u64 largest = 227 << 10;
       if (!g.blocks() || !g.threads() || g.threads() > 1024 || g.dynamic_shared + g.program->static_shared > largest)
         throw std::runtime_error("invalid launch of " + g.program->name + ": " + std::to_string(g.blocks()) + " blocks of " +

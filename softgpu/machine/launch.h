@@ -12,6 +12,7 @@ struct Grid {
   const Program* program = nullptr;
   Dim grid, block;
   u32 dynamic_shared = 0;
+  u32 red_zones = 0;  // bytes of shared memory behind that, which a kernel may only forbid
   std::vector<u8> parameters;
   int device = 0;
   int after = -1;  // the grid that has to end before, on the same device

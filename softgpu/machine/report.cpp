@@ -10,9 +10,15 @@ std::string place_of(const Program& p, const Instruction& i) {
   std::string text = s.line && s.line <= p.module->lines.size() ? p.module->lines[s.line - 1] : "";
   text.erase(0, text.find_first_not_of(" \t"));
   std::string place = "\n  PTX line " + std::to_string(s.line) + ": " + text;
-  if (!s.source_line) return place;
+  const std::string source = source_of(p, i);
+  return source.empty() ? place : place + "\n  source: " + source;
+}
+
+std::string source_of(const Program& p, const Instruction& i) {
+  const Statement& s = p.statements[i.statement];
+  if (!s.source_line) return "";
   const auto file = p.module->files.find(s.source_file);
-  return place + "\n  source: " + (file == p.module->files.end() ? "?" : file->second) + ":" + std::to_string(s.source_line);
+  return (file == p.module->files.end() ? "?" : file->second) + ":" + std::to_string(s.source_line);
 }
 
 void fault(const Warp& w, const Instruction& i, int lane, int code, const std::string& what) {

@@ -101,6 +101,7 @@ enum Error { ILLEGAL_ADDRESS = 700, HUNG = 702, ASSERT = 710, ILLEGAL_INSTRUCTIO
 // Ends the launch: names kernel, block, thread, the line of PTX and that of the source.
 [[noreturn]] void fault(const Warp& w, const Instruction& i, int lane, int code, const std::string& what);
 std::string place_of(const Program& p, const Instruction& i);  // "\n  PTX line ..., source ..."
+std::string source_of(const Program& p, const Instruction& i);  // "file:line", or nothing without -lineinfo
 
 // Where the lanes' addresses lie in the host's memory; Fault where they lie nowhere, or are not aligned.
 void locate(Warp& w, const Instruction& i, u32 mask, const u64* addresses, Space space, u32 bytes, u8** host);

@@ -18,6 +18,7 @@ struct Watcher {
   virtual void arrives(Warp&, const Instruction&, u32 /*mask*/, Barrier&, bool /*counts all*/) {}
   virtual void releases(Block&, Barrier&) {}
   virtual void exits(Warp&, u32 /*mask*/) {}
+  virtual void forbids(Warp&, u32 /*place in shared memory*/, u32 /*bytes*/) {}  // softgpu.red_zone
 };
 
 }  // namespace softgpu

@@ -19,6 +19,7 @@ class Checker : public Watcher {
     auto& slot = blocks_[&b];
     slot = std::make_unique<BlockState>();
     slot->warps.resize(b.warps.size());
+    paint(b, b.shared.size() - b.grid->red_zones, b.grid->red_zones, true);
     for (Warp& w : b.warps) {
       w.watched = &slot->warps[w.number];
       if (b.grid->after < 0) continue;
@@ -75,6 +76,17 @@ class Checker : public Watcher {
     all.stamp(w.block->id, {{w.number, mask, s.clock++}}, threads_of(*w.block));
     for (u32 rest = mask; rest; rest &= rest - 1) s.known[__builtin_ctz(rest)] = all;
     s.refresh(w.block->id, mask);
+  }
+
+  // Each zone pushes what lies behind it further out, and so the end of what the launch has asked for.
+  void forbids(Warp& w, u32 from, u32 bytes) override {
+    BlockState& s = *blocks_[w.block];
+    if (!s.red_zones.emplace(from, bytes).second) return;  // another warp was first
+    u32 end = w.block->shared.size() - w.block->grid->red_zones;
+    for (auto& zone : s.red_zones) end += zone.second;
+    const u32 behind = std::max(end - bytes, from + bytes);
+    if (behind < end) paint(*w.block, behind, end - behind, false);
+    paint(*w.block, from, bytes, true);
   }
 
   void arrives(Warp& w, const Instruction& i, u32 mask, Barrier&, bool counts_all) override {
@@ -141,10 +153,19 @@ class Checker : public Watcher {
     for (Cell* c = first; c != last; c++) f(*c);
   }
 
+  // Makes bytes of shared memory a red zone, or none; whole words only, so that cells need not become smaller.
+  void paint(Block& b, u32 from, u32 bytes, bool red) {
+    for (u32 at = (from + 3) / 4 * 4; at + 4 <= from + bytes && at + 4 <= b.shared.size(); at += 4) {
+      auto [first, last] = blocks_[&b]->shared.chunk(at).cells(at % Chunk::BYTES, 4, readers_);
+      for (Cell* c = first; c != last; c++) c->flags = red ? c->flags | RED : c->flags & ~RED;
+    }
+  }
+
   void touch(const Touch& t) {
     if (is_private(t.w, t.at)) return;
     const bool shared = is_shared(t.w, t.at);
     for_cells(t.w, t.at, t.bytes, [&](Cell& c) {
+      if (c.flags & RED) complain(t, "in the red zone behind an array", ~0u);
       if (c.flags & IN_FLIGHT) complain(t, "access while a cp.async into it is in flight (not waited for)", c.write_pc);
       if (shared && !t.access.writes() && !(c.flags & INITIALISED)) complain(t, "uninitialized read", ~0u);
       if (t.access.kind == AccessKind::ReadOnly) return read_only(t, c);

@@ -17,7 +17,7 @@ struct Reader {
   s32 next = -1;
 };
 
-enum CellFlag : u16 { INITIALISED = 1, IN_FLIGHT = 2, ATOMIC = 4, READ_ONLY = 8 };
+enum CellFlag : u16 { INITIALISED = 1, IN_FLIGHT = 2, ATOMIC = 4, READ_ONLY = 8, RED = 16 };
 struct Cell {
   u64 writer_block = 0;
   u32 write_clock = 0, write_pc = 0;  // clock 0: not written in this launch

@@ -1,5 +1,7 @@
 // What the checker keeps of a block and of its warps.
 #pragma once
+#include <map>
+
 #include "clocks.h"
 #include "shadow.h"
 #include "../machine/warp.h"
@@ -26,6 +28,7 @@ struct WarpState {
 struct BlockState {
   std::vector<WarpState> warps;
   Shadow shared;
+  std::map<u32, u32> red_zones;  // from, bytes
   u32 exited = 0;
   VectorClock at_exit;
   std::vector<VectorClock::Stamp> exits;

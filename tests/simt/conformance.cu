@@ -1,5 +1,5 @@
 // One kernel for each instruction of cuda_src/ptx: a warp feeds it random operands and writes what every lane gets.
-// conformance.py records the results of a GPU, and the tests compare those of the portable bodies with them.
+// conformance.py records the results of a GPU, and the tests compare those of the executor with them.
 #include "ptx/bits.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/ldmatrix.cuh"

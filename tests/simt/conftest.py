@@ -1,44 +1,25 @@
 import os
-import shutil
 from pathlib import Path
 
-import cpu_cuda
 import numpy as np
 import pytest
+from executed import mode, settings, skip_what_cannot_be_executed  # noqa: F401  fixtures
 from harness.gpu_clock import gpu_module
 
-from cutpq.kernels import source
+from cutpq.kernels import executor, source
 
 
 def pytest_collection_modifyitems(items):
-    if shutil.which("g++") is None:
-        for item in items:
-            here = Path(__file__).parent in item.path.parents  # the hook is given the items of all folders
-            if here and item.get_closest_marker("gpu") is None:
-                item.add_marker(pytest.mark.skip(reason="g++ compiles the kernels for the CPU, and is not here"))
-
-
-@pytest.fixture(params=["fast", "check"])
-def mode(request, monkeypatch):
-    monkeypatch.setattr(cpu_cuda, "default_mode", request.param)
-    return request.param
+    skip_what_cannot_be_executed(items, Path(__file__).parent)
 
 
 @pytest.fixture(params=["fast", "check", pytest.param("gpu", marks=pytest.mark.gpu)])
 def checked_xp(request, monkeypatch):
-    """As xp, with NumPy in both modes of the CPU runtime: numbers alone, and races."""
+    """As xp, with NumPy in both modes of the executor: numbers alone, and races."""
     if request.param == "gpu":
         return gpu_module()
-    monkeypatch.setattr(cpu_cuda, "default_mode", request.param)
+    monkeypatch.setattr(executor, "default_mode", request.param)
     return np
-
-
-@pytest.fixture
-def settings(monkeypatch):
-    """The launch settings, back to their defaults after the test."""
-    fresh = cpu_cuda.Settings()
-    monkeypatch.setattr(cpu_cuda, "settings", fresh)
-    return fresh
 
 
 @pytest.fixture(autouse=True, scope="session")

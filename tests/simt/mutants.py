@@ -10,19 +10,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("CUTPQ_CACHE_DIR", Path.home() / ".cache" / "cutpq"))
+import numpy  # noqa: F401  what the tests import, so that their processes need not
+import pytest
 
+import cutpq  # noqa: F401
+from cutpq.kernels import executor, nvrtc
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # The wrong memory operations that some bugs call, in front of every mutated file.
-WEAKER = '#include "target.cuh"\n#include "weaker_order.cuh"\n'
+WEAKER = ROOT / "tests" / "softgpu" / "include" / "weaker_order.cuh"
 COMMENT = re.compile(r"//[^\n]*")
 
 
@@ -1019,35 +1024,39 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
 }
 
 
-def is_caught(mutant: Mutant, tests: list[str], scratch: Path) -> bool:
-    """Whether a test fails on the mutated sources."""
-    sources = Path(tempfile.mkdtemp(dir=scratch)) / "cuda_src"
-    shutil.copytree(ROOT / "cuda_src", sources)
-    mutated = mutant.plant((sources / mutant.file).read_text())
-    (sources / mutant.file).write_text(WEAKER + mutated)
-    environment = {**os.environ, "CUTPQ_CACHE_DIR": str(scratch), "CUTPQ_MUTATED_SOURCES": str(sources)}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they are a third of the start
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
-    done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):  # no tests, or an error outside of them
-        raise SystemExit(f"{mutant.name}: pytest did not run the tests\n{done.stdout}{done.stderr}")
-    if "g++ refused" in done.stdout:
-        raise SystemExit(f"{mutant.name}: is no bug, for it does not compile\n{done.stdout}")
-    return done.returncode == 1
+def run_tests(work: tuple[Mutant, list[str]]) -> tuple[int, str]:
+    """pytest's status on the mutated sources, and what it said. Changes the process, which is to end after that."""
+    mutant, tests = work
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()) as said:
+        sources = Path(folder) / "cuda_src"
+        shutil.copytree(ROOT / "cuda_src", sources)
+        mutated = mutant.plant((sources / mutant.file).read_text())
+        (sources / mutant.file).write_text(WEAKER.read_text() + mutated)
+        os.environ |= {"CUTPQ_CACHE_DIR": folder, "CUTPQ_MUTATED_SOURCES": str(sources)}
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
+        os.chdir(Path(__file__).parent)
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-m", "not gpu", *tests])
+    return int(status), said.getvalue()
+
+
+def is_caught(mutant: Mutant, status: int, said: str) -> bool:
+    """Whether a test has failed. SystemExit where the tests did not run, or not on what was meant."""
+    if status not in (0, 1):  # no tests, or an error outside of them
+        raise SystemExit(f"{mutant.name}: pytest did not run the tests\n{said}")
+    if "CompileError" in said:
+        raise SystemExit(f"{mutant.name}: is no bug, for it does not compile\n{said}")
+    return status == 1
 
 
 def main(kernels: list[str]) -> int:
     """Run the mutants of these kernels, or of all; 0 if all are caught."""
     suites = [name for name in SUITES if not kernels or name.partition(":")[0] in kernels]
     work = [(name, m, SUITES[name][0]) for name in suites for m in SUITES[name][1]]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        scratch = Path(folder)
-        (scratch / "simt").mkdir()
-        for runtime in (CACHE / "simt").glob("runtime-*.so"):  # need not be compiled again
-            shutil.copy(runtime, scratch / "simt")
-        for header in (CACHE / "simt").glob("header-*"):
-            shutil.copytree(header, scratch / "simt" / header.name)
-        caught = list(pool.map(lambda w: is_caught(w[1], w[2], scratch), work))
+    executor.library()  # once: each mutant's process is a copy of this one, which has all modules loaded
+    nvrtc.find()
+    with get_context("fork").Pool(maxtasksperchild=1) as pool:
+        results = pool.imap(run_tests, [(mutant, tests) for _, mutant, tests in work], chunksize=1)
+        caught = [is_caught(mutant, *result) for (_, mutant, _), result in zip(work, results, strict=True)]
     for (kernel, mutant, _), seen in zip(work, caught, strict=True):
         if not seen:
             print(f"not caught: {kernel}: {mutant.name}")

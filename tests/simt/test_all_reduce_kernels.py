@@ -4,19 +4,18 @@ Each device runs a few sums one after the other, of different sizes and in any o
 fast ranks overtake slow ones as far as the kernels let them. On a GPU the devices are streams of it.
 """
 
-import cpu_cuda
 import ml_dtypes
 import numpy as np
 import pytest
 from assertions import assert_exact
-from cpu_cuda import SimtError
 from harness.gpu_clock import gpu_module
 
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
+from cutpq.kernels import executor, source
 from cutpq.kernels import load as kernels
-from cutpq.kernels import source
 from cutpq.kernels.config import payload_code
+from cutpq.kernels.executor import ExecutorError
 from cutpq.ranks.all_reduce import all_reduce
 from cutpq.ranks.slab import MEETINGS, peer_config
 from cutpq.ranks.threads import run_threads
@@ -48,7 +47,7 @@ class Devices:
         config = small_config(name, terms[0].dtype, self.ranks, step)
         kernel = f"all_reduce_{algo}"
         unit = source.translation_unit(kernel, config)
-        built = cpu_cuda.build(kernel, unit, source.source_dir(), self.mode)
+        built = executor.build(kernel, unit, source.source_dir(), self.mode)
         for rank in range(self.ranks) if who is None else who:
             arguments = (
                 self.slabs,
@@ -66,7 +65,7 @@ class Devices:
 
     def run(self):
         streams, self.streams = self.streams, [[] for _ in range(self.ranks)]
-        cpu_cuda.launch([stream for stream in streams if stream])
+        executor.launch([stream for stream in streams if stream])
 
 
 class Streams:
@@ -237,5 +236,5 @@ def test_peer_that_never_comes_is_named(devices, algo, absent):
 def test_without_a_timeout_the_absence_is_a_hang():
     devices = Devices(2, "fast")
     devices.all_reduce("oneshot", "mxfp4", numbers(2, 40, np.float16), who=[1])
-    with pytest.raises(SimtError, match="livelock"):
+    with pytest.raises(ExecutorError, match="livelock"):
         devices.run()

@@ -1,4 +1,4 @@
-"""rotate_qkv and softmax on the CPU runtime and on a GPU, alone and as attention, through the public functions."""
+"""rotate_qkv and softmax on the executor and on a GPU, alone and as attention, through the public functions."""
 
 from dataclasses import dataclass
 

@@ -6,7 +6,6 @@ The formulas run without the kernels, in NumPy; tests/codecs/test_codec.py holds
 import itertools
 from functools import partial
 
-import cpu_cuda
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from cutpq.codecs import config, launch
 from cutpq.codecs.codec import codec
 from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
+from cutpq.kernels import executor
 from cutpq.ops.gather import rmsnorm_gather
 from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.ranks.threads import run_threads
@@ -110,7 +110,7 @@ CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-f
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_no_race_in_any_order(monkeypatch, settings, name):
-    monkeypatch.setattr(cpu_cuda, "default_mode", "check")
+    monkeypatch.setattr(executor, "default_mode", "check")
     for settings.seed in range(4):
         for data in DATA.values():
             assert_kernels_follow(monkeypatch, np, name, data())
@@ -221,7 +221,7 @@ def test_sum_equals_the_formulas_on_every_rank(monkeypatch, xp, case, algo):
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
-    monkeypatch.setattr(cpu_cuda, "default_mode", "check")
+    monkeypatch.setattr(executor, "default_mode", "check")
     want = formulas(monkeypatch, lambda: sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo))[0][0]
     for settings.seed in range(3):
         for total, _ in sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo):

@@ -1,19 +1,20 @@
-"""The portable bodies of cuda_src/ptx against recordings of a GPU, bit for bit."""
+"""What the executor makes of the instructions in cuda_src/ptx against recordings of a GPU, bit for bit."""
 
 import re
 from pathlib import Path
 
 import conformance
-import cpu_cuda
 import numpy as np
 import pytest
 from assertions import assert_exact
 
+from cutpq.kernels import executor
+
 MODELS = {"sm_80": 80, "sm_90a": 90}  # of the tensor cores
 
 
-def portable(name):
-    kernel = cpu_cuda.build(name, conformance.SOURCE.read_text(), conformance.ROOT / "cuda_src")
+def executed(name):
+    kernel = executor.build(name, conformance.SOURCE.read_text(), conformance.ROOT / "cuda_src")
     out = np.zeros((32, 8), np.uint32)
     kernel((1,), (32,), (conformance.operands(name), out), shared_mem=conformance.SHARED_BYTES)
     return out
@@ -21,19 +22,19 @@ def portable(name):
 
 @pytest.mark.parametrize("arch", MODELS)
 @pytest.mark.parametrize("name", conformance.KERNELS)
-def test_portable_body_gives_what_the_gpu_gave(settings, name, arch):
-    settings.mma_model = MODELS[arch]
+def test_the_executor_gives_what_the_gpu_gave(settings, name, arch):
+    settings.arch = MODELS[arch]
     recording = conformance.recorded(name, arch)
     if recording is None:
         pytest.skip(f"no recording of {name} on {arch} yet: run tests/simt/conformance.py on such a GPU")
-    assert_exact(portable(name), recording)
+    assert_exact(executed(name), recording)
 
 
 @pytest.mark.parametrize("name", conformance.KERNELS)
 def test_conformance_kernels_run_and_say_something(name):
-    out = portable(name)
+    out = executed(name)
     assert out.any()
-    assert_exact(portable(name), out)
+    assert_exact(executed(name), out)
 
 
 def test_every_wrapper_is_in_a_conformance_kernel():

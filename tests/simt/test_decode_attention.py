@@ -1,4 +1,4 @@
-"""decode_attention on the CPU runtime and on a GPU, through the public function, against float64."""
+"""decode_attention on the executor and on a GPU, through the public function, against float64."""
 
 from dataclasses import dataclass
 

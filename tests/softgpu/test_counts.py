@@ -38,6 +38,8 @@ def test_bank_conflicts(monkeypatch, stride, passes):
     line = counted(body, monkeypatch)
     assert line["shared_loads"] == {"accesses": 1, "passes": passes, "least_passes": 1}
     assert line["shared_stores"] == {"accesses": 1, "passes": 1, "least_passes": 1}
+    collisions = [{"opcode": "ld", "source": "count.unit.cu:5", "passes": passes, "least_passes": 1}]
+    assert [c | {"source": Path(c["source"]).name} for c in line["conflicts"]] == (collisions if passes > 1 else [])
 
 
 def test_instructions_and_atomics(monkeypatch):

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutpq.kernels import executor
+from cutpq.kernels import executor, source
 from cutpq.kernels.executor import ExecutorError
+
+CUDA_SRC = source.source_dir()
 
 # Message passing: one thread writes data and then a flag, another sees the flag and then reads the data.
 MESSAGE = """
@@ -174,6 +176,51 @@ def test_waiting_for_what_nobody_writes_is_a_hang():
 def test_out_of_bounds(index):
     with pytest.raises(ExecutorError, match=r"out of bounds: 4 bytes at -?\d+ of 1024 bytes of shared memory"):
         shared(f"((volatile int*)x)[{index}] = t;", mode="fast")
+
+
+# Two arrays of 64 words; what lies behind the first is the second, without a zone between them.
+CARVED = """
+#include "target.cuh"
+extern "C" __global__ void carved(const int* in, int* out) {
+  DYNAMIC_SHARED(smem);
+  Carver carver(smem);
+  volatile int* first = carver.take<int>(64);
+  volatile int* second = carver.take<int>(64);
+  const int t = threadIdx.x;
+  first[t] = in[t], second[t] = in[t];
+  __syncthreads();
+  out[t] = FIRST + SECOND;
+}
+"""
+
+
+def carved(mode, first="first[63 - t]", second="second[63 - t]", shared_bytes=512):
+    source = CARVED.replace("FIRST", first).replace("SECOND", second)
+    kernel = executor.build("carved", source, CUDA_SRC, mode)
+    out = np.zeros(64, np.int32)
+    kernel((1,), (64,), (np.arange(64, dtype=np.int32), out), shared_mem=shared_bytes)
+    return out
+
+
+@pytest.mark.parametrize("mode", ["fast", "check"])
+def test_arrays_are_where_the_kernel_says(mode):
+    assert (carved(mode) == 2 * np.arange(63, -1, -1)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"first": "first[64 + t % 2]"}, {"first": "first[90]"}, {"second": "second[64]"}, {"second": "second[t - 1]"}],
+    ids=["just behind", "within the zone", "behind the last", "before the second"],
+)
+def test_nobody_may_touch_what_lies_between_arrays(wrong):
+    with pytest.raises(ExecutorError, match="in the red zone behind an array"):
+        carved("check", **wrong)
+
+
+@pytest.mark.parametrize(("mode", "message"), [("fast", "out of bounds"), ("check", "red zone")])
+def test_arrays_that_need_more_than_the_launch_gave(mode, message):
+    with pytest.raises(ExecutorError, match=message):
+        carved(mode, shared_bytes=508)
 
 
 def test_one_element_past_an_array():

@@ -1,4 +1,4 @@
-// Small kernels, one for each promise of the CPU runtime. test_runtime.py runs them, and with lines taken out.
+// Small kernels, one for each promise of the executor. test_units.py runs them, and with lines exchanged.
 #include "ptx/bits.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/ldmatrix.cuh"
