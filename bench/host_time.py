@@ -3,10 +3,14 @@
     python bench/host_time.py [--codec mxfp4] [--batch 1] [--profile]
 
 NumPy arrays take the way of CuPy's: the same checks, configurations and allocations, and each kernel is a stub that
-counts its calls. What CuPy adds to a launch (a few microseconds) is left out, and the address of an array, for which
-NumPy takes longer than CuPy, is a constant. us_per_layer is the slope between models of 4 and of 12 blocks of the
-carried checkpoint, in CPU time of this process, so that embedding, head and other processes do not count: the least of
-several runs. launches counts kernels; the all-reduce is a copy, since one rank is alone.
+counts its calls. What CuPy adds to a launch (a few microseconds) is left out, as are ranges of nvtx. Constant are the
+address of an array, for which NumPy takes longer than CuPy, and the answer that kernels compute, which the library
+looks up in the environment for NumPy's arrays only.
+
+us_per_layer is the slope between models of 4 and of 12 blocks of the carried checkpoint, in CPU time of this process,
+so that embedding, head and other processes do not count: the least of several runs. What is left of it are about 15
+products, sums and kernels a layer, each of which checks its arguments, allocates its result and is named in a span.
+launches counts kernels; the all-reduce is a copy, since one rank is alone.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from cutpq import array
 from cutpq.kernels import load as kernels
 from cutpq.kernels import source, workspace
 from cutpq.kernels.config import Config
-from cutpq.ops import residual_norm
+from cutpq.ops.engine import choice
 from cutpq.ranks.alone import SelfCommunicator
 
 STEPS, RUNS = 20, 15
@@ -67,7 +71,8 @@ def main() -> int:
 @contextmanager
 def stubs() -> Iterator[Counter[str]]:
     """Kernels of NumPy arrays do nothing but count; yields the counts."""
-    launches: Counter[str] = Counter()
+    launches = LAUNCHES
+    launches.clear()
 
     class Stub:
         def __init__(self, name: str):
@@ -93,11 +98,16 @@ def stubs() -> Iterator[Counter[str]]:
     def nowhere(a: Any) -> int:
         return 0
 
-    users = [module for module in list(sys.modules.values()) if getattr(module, "workspace", None) is WORKSPACE]
+    def no(xp: ModuleType) -> bool:
+        return False
+
     with patch.dict(os.environ, {"CUTPQ_HOST_KERNELS": "1"}), patch.object(kernels, "load", load):
-        patches: list[Any] = [patch.object(module, "workspace", room) for module in users]
+        patches = [
+            each
+            for wanted, instead in ((workspace.workspace, room), (choice.uses_engine, no), (array.address, nowhere))
+            for each in everywhere(wanted, instead)
+        ]
         patches += [patch.object(kernels, name, yes) for name in ("usable", "stays")]
-        patches += [patch.object(module, "address", nowhere) for module in ADDRESSING]
         for each in patches:
             each.start()
         try:
@@ -107,8 +117,14 @@ def stubs() -> Iterator[Counter[str]]:
                 each.stop()
 
 
-WORKSPACE = workspace.workspace
-ADDRESSING = (array, kernels, residual_norm)
+LAUNCHES: Counter[str] = Counter()  # of all stubs: launches that are kept between calls hold stubs of earlier models
+
+
+def everywhere(wanted: Callable[..., Any], instead: Callable[..., Any]) -> list[Any]:
+    """Patches of a function in every module that knows it by its name."""
+    name = wanted.__name__
+    users = [module for module in list(sys.modules.values()) if getattr(module, name, None) is wanted]
+    return [patch.object(module, name, instead) for module in users]
 
 
 def measure(codec: cq.Codec | None, batch: int) -> tuple[float, Callable[[], None]]:

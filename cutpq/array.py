@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -19,13 +20,19 @@ def array_module(*arrays: Array) -> ModuleType:
 
     Raises TypeError for anything else, and for a mixture. Never imports cupy on its own account.
     """
-    names = {type(a).__module__.partition(".")[0] for a in arrays if a is not None}
-    if names == {"numpy"}:
+    if _library_of(*map(type, arrays)) == "numpy":
         return np
-    if names == {"cupy"}:
-        import cupy
+    import cupy
 
-        return cupy
+    return cupy
+
+
+@cache
+def _library_of(*types: type) -> str:
+    """The library of arrays of these types, "numpy" or "cupy"; kept, since every launch asks."""
+    names = {t.__module__.partition(".")[0] for t in types if t is not type(None)}
+    if names in ({"numpy"}, {"cupy"}):
+        return names.pop()
     raise TypeError(
         f"arrays must all be NumPy or all be CuPy, got {sorted(names)}; "
         "move them with numpy.asarray, cupy.asarray or cupy.asnumpy"
@@ -40,17 +47,20 @@ def check_array(name: str, a: Array, shape: tuple[int | str, ...], *dtypes: Any)
 
     Raises TypeError for what is no array or has another dtype, ValueError for another shape.
     """
-    if not hasattr(a, "shape") or not hasattr(a, "dtype"):
-        raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(a).__name__}")
-    fits = len(a.shape) == len(shape)
-    for want, have in zip(shape, a.shape, strict=False):  # a loop: every launch comes here, and all() takes longer
-        fits = fits and (want == have or isinstance(want, str))
-    if not fits:
-        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(a.shape)}")
-    if dtypes and a.dtype not in dtypes:
+    try:
+        have, dtype = a.shape, a.dtype
+    except AttributeError:
+        raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(a).__name__}") from None
+    if have != shape:
+        fits = len(have) == len(shape)
+        for wants, has in zip(shape, have, strict=False):  # a loop: every launch comes here, and all() takes longer
+            fits = fits and (wants == has or isinstance(wants, str))
+        if not fits:
+            wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+            raise ValueError(f"{name} must have shape ({wanted}), got {tuple(have)}")
+    if dtypes and dtype not in dtypes:
         wanted = " or ".join(np.dtype(d).name for d in dtypes)
-        raise TypeError(f"{name} must be {wanted}, got {a.dtype}; convert it with .astype")
+        raise TypeError(f"{name} must be {wanted}, got {dtype}; convert it with .astype")
     return a
 
 
@@ -68,7 +78,8 @@ def move(a: Array, xp: ModuleType) -> Array:
 
 def aligned(a: Array) -> Array:
     """`a`, or a copy where it is not contiguous or does not begin at a multiple of 16 bytes, as kernels read it."""
-    a = array_module(a).ascontiguousarray(a)
+    if not a.flags.c_contiguous:
+        a = array_module(a).ascontiguousarray(a)
     return a if address(a) % 16 == 0 else a.copy()
 
 

@@ -15,6 +15,7 @@ except ImportError:
 Seconds = dict[tuple[str, ...], float]
 
 _of_thread = threading.local()
+_NOTHING = nullcontext()
 
 
 def span(name: str) -> AbstractContextManager:
@@ -22,7 +23,7 @@ def span(name: str) -> AbstractContextManager:
     recorder = getattr(_of_thread, "recorder", None)
     if recorder is not None:
         return recorder.span(name)
-    return nullcontext() if nvtx is None else nvtx.annotate(name, domain="cutpq")
+    return _NOTHING if nvtx is None else nvtx.annotate(name, domain="cutpq")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from ..array import Array, address, aligned, array_module
 from ..kernels import load as kernels
 from ..kernels.config import MOST_ELEMENTS, payload_code
-from .config import EncodeConfig, WireConfig, encode_config, wire_config
+from .config import WireConfig, encode_config, wire_config
 from .layout import Layout
 
 
@@ -32,17 +32,26 @@ def encode(x: Array, codec: Layout, shares: int = 1, *, padding: int = 0, out: A
     """
     xp = array_module(x, out)
     x = aligned(x)
-    sizes = codec.shares(x.size, shares)
-    nbytes = sum(map(codec.wire_bytes, sizes)) + (padding > 0)
+    launch, nbytes = _encoding(xp, codec, x.dtype, x.size, shares, padding)
     direct = out is not None and out.flags.c_contiguous
     wire = out if direct and out is not None else xp.empty(nbytes, np.uint8)
-    config = _encode_config(codec, x.dtype)
-    grid = config.blocks(sizes[0]), shares
-    kernel = kernels.load("encode", config, xp)
-    kernel(grid, config.THREADS, x, wire, x.size, padding, smem_bytes=config.scratch_bytes)
+    launch(x, wire)
     if out is not None and wire is not out:
         out[...] = wire
     return wire if out is None else out
+
+
+@kernels.kept
+def _encoding(
+    xp: ModuleType, codec: Layout, dtype: np.dtype, n: int, shares: int, padding: int
+) -> tuple[kernels.Launch, int]:
+    """The launch of encode, and the bytes that it writes."""
+    sizes = codec.shares(n, shares)
+    config = encode_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype))
+    launch = kernels.load("encode", config, xp).settled(
+        (config.blocks(sizes[0]), shares), config.THREADS, n, padding, smem_bytes=config.scratch_bytes
+    )
+    return launch, sum(map(codec.wire_bytes, sizes)) + (padding > 0)
 
 
 def decode_sum(wires: Array, codec: Layout, n: int, dtype: Any, shares: int = 1) -> Array:
@@ -95,21 +104,29 @@ def decode_sum_rmsnorm(
     xp = array_module(wires, residual, weight, perm)
     M, K = residual.shape
     wires = xp.ascontiguousarray(wires)
-    y = xp.empty_like(residual)
-    config = _config(codec, residual.dtype, len(wires))
-    kernel = kernels.load("decode_sum_rmsnorm", config, xp)
-    kernel(
-        (M,), config.THREADS, wires, residual, aligned(weight), perm, y,
-        wires.shape[1], shares, M * K, K, epsilon, smem_bytes=config.row_smem_bytes(K),
-    )  # fmt: skip
+    y = xp.empty(residual.shape, residual.dtype)
+    launch = _norming(xp, codec, residual.dtype, wires.shape, shares, M, K, epsilon)
+    launch(wires, residual, aligned(weight), perm, y)
     return y
+
+
+@kernels.kept
+def _norming(
+    xp: ModuleType,
+    codec: Layout,
+    dtype: np.dtype,
+    wires: tuple[int, int],
+    shares: int,
+    M: int,
+    K: int,
+    epsilon: float,
+) -> kernels.Launch:
+    config = _config(codec, dtype, wires[0])
+    kernel = kernels.load("decode_sum_rmsnorm", config, xp)
+    numbers = wires[1], shares, M * K, K, epsilon
+    return kernel.settled((M,), config.THREADS, *numbers, smem_bytes=config.row_smem_bytes(K))
 
 
 @cache
 def _config(codec: Layout, dtype: Any, ranks: int = 1) -> WireConfig:
     return wire_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype), ranks)
-
-
-@cache
-def _encode_config(codec: Layout, dtype: Any) -> EncodeConfig:
-    return encode_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from ..array import Array, ceil_div
 from ..weights.shard import even_shares
@@ -37,7 +37,7 @@ class Layout:
     rotate: bool = False
     outliers: Outliers | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The alias, or else the shortest name; outliers are shown, but are no part of the grammar."""
         name = shortest(self.element, self.block, self.scale, self.rule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,11 @@ MOST_ELEMENTS = 1 << 30
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Device:
-    """What a choice depends on: compute capability as 90, and the number of multiprocessors."""
+class Device(NamedTuple):
+    """What a choice depends on: compute capability as 90, and the number of multiprocessors.
+
+    A tuple, since every launch looks something up by it.
+    """
 
     arch: int
     sms: int

@@ -14,9 +14,9 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from . import executor, source
 from .compile import Cubin, architecture, compile_kernel
 from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .source import KernelError, Parameter
+
+T = TypeVar("T")
 
 SCALARS: dict[str, Any] = {"int": np.int32, "u32": np.uint32, "float": np.float32}
 ELEMENTS = {
@@ -38,6 +40,8 @@ ELEMENTS = {
 }
 
 NULL = np.uint64(0)
+
+_HOST = Device(arch=90, sms=4)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,15 @@ class Kernel:
         """
         return tuple([check(arg) for check, arg in zip(self._checks[first : first + len(args)], args, strict=True)])
 
+    def check_of(self, name: str) -> Callable[[Any], Any]:
+        """What `check` does for the parameter of that name."""
+        return self._checks[[p.name for p in self.parameters].index(name)]
+
+    def settled(self, grid: tuple[int, ...], block: int, *numbers: Any, smem_bytes: int = 0) -> Launch:
+        """A launch of this grid with these last arguments, to be called with the arrays that come before them."""
+        arrays = len(self.parameters) - len(numbers)
+        return Launch(self, grid, block, self._checks[:arrays], self.check(arrays, *numbers), smem_bytes)
+
     def launch(self, grid: tuple[int, ...], block: int, checked: tuple[Any, ...], smem_bytes: int = 0) -> None:
         """Launch with arguments that `check` gave."""
         self.function(grid, (block,), checked, shared_mem=smem_bytes)
@@ -74,6 +87,23 @@ class Kernel:
         )
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch whose grid and numbers are decided and converted, so that equal calls share them; Kernel.settled."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: int
+    checks: tuple[Callable[[Any], Any], ...]  # of the arrays
+    numbers: tuple[Any, ...]
+    smem_bytes: int
+
+    def __call__(self, *arrays: Any) -> None:
+        """Launch on these arrays. Raises as Kernel.check does."""
+        checked = [check(array) for check, array in zip(self.checks, arrays, strict=True)]
+        self.kernel.launch(self.grid, self.block, (*checked, *self.numbers), self.smem_bytes)
+
+
 def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callable[[Any], Any]:
     """Returns the array it is given, or raises: contiguous, of the element's type, and aligned as kernels read it."""
     dtype = types.get(element) or ELEMENTS.get(element)
@@ -83,12 +113,13 @@ def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callabl
     def check(arg: Any) -> Any:
         if arg is None:
             return NULL
-        if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the executor lays out
-            return arg
-        flags = getattr(arg, "flags", None)
-        if flags is None:
-            raise TypeError(f"{what} must be an array, got {type(arg).__name__}")
-        if not flags.c_contiguous:
+        try:
+            contiguous = arg.flags.c_contiguous
+        except AttributeError:
+            if isinstance(arg, list) and dtype is None:  # arrays, whose addresses the executor lays out
+                return arg
+            raise TypeError(f"{what} must be an array, got {type(arg).__name__}") from None
+        if not contiguous:
             raise ValueError(f"{what} must be contiguous, got strides {arg.strides} for shape {arg.shape}")
         if dtype is not None and arg.dtype != dtype:
             raise TypeError(f"{what} must be {dtype}, got {arg.dtype}")
@@ -109,10 +140,26 @@ def stays(xp: ModuleType) -> bool:
     return xp is not np
 
 
+def kept(make: Callable[..., T]) -> Callable[..., T]:
+    """Decorates make(xp, *key), which decides a launch: equal keys get what it made first, for each device.
+
+    The last few thousand are kept, since lengths of prompts are many. Not where kernels may not be kept.
+    """
+    remembered = lru_cache(4096)(lambda xp, device_id, *key: make(xp, *key))
+
+    @wraps(make)
+    def find(xp: ModuleType, *key: Any) -> T:
+        if not stays(xp):
+            return make(xp, *key)
+        return remembered(xp, 0 if xp is np else xp.cuda.runtime.getDevice(), *key)
+
+    return find
+
+
 def device(xp: ModuleType) -> Device:
     """The processor that kernels on arrays of `xp` run on: the current CUDA device, or a small Hopper for the CPU."""
     if xp is np:
-        return Device(arch=90, sms=4)
+        return _HOST
     try:
         return _gpu(xp, xp.cuda.runtime.getDevice())
     except xp.cuda.runtime.CUDARuntimeError as error:

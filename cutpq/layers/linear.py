@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class ColumnParallelLinear:
         """Whether the kernel that multiplies also applies the activation (True without an activation)."""
         return self._unfused_activation is None
 
-    @property
+    @cached_property
     def perm(self) -> Array | None:
         """(K,) int32 where all products take x[:, perm]; None where they differ, or take x in disk order.
 
@@ -107,12 +107,12 @@ class ColumnParallelLinear:
 
         Raises ValueError for an x of another width.
         """
-        check_array("x", x, ("M", self.products[0].weight.K))
         is_sorted = permuted and self.perm is not None
         ys = []
         for product in self.products:
             x_sorted = x
             if product.perm is not None and not is_sorted:
+                check_array("x", x, ("M", product.weight.K))  # as the product does with an x that is not gathered
                 with span("permute"):
                     x_sorted = gather_columns(x, product.perm)
             with span("gemm 1"):
@@ -188,6 +188,7 @@ class RowParallelLinear:
             else:
                 exchange = AllGather if scheme == "naive" else AllToAll
                 self.rearrange = exchange(comm, bounds, needs)
+        self._width = len(np.arange(source.K)[self.x_columns])
         weight = take(source, rows=rows)
         if scheme == "local" and isinstance(weight, QuantWeight) and not weight.is_ordered:
             weight, perm = sort_groups(weight)
@@ -210,9 +211,8 @@ class RowParallelLinear:
 
         Under `naive` and `all-to-all` collective. Raises ValueError for an x of another width.
         """
-        width = self.weight.K if isinstance(self.x_columns, np.ndarray) else self.x_columns.stop - self.x_columns.start
-        check_array("x", x, ("M", width))
         if self.rearrange is not None:
+            check_array("x", x, ("M", self._width))  # as the product does with an x that stays as it is
             x = self.rearrange(x)
         with span("gemm 2"):
             return matmul(x, self.weight)

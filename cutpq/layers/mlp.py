@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..array import Array, bfloat16, check_array
+from ..array import Array
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules, mlp_modules
 from ..codecs.codec import Codec
@@ -108,15 +106,11 @@ class Mlp:
 
         Collective. Raises TypeError for another dtype, ValueError for another width.
         """
-        return self.down(self._features(x))
+        return self.down(self.first(x))
 
     def partial(self, x: Array, *, permuted: bool = False) -> Array:
         """This rank's term of the sum y, (M, N). `permuted`: x is given as x[:, first.perm]."""
-        return self.down.partial(self._features(x, permuted))
-
-    def _features(self, x: Array, permuted: bool = False) -> Array:
-        check_array("x", x, ("M", "H"), np.float16, bfloat16, np.float32)
-        return self.first(x, permuted=permuted)
+        return self.down.partial(self.first(x, permuted=permuted))
 
 
 def choose_scheme(down: Source, tp: int) -> str:

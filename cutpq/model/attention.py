@@ -175,13 +175,18 @@ def rotate_qkv(qkv: Array, angles: Angles, cache: LayerCache, batch: Batch) -> A
     xp, rep = array_module(qkv, cache.keys), N // (KV * D) - 2
     q = (xp.empty if batch.places is None else xp.zeros)((B, KV, T, rep, D), qkv.dtype)
     cosines, sines = (None, None) if angles is None else map(aligned, angles)
-    config = RotateConfig(dtype_code(qkv.dtype))
-    kernel = kernels.load("rotate_qkv", config, xp)
-    kernel(
-        config.grid(qkv.size), config.THREADS, aligned(qkv), cosines, sines,
-        batch.places, batch.query_positions, q, cache.keys, cache.values, M, T, length, KV, rep, D,
-    )  # fmt: skip
+    launch = _rotation(xp, qkv.dtype, M, T, length, KV, rep, D)
+    launch(aligned(qkv), cosines, sines, batch.places, batch.query_positions, q, cache.keys, cache.values)
     return q
+
+
+@kernels.kept
+def _rotation(
+    xp: ModuleType, dtype: np.dtype, M: int, T: int, length: int, KV: int, rep: int, D: int
+) -> kernels.Launch:
+    config = RotateConfig(dtype_code(dtype))
+    kernel = kernels.load("rotate_qkv", config, xp)
+    return kernel.settled(config.grid(M * (rep + 2) * KV * D), config.THREADS, M, T, length, KV, rep, D)
 
 
 def _attend(q: Array, cache: LayerCache, batch: Batch, scale: float, window: int | None) -> Array:

@@ -57,8 +57,7 @@ def config_for(dtype: Any, D: int, rep: int) -> DecodeAttentionConfig:
 
 def takes(dtype: Any, D: int, rep: int, xp: ModuleType) -> bool:
     """Whether decode_attention has a kernel: float16 or bfloat16, D a multiple of 16 up to 256, arrays of `xp`."""
-    is_16_bit = np.dtype(dtype) in (np.dtype(np.float16), bfloat16)
-    return is_16_bit and D % 16 == 0 and 16 <= D <= 256 and rep >= 1 and kernels.usable(xp)
+    return dtype in (np.float16, bfloat16) and D % 16 == 0 and 16 <= D <= 256 and rep >= 1 and kernels.usable(xp)
 
 
 def decode_attention(
@@ -103,16 +102,29 @@ def decode_attention(
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     y = xp.empty((B, KV * rep * D), q.dtype) if out is None else check_array("out", out, (B, KV * rep * D), q.dtype)
-
-    config, device = config_for(q.dtype, D, rep), kernels.device(xp)
-    blocks = B * KV * ceil_div(rep, config.HEADS)
-    split_keys = config.split_keys(blocks, length, device)
-    splits = ceil_div(max_keys, split_keys)
-    parts, arrivals = workspace(xp, blocks * splits * config.part_floats if splits > 1 else 1, blocks)
-    kernel = kernels.load("decode_attention", config, xp)
-    kernel(
-        (blocks, splits), config.THREADS, q, keys, values, positions, y, parts, arrivals, KV, rep, length,
-        split_keys, length if window is None else min(window, length), scale * math.log2(math.e),
-        smem_bytes=config.smem_bytes,
-    )  # fmt: skip
+    launch, floats, counters = _plan(xp, q.shape, q.dtype, length, max_keys, window, scale)
+    launch(q, keys, values, positions, y, *workspace(xp, floats, counters))
     return y
+
+
+@kernels.kept
+def _plan(
+    xp: ModuleType,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    length: int,
+    max_keys: int,
+    window: int | None,
+    scale: float,
+) -> tuple[kernels.Launch, int, int]:
+    """The launch for q of this shape, and the floats and counters of its workspace."""
+    B, KV, rep, D = shape
+    config = config_for(dtype, D, rep)
+    blocks = B * KV * ceil_div(rep, config.HEADS)
+    split_keys = config.split_keys(blocks, length, kernels.device(xp))
+    splits = ceil_div(max_keys, split_keys)
+    launch = kernels.load("decode_attention", config, xp).settled(
+        (blocks, splits), config.THREADS, KV, rep, length, split_keys,
+        length if window is None else min(window, length), scale * math.log2(math.e), smem_bytes=config.smem_bytes,
+    )  # fmt: skip
+    return launch, blocks * splits * config.part_floats if splits > 1 else 1, blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -57,11 +58,15 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     if columns % 8 or x.dtype.itemsize != 2 or not kernels.usable(xp):
         y[...] = x[:, perm]
         return y
-    config = GatherConfig()
-    kernel = kernels.load("gather_columns", config, xp)
-    grid = config.grid(M, columns, kernels.device(xp).sms)
-    kernel(grid, config.THREADS, xp.ascontiguousarray(x).view(xp.uint16), perm, y, M, K, columns)
+    _gather(xp, M, K, columns)(xp.ascontiguousarray(x).view(np.uint16), perm, y)
     return y
+
+
+@kernels.kept
+def _gather(xp: ModuleType, M: int, K: int, columns: int) -> kernels.Launch:
+    config = GatherConfig()
+    grid = config.grid(M, columns, kernels.device(xp).sms)
+    return kernels.load("gather_columns", config, xp).settled(grid, config.THREADS, M, K, columns)
 
 
 def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, *, out: Array | None = None) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeGuard
@@ -117,7 +118,7 @@ def prepare(w: Prepared, xp: ModuleType, *, name: str | None = None) -> Prepared
     A weight without rows stays as it is, and the float64 formula multiplies it. So does a weight whose scales float16
     cannot hold exactly, if there is no name or if rounding errs by more than ROUNDED_SCALES (a warning says so).
     """
-    if isinstance(w, PackedWeight | EngineWeight):
+    if isinstance(w, (PackedWeight, EngineWeight)):
         return w
     w = w.to(xp)
     if uses_engine(xp):
@@ -152,11 +153,11 @@ def _pack_rounded(w: QuantWeight, name: str) -> Prepared:
 
 
 def _codes(w: Prepared) -> Array:
+    if isinstance(w, PackedWeight):
+        return w.words
     if isinstance(w, EngineWeight):
         w = w.source
-    if isinstance(w, PlainWeight):
-        return w.weight
-    return w.words if isinstance(w, PackedWeight) else w.codes
+    return w.weight if isinstance(w, PlainWeight) else w.codes
 
 
 def _by_engine(x: np.ndarray, w: Prepared, activation: str | None, out: np.ndarray | None) -> np.ndarray:
@@ -254,6 +255,7 @@ class _Plan:
     """A launch of gemm_w4a16 on one weight: all but x, y and the workspace, checked and converted once.
 
     floats, counters  of the workspace
+    check_x, check_y  what Kernel.check does for these two
     weights, sizes    arguments of the kernel, see gemm_w4a16.cu
     """
 
@@ -263,6 +265,8 @@ class _Plan:
     smem_bytes: int
     floats: int
     counters: int
+    check_x: Callable[[Array], Array]
+    check_y: Callable[[Array], Array]
     weights: tuple[Any, ...]
     sizes: tuple[Any, ...]
 
@@ -274,8 +278,7 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
     if plan is None:
         plan = p.plans[key] = _make_plan(len(x), dtype_code(x.dtype), p, xp, activation, gated, device)
     partial_sums, arrivals = workspace(xp, plan.floats, plan.counters)
-    x, y = plan.kernel.check(0, x)[0], plan.kernel.check(6, y)[0]
-    arguments = (x, *plan.weights, y, partial_sums, arrivals, *plan.sizes)
+    arguments = (plan.check_x(x), *plan.weights, plan.check_y(y), partial_sums, arrivals, *plan.sizes)
     plan.kernel.launch(plan.grid, plan.threads, arguments, plan.smem_bytes)
 
 
@@ -296,6 +299,8 @@ def _make_plan(
         smem_bytes=config.smem_bytes,
         floats=parts * config.tile_words * 4,
         counters=rows * columns,
+        check_x=kernel.check_of("x"),
+        check_y=kernel.check_of("y"),
         weights=kernel.check(1, p.words, p.scales, p.zeros, p.g_idx, p.bias),
         sizes=kernel.check(9, M, p.N, p.K, p.padded_N // 64, p.padded_K // 16),
     )

@@ -48,38 +48,53 @@ def residual_norm(
     With RMSNorm the bits are those of the addition and rmsnorm_gather. Deterministic. Raises TypeError for another
     dtype, ValueError for shapes that do not fit.
     """
+    check_operands(total, residual, weight, perm, bias)
+    return of_checked(total, residual, weight, perm, epsilon, bias)
+
+
+def check_operands(total: Array | None, residual: Array, weight: Array, perm: Array, bias: Array | None = None) -> None:
+    """Raise TypeError or ValueError for arguments that residual_norm does not take."""
     check_array("residual", residual, ("M", "K"), np.float16, bfloat16, np.float32)
-    M, K = residual.shape
+    dtype, K = residual.dtype, residual.shape[1]
     if total is not None:
-        check_array("total", total, (M, K), residual.dtype)
-    check_array("weight", weight, (K,), residual.dtype)
+        check_array("total", total, residual.shape, dtype)
+    check_array("weight", weight, (K,), dtype)
     check_array("perm", perm, (K,), np.int32)
     if bias is not None:
-        check_array("bias", bias, (K,), residual.dtype)
-    xp = array_module(total, residual, weight, perm, bias)
+        check_array("bias", bias, (K,), dtype)
+    array_module(total, residual, weight, perm, bias)
+
+
+def of_checked(
+    total: Array | None, residual: Array, weight: Array, perm: Array, epsilon: float, bias: Array | None = None
+) -> Array:
+    """residual_norm of arguments that check_operands has seen: a sum over ranks checks them before it begins."""
+    xp = array_module(residual)
     if uses_engine(xp):
         return _by_engine(total, residual, weight, perm, epsilon, bias)
-    if not _has_kernel(residual, bias is not None, xp):
+    launch = _launch(xp, *residual.shape, residual.dtype, bias is not None, epsilon)
+    # the kernel writes into the residual
+    if launch is None or not residual.flags.c_contiguous or address(residual) % 16:
         return _by_formula(total, residual, weight, perm, epsilon, bias)
     y = xp.empty(residual.shape, residual.dtype)
-    if y.size:
-        config = ResidualNormConfig(payload_code(residual.dtype), bias is not None)
-        kernel = kernels.load("residual_norm", config, xp)
-        kernel(
-            (M,), config.THREADS, None if total is None else aligned(total), residual, aligned(weight),
-            None if bias is None else aligned(bias), perm, y, K, epsilon, smem_bytes=config.smem_bytes(K),
-        )  # fmt: skip
+    launch(
+        None if total is None else aligned(total), residual, aligned(weight),
+        None if bias is None else aligned(bias), perm, y,
+    )  # fmt: skip
     return y
 
 
-def _has_kernel(residual: Array, center: bool, xp: ModuleType) -> bool:
-    """The kernel writes into the residual: it must be contiguous and aligned, and a row must fit shared memory."""
-    K = residual.shape[1]
-    if not kernels.usable(xp) or residual.dtype == np.float32 or K % 8:
-        return False
-    if not residual.flags.c_contiguous or address(residual) % 16:
-        return False
-    return ResidualNormConfig(payload_code(residual.dtype), center).smem_bytes(K) <= kernels.device(xp).smem_limit
+@kernels.kept
+def _launch(xp: ModuleType, M: int, K: int, dtype: np.dtype, center: bool, epsilon: float) -> kernels.Launch | None:
+    """The kernel's launch, or None where there is none: nothing to do, or a row does not fit shared memory."""
+    if not kernels.usable(xp) or dtype == np.float32 or K % 8 or M * K == 0:
+        return None
+    config = ResidualNormConfig(payload_code(dtype), center)
+    smem_bytes = config.smem_bytes(K)
+    if smem_bytes > kernels.device(xp).smem_limit:
+        return None
+    kernel = kernels.load("residual_norm", config, xp)
+    return kernel.settled((M,), config.THREADS, K, epsilon, smem_bytes=smem_bytes)
 
 
 def _by_engine(

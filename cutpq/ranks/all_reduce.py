@@ -20,7 +20,7 @@ from ..array import Array, array_module, bfloat16, check_array, round_to
 from ..codecs import launch
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
-from ..ops.residual_norm import residual_norm
+from ..ops import residual_norm
 from ..trace import span
 from . import auto, hierarchical
 from .communicator import Communicator, in_words
@@ -90,23 +90,21 @@ def all_reduce_rmsnorm(
     The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
     all of it in one pass; after a plain sum one kernel does the rest. Raises as all_reduce and rmsnorm_gather do.
     """
-    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
-    check_array("residual", residual, x.shape, x.dtype)
-    check_array("weight", weight, x.shape[1:], x.dtype)
-    check_array("perm", perm, x.shape[1:], np.int32)
-    array_module(x, residual, weight, perm)
+    residual_norm.check_operands(None, residual, weight, perm)
+    check_array("x", x, residual.shape, residual.dtype)
+    array_module(x, residual)
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
         algo = _agreed(x, comm, chosen, algo)
         by_peers = comm.sum_by_kernel(x, chosen, algo) if algo in ("oneshot", "twoshot") and chosen else None
         if by_peers is not None:
-            return residual_norm(by_peers, residual, weight, perm, epsilon)
+            return residual_norm.of_checked(by_peers, residual, weight, perm, epsilon)
         if chosen is not None and algo in EXCHANGES and launch.takes_rows(chosen, residual):
             wires, shares = EXCHANGES[algo](flat(x), comm, chosen)
             return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
-        return residual_norm(total, residual, weight, perm, epsilon)
+        return residual_norm.of_checked(total, residual, weight, perm, epsilon)
 
 
 def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
@@ -120,8 +118,7 @@ def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str
     if codec is not None:
         _check_agreement(x, comm, codec, algo)
         algo = auto.choose(x, comm, codec) if algo == "auto" else algo
-    one_node = len(set(comm.node_of)) == 1
-    return "plain" if algo == "hierarchical" and one_node else algo
+    return "plain" if algo == "hierarchical" and len(set(comm.node_of)) == 1 else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:

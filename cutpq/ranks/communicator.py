@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import accumulate
 from operator import index
 from types import ModuleType
@@ -80,23 +80,17 @@ class Communicator(ABC):
         self.sent_bytes += sum(nbytes) - nbytes[self.rank]
         self.cable_bytes += sum(n for n, node in zip(nbytes, self.node_of, strict=True) if node != here)
 
-    @contextmanager
-    def calling(self, what: str) -> Iterator[None]:
+    def calling(self, what: str) -> AbstractContextManager[None]:
         """Count and report a collective for as long as the block lasts; one inside another is not counted.
 
         what  the call in words: the same on all ranks, if they make the same call
         """
         if self._inside_call:
-            yield
-            return
+            return _PART_OF_A_CALL
         self.calls, self.call = self.calls + 1, what
         if self.watch:
             self.watch.called(what)
-        self._inside_call = True
-        try:
-            yield
-        finally:
-            self._inside_call = False
+        return _Call(self)
 
     @property
     def kind(self) -> str:
@@ -250,14 +244,30 @@ class Communicator(ABC):
         return numbers
 
 
+class _Call:
+    """`with` this, a communicator is inside a call. A class, since a generator would take twice the time."""
+
+    def __init__(self, comm: Communicator):
+        self.comm = comm
+
+    def __enter__(self) -> None:
+        self.comm._inside_call = True
+
+    def __exit__(self, *error: object) -> None:
+        self.comm._inside_call = False
+
+
+_PART_OF_A_CALL = nullcontext()
+
+
 def in_words(x: Array) -> str:
     """An array's dtype and shape."""
-    return f"{_name(x.dtype)} {x.shape}"
+    return _in_words(x.dtype, x.shape)
 
 
-@cache
-def _name(dtype: np.dtype) -> str:
-    return dtype.name  # cached: NumPy computes it anew on every access
+@lru_cache(4096)  # lengths of prompts are many
+def _in_words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
+    return f"{dtype.name} {shape}"
 
 
 def _as_bytes(x: Array) -> Array:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -297,3 +299,21 @@ def test_numpy_arrays_go_to_kernels_only_when_asked(monkeypatch):
     assert not kernels.usable(np)
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     assert kernels.usable(np)
+
+
+def test_a_launch_is_kept_for_each_device_and_not_where_kernels_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of one device cannot run on another; NumPy's may be run in another mode next time."""
+    gpu: Any = ModuleType("gpu")
+    current = 0
+    gpu.cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: current))
+    made = []
+
+    @kernels.kept
+    def make(xp: ModuleType, size: int) -> int:
+        made.append((xp, current, size))
+        return len(made)
+
+    assert [make(gpu, 1), make(gpu, 2), make(gpu, 1)] == [1, 2, 1]
+    current = 1
+    assert [make(gpu, 1), make(gpu, 1)] == [3, 3]
+    assert [make(np, 1), make(np, 1)] == [4, 5]
