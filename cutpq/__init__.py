@@ -23,6 +23,7 @@ from .model.sampler import Sampler
 from .model.transformer import Transformer, load_model
 from .ops.dequant import dequantize
 from .ops.gemm import matmul
+from .quantization.job import QuantizationError
 from .quantization.quantize import quantize
 from .quantization.solver import quantize_weight
 from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
@@ -50,6 +51,7 @@ __all__ = [
     "MlpModules",
     "PlainWeight",
     "QuantWeight",
+    "QuantizationError",
     "RowParallelLinear",
     "Sampler",
     "Step",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..model.text import NoTokenizerError, Tokenizer
 from ..quantization.job import FORMATS, QuantizationError
 from ..quantization.order import ORDERS
 from ..quantization.quantize import Quantized, quantize
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 def read_tokens(args: argparse.Namespace) -> np.ndarray:
     """(sequences, length) integers from --tokens or --text; a row of them is cut into windows."""
     if args.text is not None:
-        tokens = _tokenize(Path(args.src) / "tokenizer.json", args.text)
+        tokens = _tokenize(args.src, args.text)
     else:
         try:
             tokens = np.load(file=args.tokens)
@@ -110,14 +111,17 @@ def read_tokens(args: argparse.Namespace) -> np.ndarray:
     return tokens[: args.sequences]
 
 
-def _tokenize(tokenizer: Path, text: Path) -> np.ndarray:
+def _tokenize(folder: str, text: Path) -> np.ndarray:
+    """The tokens of a text file by a model's tokenizer.json, (n,) int64."""
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise QuantizationError("--text needs a tokenizer: pip install tokenizers, or give --tokens") from None
-    if not tokenizer.is_file():
-        raise QuantizationError(f"{tokenizer}: expected a tokenizer, found no such file; give --tokens")
-    return np.array(Tokenizer.from_file(str(tokenizer)).encode(text.read_text(encoding="utf-8")).ids, np.int64)
+        tokenizer = Tokenizer(folder)
+    except NoTokenizerError as e:
+        raise QuantizationError(f"--text: {e}; or give --tokens") from None
+    try:
+        words = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise QuantizationError(f"--text {text}: not UTF-8 text, at byte {e.start}") from None
+    return np.array(tokenizer.encode(words), np.int64)
 
 
 def _say(args: argparse.Namespace, done: Quantized, shape: tuple[int, ...], settings: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """A whole model quantized: what is written, what it computes, for every family, and on any number of ranks."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -14,7 +17,9 @@ from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.cli.main import main
 from cutpq.model.families import read_decoder
 from cutpq.model.transformer import load_model
-from cutpq.quantization import writer
+from cutpq.ops.dequant import dequantize
+from cutpq.quantization import solver, writer
+from cutpq.quantization.factor import inverse_factor
 from cutpq.quantization.float_model import FloatModel, Norm
 from cutpq.quantization.quantize import quantize
 from cutpq.ranks.alone import SelfCommunicator
@@ -211,6 +216,71 @@ def test_command(tmp_path, capsys):
     assert (claims["meta"]["options"]["sweeps"], claims["meta"]["options"]["asymmetric_target"]) == (0, False)
 
 
+TINY_LLAMA = Path(__file__).resolve().parents[1] / "data" / "tiny-llama"
+TEXT = "SELECT name FROM city WHERE population > 1000; CREATE TABLE zoë (id integer);\n" * 12
+
+
+def command_with_text(tmp_path, tokenizer="{}", text=b""):
+    """Write a model whose vocabulary is the carried tokenizer's, its tokenizer.json and a text: a command on them."""
+    write_model(tmp_path / "src", vocab_size=1024)
+    if tokenizer is not None:
+        (tmp_path / "src" / "tokenizer.json").write_text(tokenizer)
+    if text is not None:
+        (tmp_path / "calib.txt").write_bytes(text or TEXT.encode())
+    command = ["quantize", str(tmp_path / "src"), str(tmp_path / "dst"), "--text", str(tmp_path / "calib.txt")]
+    return [*command, "--window", "24", "--group-size", "32"]
+
+
+def test_a_text_is_its_tokens_by_the_models_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = (TINY_LLAMA / "tokenizer.json").read_text(encoding="utf-8")
+    assert main([*command_with_text(tmp_path, tokenizer), "--sequences", "16"]) == 0
+    tokens = tokenizers.Tokenizer.from_str(tokenizer).encode(TEXT).ids
+    quantize(tmp_path / "src", tmp_path / "same", np.reshape(tokens[: 16 * 24], (16, 24)), group_size=32)
+    assert files(tmp_path / "dst") == files(tmp_path / "same")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "message"),
+    [
+        (None, b"one", "--text: .*src has no tokenizer.json; or give --tokens"),
+        ("{}", b"one", "tokenizer.json: expected a tokenizer, found what cannot be read as one"),
+        ("carried", None, "calib.txt: No such file or directory"),
+        ("carried", b"caf\xe9", "--text .*calib.txt: not UTF-8 text, at byte 3"),
+        ("carried", b"one", r"calib.txt: \d+ tokens cannot be cut into windows of --window 24"),
+    ],
+)
+def test_a_text_without_tokens_is_one_line(tmp_path, capsys, tokenizer, text, message):
+    pytest.importorskip("tokenizers")
+    if tokenizer == "carried":
+        tokenizer = (TINY_LLAMA / "tokenizer.json").read_text(encoding="utf-8")
+    assert main(command_with_text(tmp_path, tokenizer, text)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.match(f"cutpq: error: .*{message}", line)
+
+
+def test_a_text_needs_the_package_tokenizers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert main(command_with_text(tmp_path)) == 1
+    assert "needs the package tokenizers: pip install 'cutpq[text]'; or give --tokens" in capsys.readouterr().err
+
+
+def test_modules_whose_hessian_has_no_inverse_are_rounded_and_named(tmp_path, capsys, monkeypatch):
+    """Here every one with 96 inputs: o_proj and down_proj."""
+    model = write_model(tmp_path / "src")
+    np.save(tmp_path / "tokens.npy", calibration())
+    monkeypatch.setattr(solver, "inverse_factor", lambda A, damp: None if len(A) == 96 else inverse_factor(A, damp))
+    command = ["quantize", str(tmp_path / "src"), str(tmp_path / "dst"), "--tokens", str(tmp_path / "tokens.npy")]
+    assert main([*command, "--group-size", "32"]) == 0
+    said = re.findall(r"note: (\S+) was rounded to the nearest: no damping sufficed", capsys.readouterr().err)
+    assert said == [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.o_proj", "mlp.down_proj")]
+    for name in said:
+        weight = open_checkpoint(tmp_path / "dst").weight(name)
+        error = dequantize(weight).astype(np.float64) - model.tensors[name + ".weight"].T
+        step = weight.scales.astype(np.float64)[weight.g_idx]
+        assert (np.abs(error) < 0.51 * step).all()  # half a step, and what float16 rounds
+
+
 # ---- what cannot be quantized
 
 
@@ -285,6 +355,12 @@ def test_activations_that_are_not_finite_are_named(tmp_path, capsys):
     edit(tmp_path / "src", overflow)
     with np.errstate(all="ignore"):
         assert "hold NaN or infinity for these calibration tokens" in fails(tmp_path, capsys)
+
+
+def test_a_family_that_cannot_be_run_is_refused(tmp_path, capsys):
+    config = write_model(tmp_path / "src").config | {"model_type": "mixtral", "num_local_experts": 4}
+    (tmp_path / "src" / "config.json").write_text(json.dumps(config))
+    assert re.search(r"model_type: expected one of llama, .*, found 'mixtral'", fails(tmp_path, capsys))
 
 
 def test_a_quantized_source_is_refused(tmp_path, capsys):
