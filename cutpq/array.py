@@ -89,7 +89,7 @@ def address(a: Array) -> int:
 
 
 # Numbers that a conversion works through at a time, so that each of its steps finds them in a core's cache.
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 
 
 def to_float32(a: Array, out: np.ndarray | None = None) -> Array:
@@ -135,24 +135,35 @@ def _float16_to_float32(a: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return v.reshape(a.shape)
 
 
+def keep_11_bits(v: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+    """float32 v, rounded in place to nearest even in the 11 bits of a float16's mantissa; its exponent stays as it is.
+
+    Dekker's splitting of a number into an upper and a lower part (1971), of which this is the upper. It need not break
+    ties to even in general, but does for 11 of 24 bits, which a test shows for all mantissas. |v| below 2^114.
+
+    scratch  float32 of v's shape
+    """
+    np.multiply(v, np.float32(2**13 + 1), out=scratch)
+    v -= scratch
+    v += scratch
+    return v
+
+
 def _float32_to_float16(v: np.ndarray) -> np.ndarray:
-    """Round the bits to a multiple of 2^13 and shift them to a float16's places; the rare rest goes to NumPy."""
+    """Round to 11 bits and shift the bits to a float16's places; the rare rest goes to NumPy."""
     flat = np.ascontiguousarray(v).reshape(-1)
     a = np.empty(flat.size, np.uint16)
-    scratch, more = np.empty(min(_PIECE, flat.size), np.float32), np.empty(min(_PIECE, flat.size), np.int32)
+    room = np.empty((2, min(_PIECE, flat.size)), np.float32)
     for start in range(0, flat.size, _PIECE):
         part = flat[start : start + _PIECE]
-        scaled, other = scratch[: part.size], more[: part.size]
+        scaled, other = room[:, : part.size]
         np.multiply(part, np.float32(2.0**-112), out=scaled)  # moves the exponent's bias
-        bits = scaled.view(np.int32)
-        np.right_shift(bits, 13, out=other)
-        other &= 1  # a tie goes to the even one
-        other += 0xFFF
-        bits += other
-        np.right_shift(bits, 16, out=other)
-        other &= -0x8000  # the sign
+        bits = keep_11_bits(scaled, other).view(np.int32)
+        sign = other.view(np.int32)
+        np.right_shift(bits, 16, out=sign)
+        sign &= -0x8000
         bits >>= 13
-        bits |= other
+        bits |= sign
         out = a[start : start + _PIECE]
         np.copyto(out, bits, casting="unsafe")
         _mend_float16(out, part, other.view(np.uint32))

@@ -9,7 +9,7 @@ import numpy as np
 from ..array import Array, array_module, to_float32
 
 # Numbers of each term that are widened and added before the next ones, so that their sum stays in a core's cache.
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 
 
 def add(terms: Iterable[Array]) -> Array:

@@ -10,7 +10,7 @@ import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import random_weight
 
-from cutpq.array import round_to, to_float32
+from cutpq.array import keep_11_bits, round_to, to_float32
 from cutpq.model import formulas as model_formulas
 from cutpq.ops import formulas
 from cutpq.ops.activation import activate
@@ -172,7 +172,9 @@ def test_who_computes_is_chosen_by_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("factor", [1, 1.0001, 1e-4, 3e5], ids=["usual", "float32 scales", "subnormals", "overflow"])
+@pytest.mark.parametrize(
+    "factor", [1, 1.0001, 1e-4, 3e5, -1], ids=["usual", "float32 scales", "subnormals", "overflow", "negative"]
+)
 @pytest.mark.parametrize("is_sorted", [False, True])
 def test_dequantize_has_the_bits_of_the_formula(dtype, bits, factor, is_sorted):
     w = random_weight(320, 136, 32, bits=bits)
@@ -183,6 +185,17 @@ def test_dequantize_has_the_bits_of_the_formula(dtype, bits, factor, is_sorted):
         exact = formulas.dequant(w.codes, w.scales, w.zeros, w.g_idx, dtype)
     positive_zero = exact + np.zeros(1, dtype)  # the sign of a zero weight is not kept
     assert_exact(dequantize(w, dtype) + np.zeros(1, dtype), positive_zero)
+
+
+def test_eleven_bits_are_rounded_to_nearest_even_for_all_mantissas():
+    ones = np.float32(1).view(np.int32)
+    for first in range(0, 1 << 23, 1 << 21):
+        bits = np.arange(first, first + (1 << 21), dtype=np.int32) + ones
+        odd = bits >> 13 & 1
+        want = ((bits + 0xFFF + odd) & -0x2000).view(np.float32)
+        for sign in np.float32(1), np.float32(-1):
+            v = sign * bits.view(np.float32)
+            assert_exact(keep_11_bits(v, np.empty_like(v)), sign * want)
 
 
 def test_every_float16_number_survives_the_way_to_float32_and_back():

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...array import round_to, to_float32
+from ...array import keep_11_bits, round_to, to_float32
 
 # Weights dequantized at a time: their float32 and two temporaries stay in a core's cache.
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 
 # Where runs of rows with one group are shorter than this on average, each row gathers its own scales.
 _SHORT_RUN = 16
@@ -24,11 +24,11 @@ def dequant(
     if weight.dtype == np.float16 and _exact_in_float16(scales, bits):
         # A factor of 2^-112 gives float32 the exponents of float16: what is left is to round and to shift bits.
         scaled = to_float32(scales) * np.float32(2.0**-112)
-        words, scratch = weight.view(np.uint16), np.empty(2 * _PIECE + 2 * codes.shape[1], np.int32)
-        for rows, value in _products(codes, scaled, zeros, g_idx, bits):
-            np.copyto(words[rows], _float16_bits(value, scratch), casting="unsafe")
+        words, room = weight.view(np.int16), _Room(codes.shape[1])
+        for rows, difference, value in _products(codes, scaled, zeros, g_idx, bits):
+            _to_float16_bits(difference, value, room, out=words[rows])
         return weight
-    for rows, value in _products(codes, to_float32(scales), zeros, g_idx, bits):
+    for rows, _, value in _products(codes, to_float32(scales), zeros, g_idx, bits):
         weight[rows] = round_to(value, weight.dtype)
     return weight
 
@@ -39,37 +39,38 @@ def dequant_float32(
     """What `dequant` gives, as float32 numbers: weights as a product in `dtype` takes them, for NumPy's BLAS."""
     weight = np.empty(codes.shape, np.float32)
     simple = dtype == np.float16 and _exact_in_float16(scales, bits)
-    scratch = np.empty(_PIECE + codes.shape[1], np.int32)
-    for rows, value in _products(codes, to_float32(scales), zeros, g_idx, bits):
-        weight[rows] = _keep_11_bits(value, scratch) if simple else to_float32(round_to(value, dtype))
+    room = _Room(codes.shape[1])
+    for rows, _, value in _products(codes, to_float32(scales), zeros, g_idx, bits):
+        weight[rows] = keep_11_bits(value, room.numbers(value)) if simple else to_float32(round_to(value, dtype))
     return weight
 
 
 def _exact_in_float16(scales: np.ndarray, bits: int) -> bool:
-    """Whether products are multiples of 2^-24 and below 65504: no care for float16's subnormals and Inf is needed."""
-    largest = float(np.abs(scales).max(initial=0))
-    return scales.dtype == np.float16 and largest * 2**bits < 65504
+    """Whether products are multiples of 2^-24 and below 65504, and have the sign of the difference.
+
+    Then no care for float16's subnormals and Inf is needed. A negative scale would give a difference of zero a sign.
+    """
+    if scales.dtype != np.float16 or np.signbit(scales).any():
+        return False
+    return float(scales.max(initial=0)) * 2**bits < 65504
 
 
 def _products(
     codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx: np.ndarray, bits: int
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields (rows, (code - zero) * scale): exact, in float32, in memory that the next rows reuse."""
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yields (rows, code - zero, (code - zero) * scale): integers and float32, in memory that the next rows reuse."""
     K, N = codes.shape
     step = max(1, _PIECE // max(1, N))
-    room, differences = np.empty((min(step, K), N), np.float32), np.empty((min(step, K), N), np.int16)
+    room = np.empty((min(step, K), N), np.float32)
+    differences = np.empty(room.shape, np.uint8 if bits < 8 else np.int16)
     for rows, group in _runs(g_idx, step):
-        count = rows.stop - rows.start
-        value, difference = room[:count], differences[:count]
+        value, difference = room[: rows.stop - rows.start], differences[: rows.stop - rows.start]
+        np.subtract(codes[rows], zeros[group], out=difference, dtype=difference.dtype)
         if bits < 8:
-            narrow = (codes[rows] - zeros[group]).view(
-                np.int8
-            )  # uint8 wraps around; read as int8 the difference is right
-            np.multiply(narrow, scales[group], out=value)
-        else:
-            np.subtract(codes[rows], zeros[group], out=difference, dtype=np.int16)
-            np.multiply(difference, scales[group], out=value)
-        yield rows, value
+            difference = difference.view(np.int8)  # uint8 wraps around; read as int8 the difference is right
+        np.copyto(value, difference)
+        value *= scales[group]
+        yield rows, difference, value
 
 
 def _runs(g_idx: np.ndarray, step: int) -> Iterator[tuple[slice, Any]]:
@@ -88,28 +89,31 @@ def _runs(g_idx: np.ndarray, step: int) -> Iterator[tuple[slice, Any]]:
         first = end
 
 
-def _keep_11_bits(value: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """float32 rounded to nearest even in 11 bits, in place: float16's numbers, if no exponent is out of its range."""
-    bits, odd = value.view(np.int32), scratch[: value.size].reshape(value.shape)
-    np.right_shift(bits, 13, out=odd)
-    odd &= 1
-    odd += 0xFFF
-    bits += odd
-    bits &= -0x2000
-    return value
+class _Room:
+    """Scratch memory for a piece of rows of N."""
+
+    def __init__(self, N: int):
+        self._float32, self._int16 = np.empty(_PIECE + N, np.float32), np.empty(_PIECE + N, np.int16)
+
+    def numbers(self, piece: np.ndarray) -> np.ndarray:
+        """float32 of the piece's shape."""
+        return self._float32[: piece.size].reshape(piece.shape)
+
+    def words(self, piece: np.ndarray) -> np.ndarray:
+        """int16 of the piece's shape."""
+        return self._int16[: piece.size].reshape(piece.shape)
 
 
-def _float16_bits(scaled: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """float16's bits of float32 numbers that were multiplied by 2^-112: rounded, shifted, the sign put back."""
-    bits = scaled.view(np.int32)
-    odd = scratch[: bits.size].reshape(bits.shape)
-    sign = scratch[bits.size : 2 * bits.size].reshape(bits.shape)
-    np.right_shift(bits, 16, out=sign)
-    sign &= -0x8000
-    np.right_shift(bits, 13, out=odd)
-    odd &= 1
-    odd += 0xFFF
-    bits += odd
+def _to_float16_bits(difference: np.ndarray, scaled: np.ndarray, room: _Room, out: np.ndarray) -> None:
+    """out[:] = the bits of float16, as int16, of float32 numbers that were multiplied by 2^-112 and are changed.
+
+    The three upper bits of such a number's exponent are zero: shifted by 13 places, the others and the mantissa fill
+    fifteen bits. The sixteenth is the sign of the difference.
+    """
+    bits = keep_11_bits(scaled, room.numbers(scaled)).view(np.int32)
     bits >>= 13
-    bits |= sign
-    return bits
+    np.copyto(out, bits, casting="unsafe")
+    signs = room.words(difference)
+    np.copyto(signs, difference)
+    signs &= -0x8000
+    out |= signs
