@@ -72,9 +72,9 @@ def of_checked(
     xp = array_module(residual)
     if uses_engine(xp):
         return _by_engine(total, residual, weight, perm, epsilon, bias)
-    launch = _launch(xp, *residual.shape, residual.dtype, bias is not None, epsilon)
-    # the kernel writes into the residual
-    if launch is None or not residual.flags.c_contiguous or address(residual) % 16:
+    writable = residual.flags.c_contiguous and address(residual) % 16 == 0  # by the kernel, in place
+    launch = _launch(xp, *residual.shape, residual.dtype, bias is not None, epsilon) if writable else None
+    if launch is None:
         return _by_formula(total, residual, weight, perm, epsilon, bias)
     y = xp.empty(residual.shape, residual.dtype)
     launch(
