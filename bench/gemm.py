@@ -5,6 +5,7 @@
     python bench/gemm.py --predict                       no GPU: what it should take on an H200, an H100 and an A100
     python bench/gemm.py --calibrate                     the same formulas against published times of vLLM's Marlin
     python bench/gemm.py --static                        no GPU: instructions of the main loop, beside those of peers
+    CUTPQ_HOST_KERNELS=1 python bench/gemm.py --counted  no GPU: the main loop's work, counted as it is executed
     python bench/gemm.py --sweep                         from how many tokens on to dequantize first, on this GPU
     CUTPQ_HOST_KERNELS=1 python bench/gemm.py --smoke    no GPU: a tiny product through the kernel on the CPU
 
@@ -23,6 +24,10 @@ check     sampled columns of y against float64, element by element (bench/truth/
 
 --static  instructions of one warp for each 16-byte load of codes, by class (predict/machine_code.py); shape is warps
           along N x along K x blocks on a multiprocessor, in_flight_KB the most codes under way on a multiprocessor
+--counted PTX instructions that the software device executed for the same (predict/executed.py); read: bytes of global
+          memory for each of codes; coalesced: sectors that these bytes need over those that moved; conflicts: passes
+          through shared memory that bank conflicts cost. check: the tensor core instructions are as many as in the
+          machine code, all sectors are whole, there is no conflict
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from harness.report import Column, Table, header, progress, write_json
 from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
 from models.shapes import MODELS
 from predict import calibrate, gemm_page
+from predict.executed import IN_NO_BRANCH, PTX, loop_counts
 from predict.gemm import MACHINES, Machine, library_us, predict
 from predict.machine_code import CLASSES, DisassemblerMissing, unit_code
 from truth.reference import gemm_bound, outside, unit_roundoff
@@ -67,6 +73,7 @@ from cutpq.weights.weight import QuantWeight
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SWEEP = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 TPS = (1, 2, 4, 8)
+TOKENS_OF_KERNEL = (1, 8, 16, 32, 64)
 DEFAULT_MODEL, DEFAULT_TOKENS = ("llama-70b",), (1, 16, 64, 256)
 CHECKED_COLUMNS, CHECKED_TOKENS = 64, 16
 LEAST_CALLS = 8
@@ -121,6 +128,18 @@ COUNTS_TABLE = Table(
         Column("spill_bytes", "spill_B", 7, ".0f"),
     )
 )
+COUNTED_TABLE = Table(
+    (
+        Column("M", "tokens", 6),
+        Column("per_load", "per_load", 8, ".1f"),
+        Column("ptx_per_load", "ptx_per_load", 12, ".1f"),
+        *(Column(name, name, 6, ".2f") for name in PTX),
+        Column("read_bytes", "read", 5, ".2f"),
+        Column("coalesced", "coalesced", 9, ".3f"),
+        Column("conflicts", "conflicts", 9),
+        Column("check", "check", 5),
+    )
+)
 SWEEP_TABLE = Table(
     (
         *SHAPE_COLUMNS,
@@ -138,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.calibrate:
         return print_calibration(args)
-    if args.predict or args.static:
+    if args.predict or args.static or args.counted:
         try:
-            return print_prediction(args) if args.predict else print_counts(args)
+            return (print_prediction if args.predict else print_counts if args.static else print_executed)(args)
         except (KernelError, DisassemblerMissing, ImportError) as error:
             print(f"gemm.py: {error}", file=sys.stderr)
             return 2
@@ -179,6 +198,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--predict", action="store_true", help="counted, not measured; needs NVRTC and nvdisasm")
     what.add_argument("--calibrate", action="store_true", help="predicted against published times of a peer")
     what.add_argument("--static", action="store_true", help="machine code of every shipped configuration, and of peers")
+    what.add_argument("--counted", action="store_true", help="the main loop's work, as the software device executes it")
     what.add_argument("--sweep", action="store_true", help="find the tokens from which dequantizing first is faster")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU: does the bench work?")
     parser.add_argument("--model", type=names(tuple(MODELS)), help=f"of {', '.join(MODELS)}; default llama-70b")
@@ -191,7 +211,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", choices=("sm_80", "sm_90a"), default="sm_90a", help="of --static (sm_90a)")
     args = parser.parse_args(argv)
     args.model = args.model or (tuple(MODELS) if args.all else DEFAULT_MODEL)
-    args.m = args.m or ((1, 9) if args.smoke else SWEEP if args.sweep else TOKENS if args.all else DEFAULT_TOKENS)
+    tokens = ((args.smoke, (1, 9)), (args.counted, TOKENS_OF_KERNEL), (args.sweep, SWEEP), (args.all, TOKENS))
+    args.m = args.m or next((m for asked, m in tokens if asked), DEFAULT_TOKENS)
     return args
 
 
@@ -443,6 +464,40 @@ def print_counts(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, rows)
     return 1 if any(row["spill_bytes"] for row in rows if row["kernel"] == "gemm_w4a16") else 0
+
+
+def print_executed(args: argparse.Namespace) -> int:
+    """Print what the loop does for each 16-byte load of codes, executed, beside what stands in its machine code."""
+    if not kernels.usable(np):
+        raise KernelError("--counted executes the kernel on the CPU: set CUTPQ_HOST_KERNELS=1")
+    print(
+        f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}: groups of {GROUP_SIZE}, sm_90"
+    )
+    print(COUNTED_TABLE.heading())
+    rows = []
+    for M in args.m:
+        rows.append(executed_row(M))
+        print(COUNTED_TABLE.line(rows[-1]), flush=True)
+    if args.json:
+        write_json(args.json, rows)
+    return 1 if any(row["check"] != "ok" for row in rows) else 0
+
+
+def executed_row(M: int) -> Row:
+    """The counts at M tokens, of slabs of weights that fill all warps."""
+    shallow, deep = (make_case(Layer("any", "up", 1, K, 256, K), "plain", 1, np).packed for K in (1024, 2048))
+    with patch.object(gemm_config, "select_gemm", wraps=gemm_config.select_gemm) as select:
+        counts = loop_counts(shallow, deep, M)
+    configs = {gemm_config.select_gemm(*call.args)[0] for call in select.call_args_list}
+    (config,) = configs  # one for both depths, or the difference would be of two loops
+    code = unit_code(config, "sm_90a")
+    static = dict(code.classes)
+    same = all(counts.classes[name] == static.get(name, 0) / code.loads for name in IN_NO_BRANCH)
+    return {
+        "M": M, "per_load": code.per_load, "ptx_per_load": counts.instructions, **counts.classes,
+        "read_bytes": counts.read_bytes, "coalesced": counts.coalesced, "conflicts": counts.conflicts,
+        "check": "ok" if same and counts.coalesced == 1 and not counts.conflicts else "FAIL",
+    }  # fmt: skip
 
 
 def shipped_gemms(arch: str) -> list[GemmConfig]:

@@ -56,10 +56,19 @@ void Counter::shared(Passes& total, const Warp& w, const Instruction& i, u32 mas
   by_place_[{w.program, &i}] += p;
 }
 
+// An instruction's opcode, with the state space where it has one: ld.shared, cp.async, cp.async.commit_group.
+static std::string kind_of(const Statement& s) {
+  if (s.opcode == "cp") return s.has("commit_group") ? "cp.async.commit_group" : s.has("wait_group") || s.has("wait_all") ? "cp.async.wait" : "cp.async";
+  if (s.opcode == "ld" || s.opcode == "st")
+    for (const char* space : {"global", "shared", "local", "param"})
+      if (s.has(space)) return s.opcode + "." + space;
+  return s.opcode;
+}
+
 std::string Counter::json(const Grid& g) const {
   std::ostringstream out;
   std::map<std::string, u64> by_opcode;
-  for (auto& [statement, count] : executed_) by_opcode[statement->opcode] += count;
+  for (auto& [statement, count] : executed_) by_opcode[kind_of(*statement)] += count;
   out << "{\"kernel\": \"" << g.program->name << "\", \"grid\": [" << g.grid.x << ", " << g.grid.y << ", " << g.grid.z << "], \"block\": [" << g.block.x
       << ", " << g.block.y << ", " << g.block.z << "], \"instructions\": {";
   const char* comma = "";

@@ -17,7 +17,7 @@ import on_gpu
 import pytest
 from harness.gpu_clock import Ceilings, gpu_module
 from models.gemm_layers import SCHEMES, Layer, layers
-from predict import calibrate, gemm_page, machine_code
+from predict import calibrate, executed, gemm_page, machine_code
 from predict.gemm import MACHINES, groups, memory_bytes, predict, problem_of
 from predict.machine_code import CLASSES
 
@@ -255,6 +255,27 @@ def test_classes_of_instructions_add_up_and_stand_beside_those_of_peers(monkeypa
     assert sum(row[name] for name in (*CLASSES, "address")) == pytest.approx(row["per_load"])
     assert row["half2"] == 32, "a load has 32 codes of each lane, two at a time, each subtracted and scaled"
     assert row["spill_bytes"] == 0
+
+
+@needs_compiler
+def test_what_is_executed_agrees_with_the_machine_code(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    path = tmp_path / "rows.json"
+    assert gemm.main(["--counted", "--m", "1,64", "--json", str(path)]) == 0
+    one, many = (json.loads(line) for line in path.read_text().splitlines())
+    assert (one["mma"], many["mma"]) == (4, 32), "a load has 64 products of 8 columns: 4 of each tile of 8 tokens"
+    assert (one["ldsm"], many["ldsm"]) == (0.5, 4)
+    assert one["ptx_per_load"] == pytest.approx(one["per_load"], rel=0.15)
+    assert 1 < one["read_bytes"] < many["read_bytes"] < 3
+    monkeypatch.setitem(executed.PTX, "mma", "ldmatrix")
+    assert gemm.main(["--counted", "--m", "1"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_counting_what_is_executed_asks_for_the_executor(monkeypatch, capsys) -> None:
+    monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)
+    assert gemm.main(["--counted"]) == 2
+    assert "set CUTPQ_HOST_KERNELS=1" in capsys.readouterr().err
 
 
 def test_predict_without_a_compiler_says_what_to_install(monkeypatch, capsys) -> None:

@@ -228,9 +228,10 @@ def test_sums_of_any_number_of_epochs(algo):
 def test_peer_that_never_comes_is_named(devices, algo, absent):
     four = devices(4, "check")
     present = [rank for rank in range(4) if rank != absent]
-    four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=20_000, who=present)
+    outs = four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=20_000, who=present)
     four.run()
     assert [int(four.status[rank][0]) for rank in present] == [1 + absent] * 3
+    assert all(np.isnan(to_numpy(outs[rank])).all() for rank in present), "a sum without a peer was written"
 
 
 def test_without_a_timeout_the_absence_is_a_hang():
