@@ -11,8 +11,9 @@ from . import threads
 # Scores that a thread has at a time: a MiB, with what exp and the second product read of them.
 _SCORES = 1 << 18
 
-# Fewer queries than this at a time would read the keys too often.
-_FEWEST = 32
+# Fewer queries than this at a time would read the keys too often. Of more than that, too many would see half of a
+# square of scores: those above the diagonal are computed and hidden.
+_FEWEST, _MOST = 32, 64
 
 
 def attention(
@@ -57,7 +58,7 @@ def _pieces(B: int, KV: int, T: int, rep: int, S: int) -> Iterator[tuple[slice, 
     if B * KV * T * rep * S <= _SCORES:
         yield slice(0, B), slice(0, KV), slice(0, T)
         return
-    step = max(_FEWEST, _SCORES // (rep * S))
+    step = min(max(_FEWEST, _SCORES // (rep * S)), _MOST)
     heads = max(1, _SCORES // (min(step, T) * rep * S))
     for sequence in range(B):
         for start in range(0, T, step):

@@ -66,12 +66,19 @@ def _activate(kind: str, v: np.ndarray, y: np.ndarray) -> None:
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Rotary embedding of x (M, H, D) float32 by the angles of each token, cos and sin (M, D / 2)."""
-    half = x.shape[2] // 2
-    a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None], sin[:, None]
+    M, H, D = x.shape
+    half = D // 2
     y = np.empty(x.shape, np.float32)
-    np.multiply(a, cos, out=y[..., :half])
-    y[..., :half] -= b * sin
-    np.multiply(b, cos, out=y[..., half:])
-    y[..., half:] += a * sin
+    step = max(1, _PIECE // (H * D))
+
+    def work(start: int) -> None:
+        rows = slice(start, start + step)
+        piece, c, s = x[rows], cos[rows, None], sin[rows, None]
+        crossed = np.empty(piece.shape, np.float32)  # (a, b) * cos + (-b, a) * sin, in rows as long as they can be
+        np.multiply(piece[..., half:], -s, out=crossed[..., :half])
+        np.multiply(piece[..., :half], s, out=crossed[..., half:])
+        np.multiply(piece, np.concatenate([c, c], axis=2), out=y[rows])
+        y[rows] += crossed
+
+    threads.each(work, range(0, M, step))
     return y
