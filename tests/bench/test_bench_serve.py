@@ -23,6 +23,7 @@ TINY_LLAMA = ROOT / "tests" / "data" / "tiny-llama"
 def test_smoke_prints_a_row_for_each_tp_batch_and_codec(tmp_path: Path) -> None:
     path, figure = tmp_path / "rows.json", tmp_path / "rows.png"
     command = [sys.executable, str(ROOT / "bench" / "serve.py"), "--smoke", "--json", str(path), "--plot", str(figure)]
+    command += ["--requests", "3"]  # in whole batches: three of one, two of two
     env = os.environ | {"PYTHONPATH": str(ROOT), "CUTPQ_COMM": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,10 +31,14 @@ def test_smoke_prints_a_row_for_each_tp_batch_and_codec(tmp_path: Path) -> None:
     assert [(row["tp"], row["batch"], row["codec"]) for row in rows] == [
         (1, 1, "none"), (1, 2, "none"), (2, 1, "none"), (2, 1, "mxfp4"), (2, 2, "none"), (2, 2, "mxfp4")]  # fmt: skip
     assert figure.read_bytes()[:4] == b"\x89PNG"
-    wanted = {batch: sum(serve.draw(serve.parse(["--smoke"]), batch, 1, 1024).wanted) for batch in (1, 2)}
+    args = serve.parse(["--smoke"])
+    wanted = {
+        batch: sum(sum(serve.draw(args, batch, number, 1024).wanted) for number in range(1, 1 + batches))
+        for batch, batches in ((1, 3), (2, 2))
+    }
     for row in rows:
         assert row["check"] == "ok"
-        assert (row["requests"], row["new_tokens"]) == (row["batch"], wanted[row["batch"]])
+        assert (row["requests"], row["new_tokens"]) == ({1: 3, 2: 4}[row["batch"]], wanted[row["batch"]])
         assert 0 < row["ttft_p50_ms"] <= row["ttft_p99_ms"]
         assert 0 < row["tpot_p50_ms"] <= row["tpot_p99_ms"]
         assert (row["sent_bytes"] > 0) == (row["tp"] > 1)
