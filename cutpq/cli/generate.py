@@ -21,9 +21,9 @@ from ..model.sampler import Sampler
 from ..model.text import NoTokenizerError
 from ..model.transformer import DTYPES, load_model
 from ..ranks.communicator import Communicator
-from ..ranks.init import init
 from .generate_figures import Clock
 from .generate_texts import Texts
+from .start import start
 
 ABOUT = """Continue one or more prompts. They run as one batch, which a text leaves when it ends.
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, out: TextIO) -> int:
-    comm = init()
+    comm = start()
     if comm.rank:  # rank 0 has the same, and tells them
         warnings.simplefilter("ignore", CheckpointWarning)
     clock = Clock(comm)

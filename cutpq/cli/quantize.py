@@ -18,7 +18,7 @@ from ..quantization.job import FORMATS, QuantizationError
 from ..quantization.order import ORDERS
 from ..quantization.quantize import Quantized, quantize
 from ..quantization.scales import SCALES
-from ..ranks.init import init
+from .start import start
 
 ABOUT = """Quantize the linear layers of a float model by GPTQ, from calibration text, without PyTorch.
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     settings |= (FAST if args.fast else BEST) | given
     tokens = read_tokens(args)
     with redirect_stdout(sys.stderr if args.json else sys.stdout):  # it says which backend it chose
-        comm = init()
+        comm = start()
     hidden = comm.rank != 0 or not sys.stderr.isatty()
     with tqdm(desc="quantizing", unit="module", disable=hidden, leave=False) as bar:
 

@@ -22,11 +22,14 @@ class NoTokenizerError(Exception):
 class Tokenizer:
     """tokenizer.json of a folder, read by the package `tokenizers`.
 
-    Raises NoTokenizerError without file or package, CheckpointError for a file that is no tokenizer.
+    Raises NoTokenizerError without file or package, CheckpointError for a file that is no tokenizer and for a folder
+    that is none.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: expected a model's folder, found no such folder")
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             raise NoTokenizerError(f"{self.folder} has no tokenizer.json")

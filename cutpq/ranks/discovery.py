@@ -20,6 +20,10 @@ INSTALL = "pip install 'cutpq[mpi]'"
 ALONE = "CUTPQ_COMM=self lets each process compute alone"
 
 
+class StartError(RuntimeError):
+    """The processes that were started cannot be ranks together, as the message says; raised on all of them."""
+
+
 def launched_ranks() -> tuple[int, str]:
     """(number of processes that a launcher says it started, who says so); (1, "") without a launcher."""
     for variable, launcher in LAUNCHERS.items():
@@ -32,7 +36,7 @@ def launched_ranks() -> tuple[int, str]:
 def start_mpi(required: bool) -> ModuleType | None:
     """mpi4py.MPI, initialized; None where it cannot be had, nobody launched several ranks and it is not required.
 
-    Raises RuntimeError where several ranks were launched, but MPI is missing or is not the launcher's.
+    Raises StartError where several ranks were launched, but MPI is missing or is not the launcher's.
     """
     launched, launcher = launched_ranks()
     _yield_when_crowded()
@@ -40,17 +44,17 @@ def start_mpi(required: bool) -> ModuleType | None:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
         if launched > 1:
-            raise RuntimeError(
+            raise StartError(
                 f"{launcher} started {launched} ranks, but they cannot find each other: {error}. {INSTALL}; {ALONE}"
             ) from None
         if required:
-            raise RuntimeError(f"this backend needs MPI: {error}. {INSTALL}") from None
+            raise StartError(f"this backend needs MPI: {error}. {INSTALL}") from None
         return None
     if MPI.COMM_WORLD.Get_size() == 1 and launched > 1:
         name, version = MPI.get_vendor()
         mpirun = os.path.join(os.path.dirname(sys.executable), "mpirun")
         by_slurm = ", or srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)" if "srun" in launcher else ""
-        raise RuntimeError(
+        raise StartError(
             f"launched with {launched} ranks by {launcher}, but mpi4py is linked with another MPI, "
             f"{name} {'.'.join(map(str, version))}, which sees one rank. Start with that MPI's own mpirun "
             f"(here probably {mpirun}){by_slurm}, or install an mpi4py built for the launcher; {ALONE}"
@@ -82,14 +86,14 @@ def find_node(mpi: ModuleType) -> tuple[int, int]:
 
 
 def check_versions(mpi: ModuleType) -> None:
-    """Raise RuntimeError, on all ranks, where they run different versions of cutpq. Collective over COMM_WORLD."""
+    """Raise StartError, on all ranks, where they run different versions of cutpq. Collective over COMM_WORLD."""
     found = mpi.COMM_WORLD.allgather((_version(), socket.gethostname()))
     if len({version for version, _ in found}) > 1:
         ranks_of: dict[tuple[str, str], list[int]] = {}
         for rank, place in enumerate(found):
             ranks_of.setdefault(place, []).append(rank)
         said = "; ".join(f"{version} on ranks {ranks} of {host}" for (version, host), ranks in ranks_of.items())
-        raise RuntimeError(f"ranks run different versions of cutpq: {said}. Install the same one everywhere")
+        raise StartError(f"ranks run different versions of cutpq: {said}. Install the same one everywhere")
 
 
 def _version() -> str:
@@ -164,12 +168,12 @@ def choose(found: list[Gpu]) -> tuple[str, str]:
 
 
 def require(backend: str, found: list[Gpu]) -> tuple[str, str]:
-    """(backend, reason) for "nccl", "ipc" or "host" when asked for; RuntimeError on all ranks where it cannot run."""
+    """(backend, reason) for "nccl", "ipc" or "host" when asked for; StartError on all ranks where it cannot run."""
     for rank, gpu in enumerate(found):
         if gpu.device is None or (backend == "nccl" and not gpu.nccl):
-            raise RuntimeError(f"backend {backend} cannot run: on rank {rank} ({gpu.host}), {gpu.problem}")
+            raise StartError(f"backend {backend} cannot run: on rank {rank} ({gpu.host}), {gpu.problem}")
     if backend == "nccl" and _distinct(found) < len(found):
-        raise RuntimeError(
+        raise StartError(
             f"backend nccl needs a GPU for each rank: {len(found)} ranks have {_distinct(found)}. "
             "Start fewer ranks, or use backend host"
         )
@@ -177,7 +181,7 @@ def require(backend: str, found: list[Gpu]) -> tuple[str, str]:
         without = [rank for rank, gpu in enumerate(found) if not gpu.ipc]
         if _nodes(found) > 1 or without:
             why = f"rank {without[0]}'s GPU exports no memory" if without else f"they are on {_nodes(found)} machines"
-            raise RuntimeError(f"backend ipc needs all ranks on one machine, and CUDA IPC: {why}. Use backend host")
+            raise StartError(f"backend ipc needs all ranks on one machine, and CUDA IPC: {why}. Use backend host")
     return backend, "asked for"
 
 

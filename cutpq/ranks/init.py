@@ -48,8 +48,8 @@ def init(backend: str = "auto") -> Communicator:
     Ranks of one machine share a node, unless rank 0's CUTPQ_NODES says otherwise (nodes.py).
 
     Raises ValueError for an unknown backend and for a CUTPQ_NODES that does not name a node for each rank,
-    RuntimeError on all ranks where the one asked for cannot run, where they have different versions of cutpq, and
-    where several processes were launched but MPI is missing or does not belong to the launcher.
+    StartError, a RuntimeError, on all ranks where the one asked for cannot run, where they have different versions of
+    cutpq, and where several processes were launched but MPI is missing or does not belong to the launcher.
     """
     asked = (os.environ.get("CUTPQ_COMM") or "auto") if backend == "auto" else backend
     if asked not in BACKENDS:

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs import MPIRUN, needs_mpi
 
@@ -214,6 +215,32 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, capsys: pytest.Ca
     status, out, err = generate(capsys, "--prompt", "1", folder=tmp_path)
     assert (status, out) == (1, "")
     assert len(re.findall("cutpq: error: ", err)) == 1
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = generate(capsys, "--prompt", "SELECT", folder=tmp_path / "none")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[1:] == [f"cutpq: error: {tmp_path}/none: expected a model's folder, found no such folder"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"CUTPQ_COMM": "carrier-pigeon"}, "CUTPQ_COMM='carrier-pigeon' is not one of auto, self"),
+        ({"CUTPQ_COMM": "", "PMI_SIZE": "4"}, r"PMI_SIZE=4\) started 4 ranks, .*: .*mpi4py"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate --prompt x", "quantize /no/such --tokens {tokens}"])
+def test_ranks_that_cannot_start_are_one_message(
+    command: str, variables: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    np.save(tmp_path / "tokens.npy", np.zeros((2, 8), int))
+    name, *arguments = command.format(tokens=tmp_path / "tokens.npy").split()
+    with pytest.raises(SystemExit, match=f"^cutpq: error: .*{said}"):
+        main([name, str(TINY_LLAMA), *arguments])
 
 
 # --- several ranks ---------------------------------------------------------------------------------------------------
