@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from ..array import Array
+import numpy as np
+
+from ..array import Array, round_to
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules, mlp_modules
@@ -74,11 +76,15 @@ class Reader:
             return "local" if planned == "none" else planned
         return self.scheme
 
-    def table(self, name: str, rows: int, wanted: slice) -> Array:
-        """The rows `wanted` of an embedding's (rows, hidden) table."""
+    def table(self, name: str, rows: int, wanted: slice, dtype: np.dtype) -> Array:
+        """The rows `wanted` of an embedding's (rows, hidden) table, rounded to dtype unless they are narrower.
+
+        A narrower table stays as it is, to save memory: the few rows of a pass are then widened.
+        """
         name += ".weight"
         self.check(name, (rows, self.decoder.hidden))
-        return self.comm.xp.asarray(self.ckpt.tensor(name, rows=wanted))
+        stored = self.ckpt.tensor(name, rows=wanted)
+        return self.comm.xp.asarray(stored if stored.dtype.itemsize < dtype.itemsize else round_to(stored, dtype))
 
     def vector(self, name: str, size: int) -> Array:
         """A tensor of `size` numbers."""

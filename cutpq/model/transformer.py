@@ -308,8 +308,8 @@ class Embedding:
     def __init__(self, reader: Reader, dtype: np.dtype):
         d, self.comm, self.dtype = reader.decoder, reader.comm, dtype
         self.first, last = reader.vocabulary
-        self.table = reader.table(d.embedding, d.vocabulary, slice(self.first, last))
-        self.positions = None if d.positions is None else reader.table(d.positions, d.max_positions, slice(None))
+        self.table = reader.table(d.embedding, d.vocabulary, slice(self.first, last), dtype)
+        self.positions = None if d.positions is None else reader.table(d.positions, d.max_positions, slice(None), dtype)
         self.scale = d.embedding_scale
 
     def __call__(self, batch: Batch) -> Array:
@@ -318,12 +318,12 @@ class Embedding:
         with span("embedding"):
             row = batch.tokens - self.first
             mine = (row >= 0) & (row < len(self.table))
-            x = self.table[xp.where(mine, row, 0)].astype(self.dtype)
+            x = self.table[xp.where(mine, row, 0)].astype(self.dtype, copy=False)
             bits = x.view(f"u{x.itemsize}")
             bits *= mine[:, None]  # zeros; a Boolean index would make the host wait for the GPU
             x = all_reduce(x, self.comm)
             if self.positions is not None:
-                x = x + self.positions[batch.token_positions].astype(self.dtype)
+                x = x + self.positions[batch.token_positions].astype(self.dtype, copy=False)
             return x if self.scale == 1 else x * self.dtype.type(self.scale)
 
 

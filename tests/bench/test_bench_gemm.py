@@ -83,6 +83,33 @@ def test_smoke_checks_every_scheme(monkeypatch, tmp_path: Path, capsys) -> None:
 
 
 @needs_compiler
+def test_smoke_sweeps_both_ways(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    path = tmp_path / "rows.json"
+    assert gemm.main(["--sweep", "--smoke", "--json", str(path)]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["M"], row["check"]) for row in rows] == [(1, "ok"), (9, "ok")]
+    assert all(row["kernel_us"] > 0 and row["dequant_us"] > 0 for row in rows)
+    assert "over all layers" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_sweep_takes_the_kernel_and_then_the_library(monkeypatch) -> None:
+    """Of the same weight, whose launches are kept: the second way must not find the first one's."""
+    cupy = gpu_module()
+    ways = []
+    monkeypatch.setattr(gemm, "graph_us", lambda call, count, xp: ways.append("graph") or call(0) or 1.0)
+    monkeypatch.setattr(gemm, "queued_us", lambda call, count, xp: ways.append("queue") or call(0) or 2.0)
+    dequantized = []
+    real = gemm_module.dequantize_columns
+    monkeypatch.setattr(gemm_module, "dequantize_columns", lambda *a: dequantized.append(len(ways)) or real(*a))
+    rows = list(gemm.sweep(gemm.TINY, (1, 9), Ceilings(1.0, 1.0, 1.0, 0), cupy))
+    assert [row["check"] for row in rows] == ["ok", "ok"]
+    assert ways == ["graph", "queue"] * 2
+    assert dequantized == [2, 4]  # in the calls of the queue
+
+
+@needs_compiler
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_wrong_product_fails_the_check(monkeypatch, scheme) -> None:
     """One group's scales wrong, in what the kernel reads alone."""

@@ -183,6 +183,22 @@ def test_auto_says_once_what_it_chose_and_why(capsys, monkeypatch):
         assert re.search(r"l4-pcie-2s: plain \d+ us, oneshot \d+ us, twoshot \d+ us\)$", line)
 
 
+def test_auto_chooses_once_for_equal_sums(monkeypatch):
+    """The cost model takes longer than a launch: a decode step asks twice a layer, of the same few sums."""
+    asked = []
+    predict = auto.choose_all_reduce
+    monkeypatch.setattr(auto, "choose_all_reduce", lambda *sum_: asked.append(sum_[:2]) or predict(*sum_))
+
+    def sums(comm):
+        for _ in range(3):
+            for n, dtype in (64, np.float16), (96, np.float16), (64, np.float32):
+                all_reduce(term(comm.rank, n).astype(dtype), comm, "mxfp4")
+                all_reduce(term(comm.rank, n).astype(dtype), comm, "mxint8")
+
+    run_threads(2, sums)
+    assert sorted(asked) == sorted(4 * [(64, 2), (96, 2), (64, 4)])
+
+
 def test_link_is_that_of_rank_0(monkeypatch):
     """A process whose environment names another link must not choose another algorithm."""
     monkeypatch.setattr(auto, "_link_name", lambda comm: list(LINKS)[comm.rank + 1])
