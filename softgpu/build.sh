@@ -25,22 +25,25 @@ flags="-std=c++20 -O3 -march=native -ffp-contract=off -fno-strict-aliasing -fPIC
 step() { printf 'softgpu: %s\n' "$*"; }
 link() { g++ -shared -Wl,-soname,"$1" -o "$lib/$1.new" "${@:2}" && mv "$lib/$1.new" "$lib/$1"; }
 
-step "the device: executor, runtime and driver in one library"
+step "the executor"
+cp "$(PYTHONPATH=$here/.. python -c 'from cutpq.kernels import executor; print(executor.library_path())')" "$lib/libsoftgpu.so"
+
+step "runtime and driver over it"
 export here build flags
 compile() { # FILE.cpp; not again where object and headers are older
   local object
-  object=$build/$(basename "$(dirname "$1")")-$(basename "$1" .cpp).o
+  object=$build/$(basename "$1" .cpp).o
   if [ ! -f "$object" ] || [ -n "$(find "$1" "$here" -newer "$object" \( -name '*.h' -o -samefile "$1" \) -print -quit)" ]; then
     g++ $flags -c "$1" -o "$object"
   fi
 }
 export -f compile
-sources=$(ls "$here"/{ptx,machine,instructions,races,cuda}/*.cpp)
+sources=$(ls "$here"/cuda/*.cpp)
 printf '%s\n' $sources | xargs -P "$(nproc)" -I{} bash -c 'compile {}'
 device=$(for f in $sources; do
-  case $f in */cublas.cpp | */nccl.cpp) ;; *) echo "$build/$(basename "$(dirname "$f")")-$(basename "$f" .cpp).o" ;; esac
+  case $f in */cublas.cpp | */nccl.cpp) ;; *) echo "$build/$(basename "$f" .cpp).o" ;; esac
 done)
-link libcuda.so.1 $device -Wl,--no-undefined -pthread
+link libcuda.so.1 $device "$lib/libsoftgpu.so" -Wl,--no-undefined -Wl,-rpath,'$ORIGIN' -pthread
 
 step "CuPy's extension over it"
 if [ ! -d "$build/cupy" ]; then # its own build fails for want of CUDA, but leaves what it unpacked
@@ -67,13 +70,13 @@ stubs() { # EXTENSION SONAME STATUS OBJECT...
   gcc -fPIC -c "$build/$1_stubs.c" -o "$build/$1_stubs.o"
   link "$2" "${@:4}" "$build/$1_stubs.o" -Wl,--version-script="$build/$1.map" -L"$lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN'
 }
-stubs cublas libcublas.so.12 15 "$build/cuda-cublas.o"
+stubs cublas libcublas.so.12 15 "$build/cublas.o"
 stubs curand libcurand.so.10 204
 stubs cusparse libcusparse.so.12 10
 stubs cusolver libcusolver.so.11 16
 echo 'int softgpu_nothing_here;' > "$build/empty.c"
 for name in libcublasLt.so.12 libnvJitLink.so.12; do link $name -x c "$build/empty.c"; done
-link libnccl.so.2 "$build/cuda-nccl.o" -L"$lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN' -lrt
+link libnccl.so.2 "$build/nccl.o" -L"$lib" -l:libcuda.so.1 -Wl,-rpath,'$ORIGIN' -lrt
 # Each has the soname of the library behind it. CuPy asks the loader for that name first, and the loader gives the library
 # of the name that was loaded first, which is ours.
 for name in libnvrtc.so.12 libnvrtc.so.13; do

@@ -69,7 +69,7 @@ extern "C" {
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                         CUstream stream, void** arguments, void** extra) {
   const Program& p = *reinterpret_cast<const Program*>(f);
-  Grid grid{&p, {gx, gy, gz}, {bx, by, bz}, shared, {}, current_device(), -1};
+  Grid grid{&p, {gx, gy, gz}, {bx, by, bz}, shared, 0, {}, current_device(), -1};
   if (const char* why = objection(grid)) {
     std::fprintf(stderr, "softgpu: launch of %s refused: %s; grid (%u, %u, %u) block (%u, %u, %u) shared %u\n", p.name.c_str(), why, gx, gy,
                  gz, bx, by, bz, shared);
