@@ -1067,9 +1067,9 @@ def run_tests(mutant: Mutant, tests: list[str]) -> tuple[int, str]:
         mutated = mutant.plant((sources / mutant.file).read_text())
         (sources / mutant.file).write_text(WEAKER.read_text() + mutated)
         os.environ |= {"CUTPQ_CACHE_DIR": folder, "CUTPQ_MUTATED_SOURCES": str(sources)}
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
         os.chdir(Path(__file__).parent)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-m", "not gpu", *tests])
+        quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line"]  # the latter collects garbage
+        status = pytest.main(["-x", "-q", *quick, "-m", "not gpu", *tests])
     return int(status), said.getvalue()
 
 
@@ -1085,8 +1085,12 @@ def is_caught(mutant: Mutant, status: int, said: str) -> bool:
 def main(kernels: list[str]) -> int:
     """Run the mutants of these kernels, or of all; 0 if all are caught."""
     suites = {name: suite for name, suite in SUITES.items() if not kernels or name.partition(":")[0] in kernels}
-    executor.library()  # once: each mutant's process is a copy of this one, which has all modules loaded
+    # Once: each mutant's process is a copy of this one, which has loaded what all need.
+    executor.library()
     nvrtc.find()
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
+    with redirect_stdout(StringIO()):
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)])
     missed = total = 0
     with get_context("fork").Pool(maxtasksperchild=1) as pool:
         started = {

@@ -1,7 +1,5 @@
 """gemm_w4a16, on the executor and on a GPU, through matmul: exact and bounded data, every way to find a scale."""
 
-from dataclasses import replace
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -34,7 +32,7 @@ def multiprocessors(monkeypatch):
     device = kernels.device
 
     def pretend(sms, **others):
-        monkeypatch.setattr(kernels, "device", lambda xp: replace(device(xp), sms=sms, **others))
+        monkeypatch.setattr(kernels, "device", lambda xp: device(xp)._replace(sms=sms, **others))
 
     return pretend
 
