@@ -145,7 +145,7 @@ def test_sum_equals_that_of_threads(memory, case):
 
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-def test_a_sum_with_its_norm_goes_by_the_peers_kernel(algo, monkeypatch):
+def test_a_sum_with_its_norm_goes_by_the_peers_kernel(algo, monkeypatch, memory):
     """Not by two exchanges through slabs, in which ranks meet on the host four times."""
     monkeypatch.setattr(IpcCommunicator, "_exchange", None)
 
@@ -153,11 +153,12 @@ def test_a_sum_with_its_norm_goes_by_the_peers_kernel(algo, monkeypatch):
         x, residual = (numbers(comm.rank + seed, 3 * 64, np.float16).reshape(3, 64) for seed in (0, 9))
         residual = comm.bcast(residual)
         weight, perm = numbers(5, 64, np.float16), np.random.default_rng(1).permutation(64).astype(np.int32)
+        x, residual, weight, perm = (comm.xp.asarray(a) for a in (x, residual, weight, perm))
         y = all_reduce_rmsnorm(x, comm, residual, weight, perm, codec="mxfp4", algo=algo)
-        return np.stack([y, residual])
+        return np.stack([to_numpy(y), to_numpy(residual)])
 
     want = run_threads(3, on_rank)[0]
-    for got in run_ipc(3, on_rank):
+    for got in run_ipc(3, on_rank, memory):
         assert_exact(got, want)
 
 
