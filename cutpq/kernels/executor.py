@@ -17,6 +17,7 @@ The executor is C++ (softgpu/README.md); g++ compiles it at the first use, which
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -139,7 +140,11 @@ def library_path() -> Path:
     files = sorted(p for folder in FOLDERS for p in (source_dir() / folder).iterdir() if p.suffix in (".cpp", ".h"))
     path = _cache_dir() / f"executor-{_digest(*files, CXX_FLAGS, STANDARD_HEADERS, _cpu())}" / "libsoftgpu.so"
     if not path.exists():
-        _compile_library([p for p in files if p.suffix == ".cpp"], path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / "lock", "w") as lock:  # ranks and threads that come at once wait for the first
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                _compile_library([p for p in files if p.suffix == ".cpp"], path)
     return path
 
 
@@ -162,8 +167,7 @@ def library() -> ctypes.PyDLL:
 
 
 def _compile_library(sources: list[Path], path: Path) -> None:
-    """Compile into a temporary folder and rename, since several processes may build at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile into a temporary folder and rename: what is killed leaves no half of a library."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
         headers = Path(folder) / "standard.h"
         headers.write_text("".join(f"#include <{name}>\n" for name in STANDARD_HEADERS))

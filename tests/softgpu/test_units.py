@@ -1,5 +1,6 @@
 """The executor on small kernels: right ones run right in every order of blocks and warps, wrong ones are named."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -349,3 +350,18 @@ def test_watchdog_ends_a_loop_in_any_thread(settings):
         launch = pool.submit(endless, (1,), (32,), (np.zeros(32, np.uint32), np.zeros((3, 32), np.uint32)))
         with pytest.raises(ExecutorError, match="watchdog"):
             launch.result()
+
+
+def test_ranks_that_come_at_once_compile_the_executor_once(tmp_path, monkeypatch):
+    calls = []
+
+    def compile_library(sources, path):
+        calls.append(path)
+        time.sleep(0.2)
+        path.write_bytes(b"")
+
+    monkeypatch.setenv("CUTPQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(executor, "_compile_library", compile_library)
+    with ThreadPoolExecutor(4) as pool:
+        paths = {future.result() for future in [pool.submit(executor.library_path) for _ in range(4)]}
+    assert calls == list(paths)
