@@ -51,7 +51,7 @@ class Kernel:
     name: str
     parameters: tuple[Parameter, ...]
     types: dict[str, np.dtype]  # the types that the configuration chooses, as act_t
-    function: Any  # cupy.RawKernel, or its twin on the CPU
+    function: Any  # cupy.RawKernel, or one of executor.py
 
     def __call__(self, grid: tuple[int, ...], block: int, *args: Any, smem_bytes: int = 0) -> None:
         if len(args) != len(self._checks):

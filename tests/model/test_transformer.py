@@ -87,7 +87,7 @@ def test_short_activations(xp, family, dtype, relative, tmp_path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ compiles the kernels for the CPU, and is not here")
 @pytest.mark.parametrize("family", ["mistral", "gpt_bigcode"])  # with rotation and a window, and without either
 def test_kernels_of_attention_agree_with_the_formulas(family, tmp_path, monkeypatch) -> None:
-    """Ragged sequences, prefill and decode, on the CPU's twin of the GPU; 16 features a head."""
+    """Ragged sequences, prefill and decode, by the executor; 16 features a head."""
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     launched = []
     load = kernels.load
