@@ -179,7 +179,7 @@ def _gpu(xp: ModuleType, device_id: int) -> Device:
 def load(name: str, config: Config, xp: ModuleType) -> Kernel:
     """The kernel cuda_src/NAME.cu, compiled for `config` and the device that `xp` computes on.
 
-    xp  cupy: for the current device; numpy: for the runtime behind host.py
+    xp  cupy: for the current device; numpy: for the executor
 
     Raises KernelError, with the compiler's words.
     """

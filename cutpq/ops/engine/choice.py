@@ -2,7 +2,7 @@
 
 Environment:
     CUTPQ_HOST=formulas   the float64 specification in formulas.py
-    CUTPQ_HOST_KERNELS=1  the CUDA kernels, see kernels/host.py
+    CUTPQ_HOST_KERNELS=1  the CUDA kernels, see kernels/executor.py
 """
 
 from __future__ import annotations
