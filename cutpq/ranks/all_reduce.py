@@ -90,8 +90,9 @@ def all_reduce_rmsnorm(
     The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
     all of it in one pass; after a plain sum one kernel does the rest. Raises as all_reduce and rmsnorm_gather do.
     """
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
+    check_array("residual", residual, x.shape, x.dtype)
     residual_norm.check_operands(None, residual, weight, perm)
-    check_array("x", x, residual.shape, residual.dtype)
     array_module(x, residual)
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
