@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "ptx/red_zone.cuh"
+
 using u8 = unsigned char;
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -28,7 +30,7 @@ struct Carver {
     offset += count * sizeof(T);
 #ifdef SOFTGPU_RED_ZONE
     // The software device reports who touches the bytes behind an array (softgpu/races).
-    asm volatile("softgpu.red_zone %0, %1;" ::"r"(u32(__cvta_generic_to_shared(base + offset))), "r"(SOFTGPU_RED_ZONE));
+    forbid_shared(base + offset, SOFTGPU_RED_ZONE);
     offset += SOFTGPU_RED_ZONE;
 #endif
     return array;

@@ -178,6 +178,7 @@ def systematic(name: str, algo: str, damage: str, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         if damage in ("scale too large", "scale too small"):  # by one, before the block is divided by it
             step = 1 if damage == "scale too large" else -1
+            patch.setenv("CUTPQ_HOST", "formulas")
             patch.setattr(
                 ref_codec, "scale_codes", lambda *facts: (scale_codes(*facts).astype(int) + step).astype(np.uint8)
             )

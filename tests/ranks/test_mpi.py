@@ -164,7 +164,7 @@ def test_a_slow_rank_finishes_its_work_before_the_others_end():
 def test_gpu_backend_without_gpu_is_refused_on_all_ranks(backend):
     job = mpirun(2, "broadcasts_objects", backend=backend, timeout_s=15)
     assert job.status != 0
-    assert re.search(rf"RuntimeError: backend {backend} cannot run: on rank 0 \(.+\), CuPy", job.err)
+    assert re.search(rf"StartError: backend {backend} cannot run: on rank 0 \(.+\), CuPy", job.err)
     assert "cutpq:" not in job.out
 
 
@@ -222,7 +222,7 @@ def test_a_captured_sum_keeps_its_memory():
 def test_another_launchers_ranks_are_explained(variable):
     job = run([sys.executable, "-c", "import cutpq.ranks.init; cutpq.ranks.init.init()"], **{variable: "8"})
     assert job.status != 0
-    assert "RuntimeError: launched with 8 ranks by" in job.err
+    assert "StartError: launched with 8 ranks by" in job.err
     assert f"{variable}=8" in job.err
     assert "mpi4py is linked with another MPI" in job.err
     assert "mpirun" in job.err
@@ -247,4 +247,4 @@ def test_one_process_needs_no_mpi4py():
 
 def test_asking_for_mpi_without_mpi4py_is_an_error():
     job = run([sys.executable, "-c", WITHOUT_MPI4PY.format("mpi")])
-    assert "RuntimeError: this backend needs MPI" in job.err
+    assert "StartError: this backend needs MPI" in job.err
