@@ -329,7 +329,7 @@ def test_main_loop_moves_whole_sectors_and_has_no_bank_conflicts(settings, M):
     loads, shared = line["global_loads"], line["shared_loads"]
     assert loads["sectors"] == loads["least_sectors"] > 0
     assert shared["least_passes"] > 0
-    # The epilogue's reads of sums collide, once a block: what it would take to avoid it was never worth its while.
+    # The epilogue's reads of sums collide, once a block; the main loop is what is asked of here.
     elsewhere = [c for c in line["conflicts"] if not c["source"].partition(":")[0].endswith("tile/store_y.cuh")]
     assert not elsewhere
 
