@@ -21,7 +21,7 @@ import numpy as np
 from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, dtype_code
-from ..ops.batched_product import batched_product
+from ..ops.cublas import batched_product
 from ..ops.engine import elementwise as engine
 from ..ops.engine.attention import attention as engine_attention
 from ..ops.engine.choice import uses_engine

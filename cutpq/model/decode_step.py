@@ -33,7 +33,8 @@ def bucket_of(longest: int, length: int) -> int:
 class DecodeStep:
     """The graph of one step: one new token of each of `size` sequences, whose lengths stay within `bucket`.
 
-    forward  (Batch, Cache) -> (size, H): what is captured; it must neither wait for the GPU nor copy from the host
+    forward  (Batch, Cache) -> a row for each sequence: what is captured; it must neither wait for the GPU nor copy
+             from the host
     """
 
     def __init__(self, forward: Callable[[Batch, Cache], Array], comm: Communicator, size: int, bucket: int):
@@ -52,7 +53,7 @@ class DecodeStep:
         self._graph: Any = None
 
     def run(self, tokens: Array, cache: Cache) -> Array:
-        """The step's result, (size, H), on the current stream; the next run overwrites it. Collective.
+        """What forward gives, on the current stream; the next run overwrites it. Collective.
 
         tokens  (size,) integers, in host memory or on the GPU
         cache   always the same: the graph holds its addresses

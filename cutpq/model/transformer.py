@@ -30,7 +30,7 @@ from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.plan import plan
 from ..ops.gather import rmsnorm_gather
-from ..ops.gemm import is_one_kernel
+from ..ops.gemm import can_capture
 from ..ops.residual_norm import residual_norm
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.communicator import Communicator
@@ -127,22 +127,27 @@ class Transformer:
         tokens  (batch,) integers, the same on every rank. Those on the GPU are not checked: one out of range is
                 embedded as zeros.
 
-        The bits are those of self([[token] for token in tokens], cache). On a GPU all but the head is one CUDA graph,
-        captured once for each batch size and bucket of lengths of a cache (decode_step.py), and replayed on CuPy's
-        current stream: replays of one model's graphs must follow each other. Where that is impossible decode runs
-        eagerly, and rank 0 says why, once, unless arrays are NumPy's. Collective. Raises ValueError, on every rank and
-        before anything is computed, for a token out of range and a cache that is full.
+        The bits are those of self([[token] for token in tokens], cache). On a GPU it is one CUDA graph, captured once
+        for each batch size and bucket of lengths of a cache (decode_step.py), and replayed on CuPy's current stream:
+        replays of one model's graphs must follow each other. Backend ipc captures sums only, so that the head, whose
+        logits are gathered, follows its graph. Where no graph is possible decode runs eagerly, and rank 0 says why,
+        once, unless arrays are NumPy's. Collective. Raises ValueError, on every rank and before anything is computed,
+        for a token out of range and a cache that is full.
         """
         checked = decode_tokens(tokens, cache, self.decoder.vocabulary, self.comm.xp)
         if self._is_eager():
             return self(to_numpy(checked)[:, None], cache)
         steps = self._steps.setdefault(cache, {})
         size, bucket = len(cache.lengths), bucket_of(int(cache.lengths.max()) + 1, cache.length)
+        with_head = self.comm.can_capture_exchanges
         if (size, bucket) not in steps:
-            steps[size, bucket] = DecodeStep(self._forward, self.comm, size, bucket)
+            steps[size, bucket] = DecodeStep(self._logits if with_head else self._forward, self.comm, size, bucket)
         y = steps[size, bucket].run(checked, cache)
         cache.lengths += 1
-        return self.head(y)
+        return y.copy() if with_head else self.head(y)  # the next replay overwrites y
+
+    def _logits(self, batch: Batch, cache: Cache) -> Array:
+        return self.head(self._forward(batch, cache))
 
     def _forward(self, batch: Batch, cache: Cache) -> Array:
         """The normed hidden state of each new token, (M, H), columns permuted for the head. Appends to the cache."""
@@ -182,9 +187,10 @@ class Transformer:
             attends = has_kernels(self.dtype, d.head_dim, own.kv_of_head, own.kv_heads, xp)
             if not attends or not decodes(self.dtype, d.head_dim, rep, xp):
                 return f"attention has no kernel for {len(own.kv_of_head)} {self.dtype} heads of {d.head_dim} features"
-            weights = [product.weight for product in (*own.qkv.products, *block.mlp.first.products)]
-            if not all(is_one_kernel(w, 1, self.dtype) for w in (*weights, own.output.weight, block.mlp.down.weight)):
-                return "cuBLAS multiplies weights that are plain or of another width than 4 bits; it is not captured"
+            columns = (own.qkv, block.mlp.first, self.head.linear)
+            weights = [product.weight for linear in columns for product in linear.products]
+            if not all(map(can_capture, (*weights, own.output.weight, block.mlp.down.weight))):
+                return "a formula multiplies weights with an odd number of columns, or with scales that float16 lacks"
         return ""
 
     def use_codec(self, codec: str | Codec | None, algo: str = "auto") -> None:

@@ -19,7 +19,7 @@ from ..weights.weight import PlainWeight, QuantWeight, Weight
 from . import formulas as ref
 from . import gemm_config
 from .activation import activate
-from .batched_product import product_with_bias
+from .cublas import product, product_with_bias
 from .dequant import dequantize_columns
 from .engine import elementwise
 from .engine.choice import uses_engine
@@ -198,12 +198,10 @@ def _by_reference(x: Array, w: Prepared) -> Array:
 def _by_library(x: Array, w: PlainWeight) -> Array:
     """x @ w + bias by cuBLAS, summed in float32 and rounded once."""
     weight = w.as_dtype(x.dtype)
-    if w.bias is None:
-        return x @ weight
-    if x.dtype == np.float32:
-        return x @ weight + w.bias.astype(x.dtype, copy=False)
     y = array_module(x).empty((len(x), w.N), x.dtype)
-    if y.size:
+    if w.bias is None:
+        product(aligned(x), weight, y)
+    else:
         product_with_bias(aligned(x), weight, w.bias, y)
     return y
 
@@ -212,7 +210,7 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
     if is_one_kernel(p, len(x), x.dtype):
         _launch(x, p, y, xp, activation, gated=False)
         return
-    _by_plain_products(x, p, y, xp)
+    _by_plain_products(x, p, y)
     if activation is not None:
         activate(activation, y, out=y)
 
@@ -227,20 +225,21 @@ def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeigh
     return gemm_config.dequant_from(kernels.device(xp)) > M
 
 
-def _by_plain_products(x: Array, p: PackedWeight, y: Array, xp: ModuleType) -> None:
+def can_capture(w: Prepared) -> bool:
+    """Whether products with a prepared weight can be captured: kernels and cuBLAS multiply it, not a formula."""
+    return isinstance(w, PlainWeight) or (isinstance(w, PackedWeight) and w.N % 2 == 0)
+
+
+def _by_plain_products(x: Array, p: PackedWeight, y: Array) -> None:
     """Dequantize gemm_config.dequant_columns at a time, and multiply by the library's GEMM; rounded once."""
     step = gemm_config.dequant_columns(p.K)
     for n in range(0, p.N, step):
         columns = slice(n, min(n + step, p.N))
         weight = _plain_columns(p, columns, x.dtype)
-        if p.bias is not None:
-            product_with_bias(x, weight, p.bias[columns], y[:, columns])
-        elif xp is np:  # NumPy would sum float16 numbers in float16
-            y[:, columns] = x.astype(np.float32) @ weight.astype(np.float32)
-        elif step >= p.N:
-            xp.matmul(x, weight, out=y)
+        if p.bias is None:
+            product(x, weight, y[:, columns])
         else:
-            y[:, columns] = x @ weight
+            product_with_bias(x, weight, p.bias[columns], y[:, columns])
 
 
 def _plain_columns(p: PackedWeight, columns: slice, dtype: np.dtype) -> Array:

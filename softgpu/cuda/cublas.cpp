@@ -1,6 +1,7 @@
 // The products that CuPy asks of cuBLAS, in plain loops: float32 sums for 16-bit and float32 matrices, else float64.
-// Done by the caller, when what was given to the handle's stream before is done. Everything else that CuPy's extension
-// links with says CUBLAS_STATUS_NOT_SUPPORTED (cublas_stubs.c).
+// Done in their turn on the handle's stream, so that a captured product is done at each launch of its graph; all but the
+// products of strided batches are done by the caller, when what was given to that stream before is done. Everything else
+// that CuPy's extension links with says CUBLAS_STATUS_NOT_SUPPORTED (cublas_stubs.c).
 #include <immintrin.h>
 
 #include <bit>
@@ -11,10 +12,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "runtime.h"
+
 using u16 = uint16_t;
 using i64 = long long;
-
-extern "C" int cudaStreamSynchronize(void* stream);
 
 namespace {
 
@@ -26,7 +27,7 @@ struct Handle {
   int math = 0, pointers = 0;
 };
 
-void wait(void* handle) { cudaStreamSynchronize(((Handle*)handle)->stream); }
+void wait(void* handle) { cudaStreamSynchronize(cudaStream_t(((Handle*)handle)->stream)); }
 
 float half(u16 h) { return _cvtsh_ss(h); }
 float bf16(u16 h) { return std::bit_cast<float>(unsigned(h) << 16); }
@@ -104,6 +105,8 @@ int cublasCreate_v2(void** h) { return *h = new Handle, OK; }
 int cublasDestroy_v2(void* h) { return delete (Handle*)h, OK; }
 int cublasGetVersion_v2(void*, int* v) { return *v = 120900, OK; }
 int cublasSetStream_v2(void* h, void* s) { return ((Handle*)h)->stream = s, OK; }
+// The memory is not needed: a product has no partial sums here.
+int cublasSetWorkspace_v2(void*, void* p, size_t bytes) { return p || !bytes ? OK : INVALID; }
 int cublasGetStream_v2(void* h, void** s) { return *s = ((Handle*)h)->stream, OK; }
 int cublasSetMathMode(void* h, int m) { return ((Handle*)h)->math = m, OK; }
 int cublasGetMathMode(void* h, int* m) { return *m = ((Handle*)h)->math, OK; }
@@ -113,13 +116,16 @@ int cublasGetPointerMode_v2(void* h, int* m) { return *m = ((Handle*)h)->pointer
 int cublasGemmStridedBatchedEx(void* h, int ta, int tb, int m, int n, int k, const void* alpha, const void* A, int at, int lda, i64 sa, const void* B, int bt, int ldb, i64 sb, const void* beta,
                                void* C, int ct, int ldc, i64 sc, int batch, int compute, int) {
   if (!possible(ta, tb, m, n, k, lda, ldb, ldc)) return INVALID;
-  wait(h);
-  for (int b = 0; b < batch; b++) {
-    const char *pa = (const char*)A + b * sa * i64(size_of(at)), *pb = (const char*)B + b * sb * i64(size_of(bt));
-    char* pc = (char*)C + b * sc * i64(size_of(ct));
-    if (double_sums(compute)) gemm<double>(ta, tb, m, n, k, scalar(alpha, compute), pa, at, lda, pb, bt, ldb, scalar(beta, compute), pc, ct, ldc);
-    else gemm<float>(ta, tb, m, n, k, scalar(alpha, compute), pa, at, lda, pb, bt, ldb, scalar(beta, compute), pc, ct, ldc);
-  }
+  const double scale = scalar(alpha, compute), keep = scalar(beta, compute);  // host memory: read by the call
+  softgpu::on(((Handle*)h)->stream, [=] {
+    for (int b = 0; b < batch; b++) {
+      const char *pa = (const char*)A + b * sa * i64(size_of(at)), *pb = (const char*)B + b * sb * i64(size_of(bt));
+      char* pc = (char*)C + b * sc * i64(size_of(ct));
+      if (double_sums(compute)) gemm<double>(ta, tb, m, n, k, scale, pa, at, lda, pb, bt, ldb, keep, pc, ct, ldc);
+      else gemm<float>(ta, tb, m, n, k, float(scale), pa, at, lda, pb, bt, ldb, float(keep), pc, ct, ldc);
+    }
+    return 0;
+  });
   return OK;
 }
 int cublasGemmEx(void* h, int ta, int tb, int m, int n, int k, const void* alpha, const void* A, int at, int lda, const void* B, int bt, int ldb, const void* beta, void* C, int ct, int ldc, int compute, int algo) {

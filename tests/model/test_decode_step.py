@@ -142,6 +142,26 @@ def test_replays_have_the_bits_of_the_eager_path_across_buckets(cupy, family, tm
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("quantized", [True, False], ids=["four_bits", "plain"])
+def test_a_captured_step_is_one_launch(cupy, quantized, tmp_path: Path, monkeypatch) -> None:
+    """Of a graph that holds the head, and the products of plain weights by cuBLAS."""
+    write_model(tmp_path, quantized=quantized, head_dim=16)
+    model = load_model(tmp_path, SelfCommunicator(xp=cupy, device=0), dtype="float16")
+    want, cache = eagerly(model, 3, 16), model.new_cache(2, 16)
+    model(PROMPTS, cache)
+    assert_exact(to_numpy(model.decode(TOKENS[0], cache)), want[0])
+
+    def nothing(*_):
+        raise AssertionError("something was computed outside of the graph")
+
+    monkeypatch.setattr(type(model), "_forward", nothing)
+    monkeypatch.setattr(type(model.head), "__call__", nothing)
+    second = model.decode(TOKENS[1], cache)
+    assert_exact(to_numpy(model.decode(TOKENS[2], cache)), want[2])
+    assert_exact(to_numpy(second), want[1])  # not overwritten by the step after it
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("codec", ["none", "mxfp4"])
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
 def test_graphs_hold_the_sums_of_ranks(cupy, backend, codec, tmp_path: Path) -> None:

@@ -9,31 +9,27 @@ import numpy as np
 import pytest
 from assertions import assert_exact
 
-from cutpq.array import bfloat16
-from cutpq.ops.batched_product import batched_product, call_cublas
+from cutpq.array import bfloat16, to_numpy
+from cutpq.ops.cublas import batched_product, gemm_arguments, product, product_with_bias
 
-HANDLE = 4711
 TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: bfloat16}  # cudaDataType_t
 
 
 class Library:
-    """The part of cupy.cuda.cublas that is used."""
-
-    CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
-    CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
+    """The part of cuBLAS that is used."""
 
     def __init__(self, *arrays):
         """Only these may be touched: memory between the first and the last byte of each."""
         self.allowed = [np.lib.array_utils.byte_bounds(array) for array in arrays]
 
-    def gemmStridedBatchedEx(
-        self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB,
+    def gemm_strided_batched_ex(
+        self, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB,
         beta, C, Ctype, ldc, strideC, batchCount, computeType, algo,
     ):  # fmt: skip
-        assert (handle, computeType, algo) == (HANDLE, 68, -1)
-        scale = [ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta)]
-        assert scale == [1, 0]
-        assert (Atype, Ctype) == (Btype, 0)
+        assert (computeType, algo) == (68, -1)
+        assert (alpha.value, beta.value) == (1, 0)
+        assert Atype == Btype
+        assert Ctype in (0, Atype)
         for i in range(batchCount):
             a = self.matrix(A, Atype, i * strideA, lda, *((k, m) if transa else (m, k)))
             b = self.matrix(B, Btype, i * strideB, ldb, *((n, k) if transb else (k, n)))
@@ -58,12 +54,12 @@ def numbers(*shape, dtype=np.float16):
 
 
 def assert_product(a, b, out):
-    call_cublas(Library(a, b, out), HANDLE, a, b, out)
-    product = np.einsum("brk,bkc->brc", a.astype(np.float64), b.astype(np.float64)).astype(out.dtype)
-    assert_exact(np.ascontiguousarray(out), product)
+    Library(a, b, out).gemm_strided_batched_ex(*gemm_arguments(a, b, out))
+    want = np.einsum("brk,bkc->brc", a.astype(np.float64), b.astype(np.float64)).astype(out.dtype)
+    assert_exact(np.ascontiguousarray(out), want)
     by_numpy = np.full_like(out, np.nan)
     batched_product(a, b, by_numpy)
-    assert_exact(by_numpy, product)
+    assert_exact(by_numpy, want)
     out[...] = 0
     assert not (out if out.base is None else out.base).any()  # nothing was written between the rows of a view
 
@@ -97,7 +93,36 @@ def test_rows_may_be_apart() -> None:
     assert_product(a, transposed, np.zeros((2, 9, 8), np.float32)[:, 1::2])
 
 
+@pytest.mark.parametrize("M, K, N", [(1, 24, 8), (3, 1, 8), (5, 16, 1), (1, 1, 1)])
+def test_matrices_of_one_row_or_column(M, K, N) -> None:
+    """Their strides say nothing of how far rows lie apart."""
+    a, b = numbers(1, M, K), numbers(1, K, N)
+    assert_product(a, b, np.zeros((1, M, N), np.float16))
+    assert_product(a, numbers(1, N, K).swapaxes(1, 2), np.zeros((1, M, N), np.float16))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32], ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("lies", ["in_rows", "in_columns", "apart_both_ways"])
+def test_product_takes_weights_however_they_lie(xp, lies, dtype) -> None:
+    x, wide = xp.asarray(numbers(3, 16, dtype=dtype)), xp.asarray(numbers(32, 48, dtype=dtype))
+    weight = {"in_rows": wide[:16, :24], "in_columns": wide[:24, :16].T, "apart_both_ways": wide[::2, ::2]}[lies]
+    y = xp.full((3, 40), np.nan, dtype)
+    product(x, weight, y[:, 5:29])
+    want = to_numpy(x).astype(np.float64) @ to_numpy(weight).astype(np.float64)
+    assert_exact(to_numpy(y)[:, 5:29], want.astype(dtype))
+    assert np.isnan(to_numpy(y)[:, :5].astype(np.float32)).all()
+    assert np.isnan(to_numpy(y)[:, 29:].astype(np.float32)).all()
+
+
+def test_a_bias_is_added_before_the_only_rounding(xp) -> None:
+    """2048 + 0.75 + 0.75 is 2050 in float16; with a rounding after each of them it would be 2048."""
+    x, weight = xp.asarray([[2048, 0.75]], np.float16), xp.ones((2, 8), np.float16)
+    y = xp.empty((1, 8), np.float16)
+    product_with_bias(x, weight, xp.full(8, 0.75, np.float32), y)
+    assert_exact(to_numpy(y), np.full((1, 8), 2050, np.float16))
+
+
 def test_the_stand_in_refuses_what_lies_outside():
     a, b, out = numbers(2, 4, 16), numbers(2, 16, 8), np.zeros((2, 4, 8), np.float32)
     with pytest.raises(AssertionError, match="outside of the arrays"):
-        call_cublas(Library(a, b[:1], out), HANDLE, a, b, out)
+        Library(a, b[:1], out).gemm_strided_batched_ex(*gemm_arguments(a, b, out))
