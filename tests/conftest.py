@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +35,21 @@ def without_gpu():
         return str(error)
     if os.environ.get("CUTPQ_TEST_POOL") == "0":
         cupy.cuda.set_allocator(None)
+    compile_one_at_a_time()
     return ""
+
+
+def compile_one_at_a_time():
+    """Ranks that are threads want the same kernel of CuPy's at once: one compiles it, the others find it compiled."""
+    from cupy.cuda import compiler
+
+    compile_it, lock = compiler._compile_with_cache_cuda, threading.RLock()
+
+    def wait_and_compile(*args, **options):
+        with lock:
+            return compile_it(*args, **options)
+
+    compiler._compile_with_cache_cuda = wait_and_compile
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])

@@ -1,7 +1,6 @@
 """CUDA source to cubin by NVRTC, kept on disk: neither a GPU nor a driver is needed.
 
 Environment:
-    CUTPQ_CACHE_DIR  where compiled kernels are kept; default ~/.cache/cutpq
     CUTPQ_VERBOSE=1  a line for every kernel that is compiled: architecture, registers, time
 """
 
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import nvrtc, source
+from .cache import cache_dir, one_at_a_time
 from .config import Config
 from .source import KernelError
 
@@ -64,11 +64,14 @@ def compile_kernel(name: str, config: Config, arch: str, major: int | None = Non
     # no -ftz=true: an E8M0 scale of 2^-127 is a subnormal number, and it counts
     options = [f"-arch={arch}", "-std=c++17", "-lineinfo", "--ptxas-options=-v"]
     key = hashlib.sha256(repr((unit, options, compiler.version)).encode()).hexdigest()[:24]
-    folder = _cache_dir() / "kernels" / f"{name}-{arch}-{key}"
+    folder = cache_dir() / "kernels" / f"{name}-{arch}-{key}"
     kept = None if afresh else _kept(folder, name)
     if kept is None:
-        _compile_into(folder, compiler, name, config, arch, unit, options)
-        kept = _kept(folder, name)
+        with one_at_a_time(folder.name):
+            kept = None if afresh else _kept(folder, name)
+            if kept is None:
+                _compile_into(folder, compiler, name, config, arch, unit, options)
+                kept = _kept(folder, name)
     if kept is None:
         raise KernelError(f"{folder}: the files of a kernel changed while it was compiled; is the disk full?")
     return kept
@@ -128,7 +131,3 @@ def resources_from(log: str) -> Resources:
     if not used or not stack:
         raise KernelError(f"ptxas did not report registers and spills; it said:\n{log}")
     return Resources(int(used[1]), int(stack[1]), int(stack[2]) + int(stack[3]))
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("CUTPQ_CACHE_DIR") or Path.home() / ".cache" / "cutpq")

@@ -17,7 +17,6 @@ The executor is C++ (softgpu/README.md); g++ compiles it at the first use, which
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from . import nvrtc
+from .cache import cache_dir, one_at_a_time
 
 CXX_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
 RED_ZONE = 128  # bytes behind every array in shared memory that nobody may touch, in check mode
@@ -115,8 +115,7 @@ def source_dir() -> Path:
 
 
 def _cache_dir() -> Path:
-    folder = os.environ.get("CUTPQ_CACHE_DIR")
-    return (Path(folder) if folder else Path.home() / ".cache" / "cutpq") / "executor"
+    return cache_dir() / "executor"
 
 
 def _digest(*parts: Any) -> str:
@@ -141,8 +140,7 @@ def library_path() -> Path:
     path = _cache_dir() / f"executor-{_digest(*files, CXX_FLAGS, STANDARD_HEADERS, _cpu())}" / "libsoftgpu.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / "lock", "w") as lock:  # ranks and threads that come at once wait for the first
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with one_at_a_time(path.parent.name):
             if not path.exists():
                 _compile_library([p for p in files if p.suffix == ".cpp"], path)
     return path
@@ -223,10 +221,15 @@ def build(name: str, source: str, include: Path, mode: str | None = None) -> Ker
 
     Raises nvrtc.CompileError, with the compiler's words.
     """
-    return Kernel(name, _ptx(name, source, include, settings.arch, mode or default_mode), mode or default_mode)
+    mode = mode or default_mode
+    return Kernel(name, compile_ptx(name, source, include, settings.arch, mode), mode)
 
 
-def _ptx(name: str, source: str, include: Path, arch: int, mode: str) -> bytes:
+def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> bytes:
+    """The PTX of `source` for an architecture such as 90; from CUTPQ_CACHE_DIR if it was compiled before.
+
+    Raises nvrtc.CompileError, with the compiler's words.
+    """
     compiler = nvrtc.find()
     headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
     target = f"compute_{arch}{'a' if arch >= 90 else ''}"
@@ -235,12 +238,15 @@ def _ptx(name: str, source: str, include: Path, arch: int, mode: str) -> bytes:
     if path.exists():
         return path.read_bytes()
     options = [f"-arch={target}", "-std=c++17", "-lineinfo", *defined, f"-I{include}", f"-I{compiler.include}"]
-    ptx = compiler.compile(source, f"{name}.unit.cu", options, result="PTX")[0].rstrip(b"\0")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
-        unfinished.write(ptx)
-    os.replace(unfinished.name, path)
-    return ptx
+    with one_at_a_time(path.name):
+        if path.exists():
+            return path.read_bytes()
+        ptx = compiler.compile(source, f"{name}.unit.cu", options, result="PTX")[0].rstrip(b"\0")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
+            unfinished.write(ptx)
+        os.replace(unfinished.name, path)
+        return ptx
 
 
 # ---- launches
