@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import nvrtc, source
@@ -37,10 +37,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cubin:
-    """A compiled kernel on disk."""
+    """A compiled kernel on disk, and what the compiler said of it."""
 
     path: Path
-    resources: Resources
+    log: str = field(compare=False)  # it has times
+
+    @property
+    def resources(self) -> Resources:
+        """Raises KernelError where ptxas did not report them."""
+        return resources_from(self.log)
 
 
 def architecture(capability: int) -> str:
@@ -80,12 +85,12 @@ def compile_kernel(name: str, config: Config, arch: str, major: int | None = Non
 def _kept(folder: Path, name: str) -> Cubin | None:
     """What the folder holds; None where it is not whole: a full disk or a power cut may leave files cut short."""
     try:
-        about = json.loads((folder / "resources.json").read_text())
+        about = json.loads((folder / "about.json").read_text())
         cubin = (folder / f"{name}.cubin").read_bytes()
-        if about.pop("sha256") != hashlib.sha256(cubin).hexdigest():
+        if about["sha256"] != hashlib.sha256(cubin).hexdigest():
             return None
-        return Cubin(folder / f"{name}.cubin", Resources(**about))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Cubin(folder / f"{name}.cubin", about["log"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
@@ -100,17 +105,15 @@ def _compile_into(
         cubin, log = compiler.compile(unit, f"{name}.unit.cu", [*options, *includes])
     except nvrtc.CompileError as error:
         raise KernelError(f"{name} with {config} does not compile for {arch}:\n{error}") from None
-    resources = resources_from(log)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
         unfinished = Path(temporary) / "done"
         unfinished.mkdir()
         (unfinished / f"{name}.cubin").write_bytes(cubin)
         (unfinished / f"{name}.unit.cu").write_text(unit)
-        (unfinished / "log.txt").write_text(log + "\n")
         (unfinished / "options.txt").write_text("\n".join(options) + "\n")
-        about = vars(resources) | {"sha256": hashlib.sha256(cubin).hexdigest()}
-        (unfinished / "resources.json").write_text(json.dumps(about))
+        about = {"sha256": hashlib.sha256(cubin).hexdigest(), "log": log}
+        (unfinished / "about.json").write_text(json.dumps(about))
         if replaces:
             with suppress(OSError):  # another rank has moved it away
                 folder.rename(Path(temporary) / "replaced")
@@ -121,7 +124,9 @@ def _compile_into(
                 raise
     if os.environ.get("CUTPQ_VERBOSE", "0") != "0":
         seconds = time.perf_counter() - start
-        print(f"cutpq: compiled {name} {config} for {arch}: {resources}, {seconds:.2f} s", file=sys.stderr)
+        with suppress(KernelError):
+            log = str(resources_from(log))
+        print(f"cutpq: compiled {name} {config} for {arch}: {log}, {seconds:.2f} s", file=sys.stderr)
 
 
 def resources_from(log: str) -> Resources:

@@ -35,6 +35,7 @@ import numpy as np
 
 from . import nvrtc
 from .cache import cache_dir, one_at_a_time
+from .source import included_files
 
 CXX_FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
 RED_ZONE = 128  # bytes behind every array in shared memory that nobody may touch, in check mode
@@ -231,7 +232,7 @@ def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> 
     Raises nvrtc.CompileError, with the compiler's words.
     """
     compiler = nvrtc.find()
-    headers = sorted(p for p in include.rglob("*") if p.suffix in (".cu", ".cuh"))
+    headers = included_files(source, include)
     target = f"compute_{arch}{'a' if arch >= 90 else ''}"
     defined = [f"-DSOFTGPU_RED_ZONE={RED_ZONE}"] if mode == "check" else []
     path = _cache_dir() / f"{name}-{_digest(source, target, defined, compiler.version, *headers)}.ptx"

@@ -36,18 +36,47 @@ def source_dir() -> Path:
 
 
 def source_digest() -> str:
-    """A digest of all CUDA sources, so that a change of any header makes a new key."""
+    """A digest of all CUDA sources, by which a table says what it is about."""
+    root = source_dir().resolve()
+    return _digest(root, sorted(p for p in root.rglob("*") if p.suffix in (".cu", ".cuh")))
+
+
+def _digest(root: Path, files: list[Path]) -> str:
     h = hashlib.sha256()
-    root = source_dir()
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".cu", ".cuh")):
+    for path in files:
         h.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()[:16]
 
 
+_INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"', re.M)
+
+
+def included_files(text: str, folder: Path) -> list[Path]:
+    """The files that a source includes by "name", and those that they include in turn, sorted.
+
+    folder  where the source lies, and where names are looked up that are not beside the file that includes them
+    """
+    found: set[Path] = set()
+    waiting = [(text, folder)]
+    while waiting:
+        text, beside = waiting.pop()
+        for name in _INCLUDE.findall(text):
+            path = next((p.resolve() for p in (beside / name, folder / name) if p.is_file()), None)
+            if path is not None and path not in found:  # the compiler complains of one that is nowhere
+                found.add(path)
+                waiting.append((path.read_text(encoding="utf-8"), path.parent))
+    return sorted(found)
+
+
 def translation_unit(name: str, config: Config) -> str:
-    """The text that is compiled: the digest, the constants of `config`, and the kernel's file."""
+    """The text that is compiled: a digest of the files, the constants of `config`, and the kernel's file.
+
+    The digest makes the text another one, and so the key of what is compiled, where a header has changed.
+    """
+    root, include = source_dir().resolve(), f'#include "{name}.cu"\n'
+    digest = _digest(root, included_files(include, root))
     constants = "".join(f"constexpr int {f.name} = {int(getattr(config, f.name))};\n" for f in fields(config))
-    return f'// cuda_src {source_digest()}\n{constants}#include "{name}.cu"\n'
+    return f"// {digest}\n{constants}{include}"
 
 
 @cache

@@ -1,5 +1,5 @@
-// NVRTC, but where a cubin is asked for, the PTX that became that cubin is given. All else is done by NVIDIA's library,
-// which lies under the same name in the folder real/ beside this one (nvidia_nvrtc.py puts it there).
+// NVRTC, but where a cubin is asked for, PTX is made and given. All else is done by NVIDIA's library, which lies under
+// the same name in the folder real/ beside this one (nvidia_nvrtc.py puts it there).
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -31,7 +31,6 @@ static void* real(const char* name) {
   }
 #define SAME(name) FORWARD(name, #name)
 SAME(nvrtcAddNameExpression)
-SAME(nvrtcCompileProgram)
 SAME(nvrtcCreateProgram)
 SAME(nvrtcDestroyProgram)
 SAME(nvrtcGetErrorString)
@@ -49,5 +48,26 @@ SAME(nvrtcGetProgramLog)
 SAME(nvrtcGetProgramLogSize)
 SAME(nvrtcGetSupportedArchs)
 SAME(nvrtcVersion)
+
+// For the virtual architecture of the same name: assembling PTX takes a third of the time, and nobody would run it.
+int nvrtcCompileProgram(P program, int n, const char* const* given) {
+  int (*compile)(P, int, const char* const*) = (int (*)(P, int, const char* const*))real("nvrtcCompileProgram");
+  const char** options = malloc((n + 1) * sizeof *options);
+  char target[64];
+  int kept = 0;
+  for (int i = 0; i < n; i++) {
+    const char* sm = strstr(given[i], "=sm_");
+    if (!strncmp(given[i], "--ptxas-options", 15)) continue;
+    options[kept++] = given[i];
+    if (sm && (!strncmp(given[i], "-arch", 5) || !strncmp(given[i], "--gpu-arch", 10))) {
+      snprintf(target, sizeof target, "-arch=compute_%s", sm + 4);
+      options[kept - 1] = target;
+    }
+  }
+  const int status = compile(program, kept, options);
+  free(options);
+  return status;
+}
+
 FORWARD(nvrtcGetCUBIN, "nvrtcGetPTX")
 FORWARD(nvrtcGetCUBINSize, "nvrtcGetPTXSize")

@@ -56,9 +56,12 @@ def copied_sources(tmp_path, monkeypatch):
 # ---- what is compiled
 
 
-def test_first_line_is_a_digest_of_all_sources(copied_sources):
+def test_first_line_is_a_digest_of_all_that_is_included(copied_sources):
     before = source.translation_unit("gather_columns", GATHER)
-    (copied_sources / "ptx" / "mma.cuh").write_text("// another header\n")
+    (copied_sources / "ptx" / "mma.cuh").write_text("// a header that is not included\n")
+    assert source.translation_unit("gather_columns", GATHER) == before
+    with (copied_sources / "ptx" / "red_zone.cuh").open("a") as header:
+        header.write("// a header of the headers has changed\n")
     after = source.translation_unit("gather_columns", GATHER)
     assert before.splitlines()[0] != after.splitlines()[0]
     assert (
@@ -150,7 +153,7 @@ def test_machine_code_of_gemm(M, dtype):
 @pytest.mark.parametrize("damage", ["cut_short", "a_changed_byte", "no_cubin", "no_json", "half_a_json", "old_json"])
 def test_a_damaged_cubin_is_compiled_again(cache, damage):
     cubin = compile_kernel("gather_columns", GATHER, "sm_80")
-    whole, about = cubin.path.read_bytes(), cubin.path.with_name("resources.json")
+    whole, about = cubin.path.read_bytes(), cubin.path.with_name("about.json")
     match damage:
         case "cut_short":
             cubin.path.write_bytes(whole[: len(whole) // 2])
@@ -178,7 +181,7 @@ def test_a_cubin_that_the_driver_refuses_is_compiled_again(cache):
     cubin = compile_kernel(
         "gather_columns", GATHER, architecture(gpu.arch), xp.cuda.runtime.runtimeGetVersion() // 1000
     )
-    about = cubin.path.with_name("resources.json")
+    about = cubin.path.with_name("about.json")
     whole, junk = cubin.path.read_bytes(), b"no cubin at all"
     cubin.path.write_bytes(junk)
     digests = [hashlib.sha256(data).hexdigest() for data in (whole, junk)]

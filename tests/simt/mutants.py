@@ -1,12 +1,16 @@
 """Plants one-line bugs in the kernels, runs the tests on each, and prints how many were caught.
 
     python tests/simt/mutants.py [kernel ...]
+    python tests/simt/mutants.py --record     # and writes which test saw each into caught_by.json
 
-A bug that no test sees is listed, and the exit status is 1.
+A bug that no test sees is listed, and the exit status is 1. The test that saw a bug last time is run first, and all
+others only if it sees nothing now.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import shutil
@@ -25,6 +29,9 @@ import cutpq  # noqa: F401
 from cutpq.kernels import executor, nvrtc
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# For each suite and bug the test that saw it when this was recorded: no more than an order in which to try.
+CAUGHT_BY = Path(__file__).with_name("caught_by.json")
 
 # The wrong memory operations that some bugs call, in front of every mutated file.
 WEAKER = ROOT / "tests" / "softgpu" / "include" / "weaker_order.cuh"
@@ -1059,18 +1066,37 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
 }
 
 
-def run_tests(mutant: Mutant, tests: list[str]) -> tuple[int, str]:
-    """pytest's status on the mutated sources, and what it said. Changes the process, which is to end after that."""
+class FirstFailure:
+    """A pytest plugin that keeps the name of the first test that failed."""
+
+    test = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
+
+
+def run_tests(mutant: Mutant, tests: list[str], likely: str | None) -> tuple[int, str, str]:
+    """pytest's status on the mutated sources, the test that failed, and what pytest said.
+
+    likely  the test that is expected to fail; the others run only if it does not
+
+    Changes the process, which is to end after that.
+    """
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()) as said:
         sources = Path(folder) / "cuda_src"
         shutil.copytree(ROOT / "cuda_src", sources)
         mutated = mutant.plant((sources / mutant.file).read_text())
         (sources / mutant.file).write_text(WEAKER.read_text() + mutated)
-        os.environ |= {"CUTPQ_CACHE_DIR": folder, "CUTPQ_MUTATED_SOURCES": str(sources)}
+        os.environ["CUTPQ_MUTATED_SOURCES"] = str(sources)
         os.chdir(Path(__file__).parent)
         quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line"]  # the latter collects garbage
-        status = pytest.main(["-x", "-q", *quick, "-m", "not gpu", *tests])
-    return int(status), said.getvalue()
+        first, status = FirstFailure(), 0
+        for chosen in ([[str(ROOT / likely)]] if likely else []) + [tests]:
+            status = pytest.main(["-x", "-q", *quick, "-m", "not gpu", *chosen], plugins=[first])
+            if status == 1:
+                break
+    return int(status), first.test, said.getvalue()
 
 
 def is_caught(mutant: Mutant, status: int, said: str) -> bool:
@@ -1082,31 +1108,56 @@ def is_caught(mutant: Mutant, status: int, said: str) -> bool:
     return status == 1
 
 
-def main(kernels: list[str]) -> int:
+def main(kernels: list[str], record: bool) -> int:
     """Run the mutants of these kernels, or of all; 0 if all are caught."""
     suites = {name: suite for name, suite in SUITES.items() if not kernels or name.partition(":")[0] in kernels}
+    caught_by = json.loads(CAUGHT_BY.read_text())
     # Once: each mutant's process is a copy of this one, which has loaded what all need.
     executor.library()
     nvrtc.find()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
     with redirect_stdout(StringIO()):
         pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)])
-    missed = total = 0
-    with get_context("fork").Pool(maxtasksperchild=1) as pool:
-        started = {
-            name: [pool.apply_async(run_tests, (mutant, tests)) for mutant in mutants]
-            for name, (tests, mutants) in suites.items()
-        }
-        for name, (_, mutants) in suites.items():
-            for mutant, result in zip(mutants, started[name], strict=True):
-                if not is_caught(mutant, *result.get()):
-                    print(f"not caught: {name}: {mutant.name}", flush=True)
-                    missed += 1
-            total += len(mutants)
-            print(f"{name}: {len(mutants)} bugs", flush=True)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUTPQ_CACHE_DIR", folder)  # the kernels without a bug are compiled once for all
+        missed, total = plant_all(suites, caught_by)
     print(f"{total - missed}/{total} planted bugs caught")
+    if record:
+        CAUGHT_BY.write_text(
+            json.dumps({name: caught_by[name] for name in SUITES if name in caught_by}, indent=1) + "\n"
+        )
     return 1 if missed else 0
 
 
+def plant_all(
+    suites: dict[str, tuple[list[str], list[Mutant]]], caught_by: dict[str, dict[str, str]]
+) -> tuple[int, int]:
+    """Plants each bug in a process of its own. Puts what saw it into caught_by; returns the missed, and all."""
+    missed = total = 0
+    with get_context("fork").Pool(maxtasksperchild=1) as pool:
+        started = {
+            name: [
+                pool.apply_async(run_tests, (mutant, tests, caught_by.get(name, {}).get(mutant.name)))
+                for mutant in mutants
+            ]
+            for name, (tests, mutants) in suites.items()
+        }
+        for name, (_, mutants) in suites.items():
+            tests_of = {}
+            for mutant, result in zip(mutants, started[name], strict=True):
+                status, tests_of[mutant.name], said = result.get()
+                if not is_caught(mutant, status, said):
+                    print(f"not caught: {name}: {mutant.name}", flush=True)
+                    missed += 1
+            caught_by[name] = tests_of
+            total += len(mutants)
+            print(f"{name}: {len(mutants)} bugs", flush=True)
+    return missed, total
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kernels", nargs="*", help="those whose bugs are planted; default: all")
+    parser.add_argument("--record", action="store_true", help=f"write {CAUGHT_BY.name}")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.kernels, arguments.record))
