@@ -79,7 +79,7 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
     dequant = [
         ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
-        for bits in (2, 3, 4, 8)
+        for bits in (4, 8)
         for dtype in dtypes
         for lookup in (False, True)
     ]

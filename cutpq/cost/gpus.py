@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..array import ceil_div
+from ..weights.pack import packed_bits
 
 ACTIVATION_BYTES = 2
 SCALE_BYTES = 2
@@ -77,13 +78,13 @@ INT4 = WeightFormat(4)
 
 
 def weight_bytes(K: int, N: int, form: WeightFormat, groups: int | None = None) -> int:
-    """Bytes of a (K, N) weight: codes, scales of `groups` groups, and packed zeros where it is not symmetric.
+    """Bytes of a (K, N) weight: packed codes, scales of `groups` groups, and packed zeros where it is not symmetric.
 
     groups  default: those of K rows in order; a rank that holds scattered rows needs the scales of more
     """
     groups = form.groups(K) if groups is None else groups
     zeros = 0 if form.symmetric else ceil_div(groups * N * form.bits, 8)
-    return ceil_div(K * N * form.bits, 8) + groups * N * SCALE_BYTES + zeros
+    return ceil_div(K * N * packed_bits(form.bits), 8) + groups * N * SCALE_BYTES + zeros
 
 
 def gemm_us(M: int, N: int, K: int, form: WeightFormat, gpu: Gpu, extra_bytes: float = 0.0) -> float:

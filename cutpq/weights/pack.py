@@ -26,7 +26,8 @@ class PackedWeight:
     """A QuantWeight in kernel order.
 
     words         uint32. 4 bits: (N/64, K/16, 32, 4) fragments of mma.m16n8k16, N and K padded to multiples of 64;
-                  else (K/32 * bits, N), the codes of 32 rows as a stream of bits, K padded to a multiple of 32
+                  8 bits: (K/4, N), four rows of a column in a word, K padded to a multiple of 32
+    bits          of a code in words, see packed_bits
     scales        float16 (G, N/64, 8, 8) or (G, N)
     zeros         uint8, as scales
     g_idx         int32 (K,) with K padded: the group of each row; None where scale_lookup is "uniform"
@@ -65,7 +66,7 @@ class PackedWeight:
     @property
     def padded_K(self) -> int:
         """Rows that `words` holds."""
-        return int(self.words.shape[1]) * 16 if self.is_fragments else int(self.words.shape[0]) // self.bits * 32
+        return int(self.words.shape[1]) * 16 if self.is_fragments else int(self.words.shape[0]) * 4
 
     @property
     def padded_N(self) -> int:
@@ -77,6 +78,14 @@ class PackedWeight:
         """Bytes that a product reads: codes, scales, and zeros and g_idx where they are needed."""
         zeros = 0 if self.zero is not None else self.zeros.nbytes
         return int(self.words.nbytes + self.scales.nbytes + zeros + (0 if self.g_idx is None else self.g_idx.nbytes))
+
+
+def packed_bits(bits: int) -> int:
+    """Bits that a code of `bits` bits takes in a PackedWeight: codes of 2 and 3 bits are kept in 4.
+
+    A product of few tokens then reads the weight once, by gemm_w4a16, in place of three passes with 16 bits a weight.
+    """
+    return max(bits, 4)
 
 
 def pack(w: QuantWeight) -> PackedWeight:
@@ -99,7 +108,8 @@ def pack(w: QuantWeight) -> PackedWeight:
         scales, zeros, g_idx = scales[used], zeros[used], renumbered.ravel().astype(xp.int32)
     scale_lookup, group_size = _scale_lookup(w, g_idx)
     common = int(zeros[0, 0]) if zeros.size and bool((zeros == zeros[0, 0]).all()) else None
-    fragments = w.bits == 4
+    bits = packed_bits(w.bits)
+    fragments = bits == 4
     multiple = TILE if fragments else 32
     codes = _pad(w.codes, multiple, TILE if fragments else 1)
     if scale_lookup != UNIFORM:
@@ -108,14 +118,14 @@ def pack(w: QuantWeight) -> PackedWeight:
         )  # the group of padding rows: any in range, x is zero there
         g_idx = xp.concatenate([g_idx, tail])
     return PackedWeight(
-        words=_to_fragments(codes) if fragments else _to_stream(codes, w.bits),
+        words=_to_fragments(codes) if fragments else _to_words(codes),
         scales=_to_lanes(scales) if fragments else scales,
         zeros=_to_lanes(zeros) if fragments else zeros,
         g_idx=None if scale_lookup == UNIFORM else g_idx,
         scale_lookup=scale_lookup,
         group_size=group_size,
         zero=common,
-        bits=w.bits,
+        bits=bits,
         K=w.K,
         N=w.N,
         bias=None if w.bias is None else w.bias.astype(xp.float32),
@@ -130,11 +140,14 @@ def scales_are_exact(w: QuantWeight) -> bool:
 
 
 def unpack(p: PackedWeight) -> QuantWeight:
-    """The weight that was packed, but for dropped groups: the same codes, and the same scale and zero for each row."""
+    """The weight that was packed, but for dropped groups: the same codes, and the same scale and zero for each row.
+
+    Its bits are those of the packed codes.
+    """
     xp = array_module(p.words)
     rows = xp.arange(p.K, dtype=xp.int32)
     contiguous = rows // (p.group_size or p.K)
-    codes = _from_fragments(p.words) if p.is_fragments else _from_stream(p.words, p.bits)
+    codes = _from_fragments(p.words) if p.is_fragments else _from_words(p.words)
     return QuantWeight(
         codes=xp.ascontiguousarray(codes[: p.K, : p.N]),
         scales=(_from_lanes(p.scales) if p.is_fragments else p.scales)[:, : p.N],
@@ -236,20 +249,16 @@ def _from_lanes(a: Array) -> Array:
     return a.transpose(0, 1, 3, 2).reshape(len(a), -1)
 
 
-# ---- streams: bit b of the code of row r in a block of 32 is bit r * bits + b of the block's words
+# ---- words: byte b of word (i, n) is the code of row 4 i + b of column n
 
 
-def _to_stream(codes: Array, bits: int) -> Array:
+def _to_words(codes: Array) -> Array:
     xp = array_module(codes)
     K, N = codes.shape
-    planes = (codes.reshape(K // 32, 32, 1, N) >> xp.arange(bits, dtype=xp.uint8)[:, None]) & 1
-    stream = planes.reshape(K // 32 * bits, 32, N).astype(xp.uint32) << xp.arange(32, dtype=xp.uint32)[:, None]
-    return stream.sum(axis=1, dtype=xp.uint32)
+    return xp.ascontiguousarray(codes.reshape(K // 4, 4, N).swapaxes(1, 2)).view(xp.uint32)[..., 0]
 
 
-def _from_stream(words: Array, bits: int) -> Array:
+def _from_words(words: Array) -> Array:
     xp = array_module(words)
-    N = words.shape[1]
-    stream = (words[:, None] >> xp.arange(32, dtype=xp.uint32)[:, None]) & 1
-    planes = stream.reshape(-1, bits, N) << xp.arange(bits, dtype=xp.uint32)[:, None]
-    return planes.sum(axis=1).astype(xp.uint8)
+    octets = xp.ascontiguousarray(words)[..., None].view(xp.uint8)
+    return octets.swapaxes(1, 2).reshape(-1, words.shape[1])

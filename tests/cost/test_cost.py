@@ -106,7 +106,8 @@ def test_weight_bytes_by_hand() -> None:
     assert weight_bytes(28672, 8192, INT4) == 28672 * 8192 // 2 + 224 * 8192 * 2
     assert weight_bytes(28672, 8192, WeightFormat(4, symmetric=False)) == (28672 // 2 + 224 * 2 + 224 // 2) * 8192
     assert weight_bytes(28672, 8192, FP16) == 28672 * 8192 * 2
-    assert weight_bytes(100, 8, WeightFormat(3, 64)) == 100 * 8 * 3 // 8 + 2 * 8 * 2  # the last group is short
+    assert weight_bytes(100, 8, WeightFormat(8, 64)) == 100 * 8 + 2 * 8 * 2  # the last group is short
+    assert weight_bytes(100, 8, WeightFormat(3, 64)) == weight_bytes(100, 8, WeightFormat(4, 64))  # widened on the GPU
 
 
 def test_gemm_is_memory_bound_for_few_tokens_and_compute_bound_for_many() -> None:

@@ -97,11 +97,12 @@ def write_model(
     family: str = "llama",
     *,
     quantized: bool = False,
+    bits: int = 4,
     group_size: int = 16,
     seed: int = 0,
     **config: Any,
 ) -> Model:
-    """Write one of CONFIGS; quantized: 4 bits in act-order, gate and up and q, k, v each with an order of their own.
+    """Write one of CONFIGS; quantized: `bits` in act-order, gate and up and q, k, v each with an order of their own.
 
     config  keys to change in config.json; None leaves a key away
     """
@@ -114,14 +115,14 @@ def write_model(
     for name, shape in _tensors(values):
         module = name.removesuffix(".weight")
         if quantized and _is_quantized(name):
-            stored.update(_quantize(rng, module, shape, group_size, meant))
+            stored.update(_quantize(rng, module, shape, bits, group_size, meant))
         else:
             meant[name] = stored[name] = _random(rng, name, shape)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(stored, folder / "model.safetensors")
     if quantized:
-        values["quantization_config"] = quantization_config("gptq", 4, group_size, sym=True, desc_act=True)
+        values["quantization_config"] = quantization_config("gptq", bits, group_size, sym=True, desc_act=True)
     (folder / "config.json").write_text(json.dumps(values))
     return Model(values, meant)
 
@@ -192,13 +193,20 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
 
 
 def _quantize(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...], group_size: int, meant: dict[str, np.ndarray]
+    rng: np.random.Generator,
+    name: str,
+    shape: tuple[int, ...],
+    bits: int,
+    group_size: int,
+    meant: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     N, K = shape
-    G = -(-K // group_size)
-    codes = rng.integers(0, 16, (K, N)).astype(np.uint8)
-    scales = (rng.uniform(0.5, 1.5, (G, N)) * 1.5 / (4.6 * np.sqrt(K))).astype(np.float16)
+    G, zero, deviation = -(-K // group_size), 1 << (bits - 1), 4.6 * 2.0 ** (bits - 4)  # deviation: of uniform codes
+    codes = rng.integers(0, 1 << bits, (K, N)).astype(np.uint8)
+    scales = (rng.uniform(0.5, 1.5, (G, N)) * 1.5 / (deviation * np.sqrt(K))).astype(np.float16)
     g_idx = rng.permutation(np.arange(K) // group_size).astype(np.int32)
-    zeros = np.full((G, N), 8, np.uint8)
-    meant[f"{name}.weight"] = ((codes.astype(np.float32) - 8) * scales.astype(np.float32)[g_idx]).astype(np.float16).T
-    return tensors_of(Module(name, codes, zeros, scales, g_idx, 4, group_size), "gptq", sym=True, desc_act=True)
+    zeros = np.full((G, N), zero, np.uint8)
+    meant[f"{name}.weight"] = (
+        ((codes.astype(np.float32) - zero) * scales.astype(np.float32)[g_idx]).astype(np.float16).T
+    )
+    return tensors_of(Module(name, codes, zeros, scales, g_idx, bits, group_size), "gptq", sym=True, desc_act=True)

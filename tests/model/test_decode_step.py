@@ -142,10 +142,10 @@ def test_replays_have_the_bits_of_the_eager_path_across_buckets(cupy, family, tm
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("quantized", [True, False], ids=["four_bits", "plain"])
-def test_a_captured_step_is_one_launch(cupy, quantized, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("bits", [3, 4, 8, 16])
+def test_a_captured_step_is_one_launch(cupy, bits, tmp_path: Path, monkeypatch) -> None:
     """Of a graph that holds the head, and the products of plain weights by cuBLAS."""
-    write_model(tmp_path, quantized=quantized, head_dim=16)
+    write_model(tmp_path, quantized=bits < 16, bits=bits, head_dim=16)
     model = load_model(tmp_path, SelfCommunicator(xp=cupy, device=0), dtype="float16")
     want, cache = eagerly(model, 3, 16), model.new_cache(2, 16)
     model(PROMPTS, cache)

@@ -69,6 +69,21 @@ def test_through_the_kernels(xp, codec, tmp_path, monkeypatch) -> None:
     assert ("decode_sum_rmsnorm" in loaded) == (codec is not None)
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_decode_of_every_width_is_by_the_kernel(xp, bits, tmp_path, monkeypatch) -> None:
+    """Of a loaded model: no weight is dequantized first, for a prompt or for one more token."""
+    monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
+    model = write_model(tmp_path, quantized=True, bits=bits, head_dim=16)
+    loaded = set()
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda name, *rest: loaded.add(name) or load(name, *rest))
+    prompt, token = run(tmp_path, 2, [TOKENS[:-1]], [TOKENS[-1:]], dtype="float16", xp=xp)[0]
+    want = logits(model.config, model.tensors, TOKENS)
+    assert_close(np.concatenate([prompt, token]), want, 0.01)
+    assert "gemm_w4a16" in loaded
+    assert "dequant" not in loaded
+
+
 def test_linear_rope_scaling(tmp_path) -> None:
     model = write_model(tmp_path, rope_scaling={"rope_type": "linear", "factor": 4.0})
     assert_close(run(tmp_path, 1, [TOKENS])[0][0], logits(model.config, model.tensors, TOKENS))

@@ -197,8 +197,8 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("first column ignored", "dequant.cu", "n = first_column + j;", "n = j;"),
             Mutant("scatter ignored", "dequant.cu", "rows ? rows[k] : k", "k"),
-            Mutant("crossing code cut off", "tile/codes_words.cuh", "if (shift + BITS > 32)", "if (shift + BITS > 33)"),
-            Mutant("mask one bit short", "tile/codes_words.cuh", "(1u << BITS) - 1", "(1u << (BITS - 1)) - 1"),
+            Mutant("row of the next byte", "tile/codes_words.cuh", "row % 4 * 8", "(row + 1) % 4 * 8"),
+            Mutant("mask one bit short", "tile/codes_words.cuh", "& 255", "& 127"),
             Mutant(
                 "nibbles of k + 8 and k + 1 swapped",
                 "tile/codes_fragments.cuh",
