@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..checkpoint.errors import CheckpointError
 from ..model.text import NoTokenizerError, Tokenizer
 from ..quantization.job import FORMATS, QuantizationError
 from ..quantization.order import ORDERS
 from ..quantization.quantize import Quantized, quantize
 from ..quantization.scales import SCALES
+from ..ranks.agree import on_first
+from ..ranks.communicator import Communicator
 from .start import start
 
 ABOUT = """Quantize the linear layers of a float model by GPTQ, from calibration text, without PyTorch.
@@ -72,14 +75,24 @@ def add_parser(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> None:
-    """What the command does."""
+def run(args: argparse.Namespace) -> int:
+    """What the command does; its exit status."""
+    with redirect_stdout(sys.stderr if args.json else sys.stdout):  # it says which backend it chose
+        comm = start()
+    try:
+        _run(args, comm)
+    except (CheckpointError, QuantizationError, OSError):
+        if comm.rank == 0:  # all ranks raise the same, and one says it
+            raise
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace, comm: Communicator) -> None:
     settings = {key: getattr(args, key) for key in ("bits", "group_size", "sym", "order", "damp", "modules", "format")}
     given = {key: getattr(args, key) for key in FAST if getattr(args, key) is not None}
     settings |= (FAST if args.fast else BEST) | given
-    tokens = read_tokens(args)
-    with redirect_stdout(sys.stderr if args.json else sys.stdout):  # it says which backend it chose
-        comm = start()
+    tokens = on_first(comm, lambda: read_tokens(args))
     hidden = comm.rank != 0 or not sys.stderr.isatty()
     with tqdm(desc="quantizing", unit="module", disable=hidden, leave=False) as bar:
 

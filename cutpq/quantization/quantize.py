@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
 from ..convert.convert import convert
+from ..ranks.agree import on_every, on_first
 from ..ranks.alone import SelfCommunicator
 from ..ranks.communicator import Communicator
 from .activations import Store
@@ -32,8 +32,6 @@ from .writer import Writer, digest, prove, settle
 
 # Called on every rank after each module: its name, its loss, modules done, modules in all.
 Progress = Callable[[str, float, int, int], None]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ def quantize(
     with _unfinished(dst, comm) as folder:
         state = State.read(folder, job, comm)
         resumed = state.layers
-        _on_first(comm, lambda: _check_space(job, dst.parent))
+        on_first(comm, lambda: _check_space(job, dst.parent))
         _run(job, folder, state, comm, memory_gb, progress)
-        _on_first(comm, lambda: _finish(job, folder, dst, state))
+        on_first(comm, lambda: _finish(job, folder, dst, state))
     damps = {name: damp for name, damp in state.damps.items() if damp != options.damp}
     return Quantized(state.losses, damps, tuple(notes(job)), resumed, time.perf_counter() - began)
 
@@ -143,7 +141,7 @@ class State:
                     )
             return old
 
-        return _on_first(comm, found)
+        return on_first(comm, found)
 
     def add(self, solved: dict[str, Solved]) -> None:
         """One more layer."""
@@ -169,7 +167,7 @@ def _run(
     streams = Streams(job, comm, Store(memory, folder / f"activations-{comm.rank}"))
     kept = folder / "kept"
     if state.layers:
-        streams.restore(kept / str(state.layers))
+        on_every(comm, lambda: streams.restore(kept / str(state.layers)))
     else:
         streams.start()
     writer = Writer(job, folder)
@@ -186,12 +184,12 @@ def _run(
         solved = streams.quantize_block(layer, report)
         state.add(solved)
         if state.layers < job.decoder.layers:
-            streams.save(kept / str(state.layers))
+            # No rank goes on, and the state says nothing, before all activations are on disk.
+            on_every(comm, lambda: streams.save(kept / str(state.layers)))
         weights = {name: module.weight for name, module in solved.items()}
-        _on_first(comm, lambda layer=layer, weights=weights: writer.layer(layer, weights))  # type: ignore[misc]
-        comm.barrier()  # all activations are on disk before the state says so
-        _on_first(comm, lambda: state.write(folder))
-        _on_first(comm, lambda layer=layer: shutil.rmtree(kept / str(layer), ignore_errors=True))  # type: ignore[misc]
+        on_first(comm, lambda layer=layer, weights=weights: writer.layer(layer, weights))  # type: ignore[misc]
+        on_first(comm, lambda: state.write(folder))
+        on_first(comm, lambda layer=layer: shutil.rmtree(kept / str(layer), ignore_errors=True))  # type: ignore[misc]
 
 
 def _finish(job: Job, folder: Path, dst: Path, state: State) -> None:
@@ -238,11 +236,11 @@ def _unfinished(dst: Path, comm: Communicator) -> Iterator[Path]:
         except OSError:
             raise QuantizationError(f"{folder}: another run is writing there; wait for it, or end it") from None
 
-    _on_first(comm, lock)
+    on_first(comm, lock)
     try:
         yield folder
         comm.barrier()
-        _on_first(comm, lambda: shutil.rmtree(folder))
+        on_first(comm, lambda: shutil.rmtree(folder))
     finally:
         for file in locks:
             file.close()
@@ -270,17 +268,3 @@ def _check_space(job: Job, folder: Path) -> None:
 
 def _quarter_of_memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
-
-
-def _on_first(comm: Communicator, run: Callable[[], T]) -> T:
-    """run() on rank 0; what it returns on every rank, and what it raises too."""
-    done: tuple[Any, Exception | None] = None, None
-    if comm.rank == 0:
-        try:
-            done = run(), None
-        except (ValueError, OSError) as error:
-            done = None, error
-    value, failure = comm.bcast(done)
-    if failure is not None:
-        raise failure
-    return value

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..array import Array, array_module, to_numpy
 from ..ops.formulas import dequant
+from ..ranks.agree import on_every
 from ..ranks.communicator import Communicator
 from ..weights.weight import QuantWeight
 from .activations import BLOCKS, Sequences, Store
@@ -133,7 +134,7 @@ class Streams:
         return sums
 
     def _new(self, width: int) -> np.ndarray:
-        return self.store.new(len(self.sequences.mine), width)
+        return on_every(self.comm, lambda: self.store.new(len(self.sequences.mine), width))
 
     def _at(self, x: np.ndarray, rows: slice) -> Array:
         return self.comm.xp.asarray(x[rows])

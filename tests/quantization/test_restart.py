@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,8 +14,10 @@ from jobs import MPIRUN, needs_mpi, run
 from make_model import write_model
 from safetensors.numpy import load_file, save_file
 
+from cutpq.quantization.activations import Store
 from cutpq.quantization.job import QuantizationError
 from cutpq.quantization.quantize import quantize
+from cutpq.quantization.streams import Streams
 from cutpq.ranks.threads import run_threads
 
 # Outside of CI: CUTPQ_TEST_KILLS=20 python -m pytest tests/quantization/test_restart.py
@@ -142,10 +145,42 @@ def test_processes_write_the_same_bytes(tmp_path):
 
 
 @needs_mpi
-def test_processes_refuse_together(tmp_path):
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.full((4, 8), 1000), "calibration token 1000 of sequence 0 at 0 is out of range"),
+        (np.zeros(3, np.int64), "3 tokens cannot be cut into windows of --window 512"),
+        (None, "No such file or directory"),
+    ],
+    ids=["out_of_range", "too_few", "no_file"],
+)
+def test_processes_refuse_together_and_one_says_why(tmp_path, tokens, message):
     write_model(tmp_path / "src")
-    np.save(tmp_path / "tokens.npy", np.full((4, 8), 1000))
+    if tokens is not None:
+        np.save(tmp_path / "tokens.npy", tokens)
     job = run([MPIRUN, "-n", "2", *command(tmp_path, "dst")], 120, CUTPQ_COMM="mpi")
     assert job.status == 1, job.err
-    assert "calibration token 1000 of sequence 0 at 0 is out of range" in job.err
-    assert "Traceback" not in job.err
+    [line] = job.err.splitlines()
+    assert line.startswith("cutpq: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Streams, "save"), (Store, "new")])
+def test_a_disk_that_fails_one_rank_ends_all(tmp_path, monkeypatch, kind, method):
+    write_model(tmp_path / "src")
+    whole, thread = getattr(kind, method), threading.local()
+
+    def fails_on_rank_1(self, *arguments):
+        if thread.rank == 1:
+            raise OSError(28, "No space left on device", "rows-1")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(kind, method, fails_on_rank_1)
+
+    def attempt(comm):
+        thread.rank = comm.rank
+        with pytest.raises(OSError, match="No space left on device"):
+            start(tmp_path, comm=comm)
+        return True
+
+    assert run_threads(2, attempt) == [True, True]
