@@ -117,6 +117,16 @@ def mlp_modules(ckpt: Checkpoint, layer: int) -> MlpModules:
     raise CheckpointError(f"{ckpt.folder}: found no MLP in layer {layer}; {there}")
 
 
+def expert_modules(ckpt: Checkpoint, layer: int, count: int) -> list[MlpModules]:
+    """The `count` experts of decoder layer `layer`, in their order. Raises CheckpointError where it has others."""
+    found = [m for m in mlps(ckpt) if m.layer == layer]
+    if len(found) != count:
+        raise CheckpointError(
+            f"{ckpt.folder}: layer {layer}: expected {count} experts by config.json, found {len(found)}"
+        )
+    return found
+
+
 def module_role(name: str) -> str:
     """How tensor parallelism cuts a module: "column" (output features), "row" (input features) or "other".
 

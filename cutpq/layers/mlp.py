@@ -101,6 +101,11 @@ class Mlp:
         """The scheme in use, one of cutpq.SCHEMES: what "auto" became."""
         return self.down.scheme
 
+    @property
+    def perm(self) -> Array | None:
+        """The order of x's columns that spares `partial` a gather, (K,) int32; None for the order on disk."""
+        return self.first.perm
+
     def __call__(self, x: Array) -> Array:
         """x (M, H) float16, bfloat16 or float32, the same on every rank -> y (M, N), the same on every rank.
 
@@ -109,7 +114,7 @@ class Mlp:
         return self.down(self.first(x))
 
     def partial(self, x: Array, *, permuted: bool = False) -> Array:
-        """This rank's term of the sum y, (M, N). `permuted`: x is given as x[:, first.perm]."""
+        """This rank's term of the sum y, (M, N). `permuted`: x is given as x[:, perm]."""
         return self.down.partial(self.first(x, permuted=permuted))
 
 

@@ -21,6 +21,8 @@ class Decoder:
     max_positions   longest sequence that the model was made for
     norm            "rms" or "layer"; eps is added to the variance
     rope            (head_dim / 2,) float64 angle per position of each pair of features, or None
+    experts         MLPs of a block, 0 where it has one for all tokens; a token passes through `chosen_experts`
+    router          child of a block that chooses them
     positions       name of the table of learned positions, or None
     window          how many keys a query sees, or None for all
     qkv             children of a block: three modules, or one that holds [q | k | v]
@@ -48,6 +50,9 @@ class Decoder:
     second_norm: str = "post_attention_layernorm"
     last_norm: str = "model.norm"
     head: str = "lm_head"
+    experts: int = 0
+    chosen_experts: int = 0
+    router: str = "block_sparse_moe.gate"
     positions: str | None = None
     rope: np.ndarray | None = None
     window: int | None = None

@@ -85,6 +85,23 @@ def phi3(config: Config) -> Decoder:
     )
 
 
+def mixtral(config: Config) -> Decoder:
+    """Mixtral: a Llama whose MLP is one of several experts, of which each token passes through a few."""
+    shared = _llama_sizes(config)
+    experts, chosen = config.count("num_local_experts"), config.count("num_experts_per_tok")
+    if chosen > experts:
+        raise config.refuse("num_experts_per_tok", f"at most num_local_experts={experts}")
+    return Decoder(
+        **shared,
+        max_positions=config.count("max_position_embeddings", 4096),
+        eps=config.number("rms_norm_eps", 1e-5),
+        window=config.count("sliding_window") if config.has("sliding_window") else None,
+        attention_scale=shared["head_dim"] ** -0.5,
+        experts=experts,
+        chosen_experts=chosen,
+    )
+
+
 def gpt_bigcode(config: Config) -> Decoder:
     """GPT-BigCode (Granite-20B-Code, StarCoder): one key/value head, learned positions, LayerNorm, biases."""
     hidden, heads = config.count("n_embd"), config.count("n_head")
@@ -118,7 +135,7 @@ def gpt_bigcode(config: Config) -> Decoder:
 
 
 def _llama_sizes(config: Config) -> dict[str, Any]:
-    """The fields of a Decoder that Llama and Phi-3 read from the same keys."""
+    """The fields of a Decoder that Llama, Phi-3 and Mixtral read from the same keys."""
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     head_dim = config.count("head_dim", max(1, hidden // heads))
     return {
@@ -138,6 +155,7 @@ def _llama_sizes(config: Config) -> dict[str, Any]:
 FAMILIES = {
     "llama": llama,
     "mistral": llama,
+    "mixtral": mixtral,
     "qwen2": llama,
     "granite": llama,
     "gpt_bigcode": gpt_bigcode,

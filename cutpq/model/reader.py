@@ -8,11 +8,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ..array import Array, round_to
+from ..array import Array, round_to, to_float32
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.mlp_names import MlpModules, mlp_modules
+from ..checkpoint.mlp_names import MlpModules, expert_modules, mlp_modules
 from ..codecs.codec import Codec
+from ..layers.mlp import Mlp
+from ..layers.moe import Moe
 from ..layers.source import WeightInFile
 from ..ranks.communicator import Communicator
 from ..weights.schemes import GROUP_ALIGNED, count_groups
@@ -60,13 +62,24 @@ class Reader:
             return [fused.columns(i, j) for i, j in pairwise(ends)]
         return [self.source(prefix + name, d.hidden, j - i) for name, (i, j) in zip(d.qkv, pairwise(ends), strict=True)]
 
-    def mlp(self, layer: int) -> MlpModules:
-        """The modules of a block's MLP, which must read and make the hidden features of config.json."""
-        modules = mlp_modules(self.ckpt, layer)
+    def mlp(self, layer: int) -> Mlp | Moe:
+        """A block's MLP, or its experts."""
+        d = self.decoder
+        if not d.experts:
+            return self._mlp(mlp_modules(self.ckpt, layer))
+        router = f"{d.block.format(layer)}.{d.router}.weight"
+        self.check(router, (d.experts, d.hidden))
+        experts = [self._mlp(modules) for modules in expert_modules(self.ckpt, layer, d.experts)]
+        return Moe(to_float32(self.comm.xp.asarray(self.ckpt.tensor(router))).T, experts, d.chosen_experts)
+
+    def _mlp(self, modules: MlpModules) -> Mlp:
+        """Modules that must read and make the hidden features of config.json."""
         for name in modules.first:
             WeightInFile.whole(self.ckpt, name).expect(self.decoder.hidden, None, "by config.json")
         WeightInFile.whole(self.ckpt, modules.down).expect(None, self.decoder.hidden, "by config.json")
-        return modules
+        return Mlp.from_checkpoint(
+            self.ckpt, comm=self.comm, scheme=self.scheme, modules=modules, codec=self.codec, algo=self.algo
+        )
 
     def output_scheme(self, output: WeightInFile) -> str:
         """The scheme of attention's output projection: the one asked for, or the plan's where that is impossible."""

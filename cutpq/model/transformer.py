@@ -28,6 +28,7 @@ from ..codecs.codec import codec as find_codec
 from ..layers.exchange import AllGather, AllToAll
 from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
+from ..layers.moe import Moe
 from ..layers.plan import plan
 from ..ops.gather import rmsnorm_gather
 from ..ops.gemm import can_capture
@@ -179,6 +180,8 @@ class Transformer:
         if not self.comm.can_capture_exchanges and on_default_stream(xp):
             return f"backend {self.comm.backend} is bound to a stream: use the model within `with cupy.cuda.Stream():`"
         for block in self.blocks:
+            if isinstance(block.mlp, Moe):
+                return "the host chooses each token's experts"
             own = block.attention
             moves = (own.output.rearrange, block.mlp.down.rearrange)
             if not self.comm.can_capture_exchanges and any(isinstance(m, AllGather | AllToAll) for m in moves):
@@ -224,12 +227,9 @@ class Block:
         prefix, d = reader.decoder.block.format(layer) + ".", reader.decoder
         reader.check_biases(prefix)
         self.attention = Attention(reader, prefix)
-        modules = reader.mlp(layer)
-        self.mlp = Mlp.from_checkpoint(
-            reader.ckpt, comm=reader.comm, scheme=reader.scheme, modules=modules, codec=reader.codec, algo=reader.algo
-        )
+        self.mlp = reader.mlp(layer)
         self.first_norm = Norm(reader, prefix + d.first_norm, self.attention.qkv, dtype)
-        self.second_norm = Norm(reader, prefix + d.second_norm, self.mlp.first, dtype)
+        self.second_norm = Norm(reader, prefix + d.second_norm, self.mlp, dtype)
 
     def __call__(self, x: Array, y: Array, batch: Batch, cache: LayerCache, angles: Angles, next_norm: Norm) -> Array:
         """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x), (M, H)."""
@@ -272,14 +272,14 @@ class Attention:
 
 
 class Norm:
-    """RMSNorm or LayerNorm, on every rank alike, that writes its columns in the order `next_linear.perm`."""
+    """RMSNorm or LayerNorm, on every rank alike, that writes its columns in the order `next_layer.perm`."""
 
-    def __init__(self, reader: Reader, name: str, next_linear: ColumnParallelLinear, dtype: np.dtype):
+    def __init__(self, reader: Reader, name: str, next_layer: ColumnParallelLinear | Mlp | Moe, dtype: np.dtype):
         d, xp = reader.decoder, reader.comm.xp
         self.eps, self.scale = d.eps, d.residual_scale
         self.weight = reader.vector(name + ".weight", d.hidden).astype(dtype)
         self.bias = reader.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
-        self.perm = xp.arange(d.hidden, dtype=np.int32) if next_linear.perm is None else next_linear.perm
+        self.perm = xp.arange(d.hidden, dtype=np.int32) if next_layer.perm is None else next_layer.perm
 
     def __call__(self, x: Array) -> Array:
         """x (M, H) -> its norm, (M, H), columns permuted."""

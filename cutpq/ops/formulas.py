@@ -106,6 +106,18 @@ def activate(kind: str, gate: Array, up: Array | None = None) -> Array:
         return h.astype(gate.dtype)
 
 
+def route(logits: np.ndarray, chosen: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `chosen` experts with the largest logits of each token, and the softmax over these alone.
+
+    logits (M, experts) float32 -> experts (M, chosen) integers, the largest first, of equal ones the first; weights
+    (M, chosen) float32, whose sum is 1. As Mixtral does it (arXiv 2401.04088, section 2.1).
+    """
+    experts = np.argsort(-logits, axis=1, kind="stable")[:, :chosen]
+    found = np.take_along_axis(logits, experts, axis=1)
+    weights = np.exp(found - found[:, :1])
+    return experts, weights / weights.sum(axis=1, keepdims=True)
+
+
 def _erf(v: Array) -> Array:
     if array_module(v) is not np:
         from cupyx.scipy.special import erf

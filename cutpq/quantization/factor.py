@@ -12,6 +12,9 @@ _BASE = 128
 # What is added to the damping after each attempt that fails, and where attempts end.
 _STEP, _MOST = 0.01, 1.0
 
+# A matrix is turned around in pieces of so many numbers.
+_PIECE = 1 << 22
+
 
 def inverse_factor(H: Array, damp: float) -> tuple[Array, float] | None:
     """U (K, K) float32, upper triangular, with U^T U = (H + damp mean(diag H) I)^-1, and the damping that worked.
@@ -20,7 +23,7 @@ def inverse_factor(H: Array, damp: float) -> tuple[Array, float] | None:
     damp  grows by 0.01 as long as H is not positive definite; None where 1 does not suffice
 
     A, read backwards, is L L^T, and U is L^-1 read backwards: one Cholesky factorization and one inverse of a
-    triangle, in one recursion that is mostly matrix products.
+    triangle, in one recursion that is mostly matrix products. Needs one and a half matrices beside H.
     """
     xp = array_module(H)
     diagonal = xp.arange(len(H))
@@ -31,10 +34,24 @@ def inverse_factor(H: Array, damp: float) -> tuple[Array, float] | None:
         try:
             _invert_cholesky(A)
         except np.linalg.LinAlgError:
+            del A  # as large as the one that the next attempt copies
             damp += _STEP
         else:
-            return xp.ascontiguousarray(A[::-1, ::-1]), damp
+            _turn_around(A)
+            return A, damp
     return None
+
+
+def _turn_around(A: Array) -> None:
+    """A becomes A[::-1, ::-1], in place: its numbers in reverse."""
+    flat = A.reshape(-1)
+    half = flat.size // 2
+    for start in range(0, half, _PIECE):
+        stop = min(start + _PIECE, half)
+        left, right = slice(start, stop), slice(flat.size - stop, flat.size - start)
+        kept = flat[left].copy()
+        flat[left] = flat[right][::-1]
+        flat[right] = kept[::-1]
 
 
 def _invert_cholesky(A: Array) -> None:
@@ -52,5 +69,7 @@ def _invert_cholesky(A: Array) -> None:
     L21 = A21 @ A11.T
     A22 -= L21 @ L21.T
     _invert_cholesky(A22)
-    A21[...] = -(A22 @ (L21 @ A11))
+    L21 = L21 @ A11
+    A21[...] = A22 @ L21
+    A21 *= -1
     A[:half, half:] = 0

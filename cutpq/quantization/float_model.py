@@ -1,25 +1,31 @@
 """The blocks of a float model, one at a time: their modules, and what each computes from the rows of some sequences.
 
 Everything is float32. A block is two halves, attention and MLP. Each half is: a norm, the modules that read it (q, k
-and v; gate and up), a function of their outputs, and the module that reads that (o; down), whose result is added.
+and v; gate and up), a function of their outputs, and the module that reads that (o; down), whose result is added. Where
+there are experts the second half is as many, each for the tokens that choose it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, array_module
+from ..array import Array, array_module, to_numpy
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.mlp_names import MlpModules, mlp_modules
+from ..checkpoint.mlp_names import MlpModules, expert_modules, mlp_modules
+from ..convert.reader import Reader
 from ..model import formulas
 from ..model.decoder import Decoder
-from ..ops.formulas import activate, layer_norm
+from ..ops.formulas import activate, layer_norm, route
+
+# So many bytes of the files at most are in memory beside the tensors read from them.
+_SHOWN_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class FloatModel:
 
     def __init__(self, ckpt: Checkpoint, decoder: Decoder, length: int, xp: ModuleType):
         self.ckpt, self.decoder, self.length, self.xp = ckpt, decoder, length, xp
+        self._reader = Reader(ckpt.folder, _SHOWN_BYTES)
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """The rows of the embedding for some sequences' tokens (n,), in host memory: (n, hidden) float32."""
@@ -83,7 +90,7 @@ class FloatModel:
         found = self.ckpt.tensor_shape(name)
         if found != shape:
             raise CheckpointError(f"{self.ckpt.folder}: {name}: expected shape {shape} by config.json, found {found}")
-        return self.ckpt.tensor(name)
+        return self._reader.before(4 * math.prod(shape)).tensor(name)
 
     @cached_property
     def angles(self) -> formulas.Angles:
@@ -92,36 +99,71 @@ class FloatModel:
 
 
 @dataclass(frozen=True)
-class Half:
-    """x += write(act(read(norm(x)))).
+class Tokens:
+    """Which rows of some an expert sees, as an index, and by what its results are multiplied, (rows, 1) float32."""
 
-    read   names of the modules that read the norm: q, k, v or one that holds all three; gate and up, or one
-    write  name of the module whose result is added
-    norm   x (M, hidden) -> what the readers multiply
-    act    the readers' outputs (M, ...) of whole sequences -> what the writer multiplies
+    rows: slice | np.ndarray
+    weight: Array | None
+
+    def of(self, x: Array) -> Array:
+        """These rows of x (M, ...)."""
+        return x if isinstance(self.rows, slice) else x[array_module(x).asarray(self.rows)]
+
+    def weighed(self, y: Array) -> Array:
+        """Their results y, multiplied."""
+        return y if self.weight is None else y * self.weight
+
+
+# Every row, with weight 1: what all modules see that are no experts.
+ALL = Tokens(slice(None), None)
+
+
+@dataclass(frozen=True)
+class Half:
+    """x += write(act(read(norm(x)))), for all tokens or for those that choose an expert.
+
+    read    names of the modules that read the norm: q, k, v or one that holds all three; gate and up, or one
+    write   name of the module whose result is added
+    norm    x (M, hidden) -> what the readers multiply
+    act     the readers' outputs (M, ...) of whole sequences -> what the writer multiplies
+    choose  norm(x) -> the tokens that are meant; None for ALL
     """
 
     read: tuple[str, ...]
     write: str
     norm: Callable[[Array], Array]
     act: Callable[[list[Array]], Array]
-
-
-class Block:
-    """One decoder layer: its halves `attention` and `mlp`."""
-
-    def __init__(self, model: FloatModel, layer: int):
-        self.model, d = model, model.decoder
-        at = d.block.format(layer) + "."
-        self._mlp: MlpModules = mlp_modules(model.ckpt, layer)
-        norms = Norm(model, at + d.first_norm), Norm(model, at + d.second_norm)
-        self.attention = Half(tuple(at + name for name in d.qkv), at + d.output, norms[0], self._attend)
-        self.mlp = Half(self._mlp.first, self._mlp.down, norms[1], self._activate)
+    choose: Callable[[Array], Tokens] | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules that can be quantized."""
-        return (*self.attention.read, self.attention.write, *self.mlp.read, self.mlp.write)
+        return (*self.read, self.write)
+
+    def tokens(self, x: Array) -> Tokens:
+        """Those of x (M, hidden) that are meant."""
+        return ALL if self.choose is None else self.choose(self.norm(x))
+
+
+class Block:
+    """One decoder layer: its halves `attention` and `mlp`, of which there are several where there are experts."""
+
+    def __init__(self, model: FloatModel, layer: int):
+        self.model, d = model, model.decoder
+        at = d.block.format(layer) + "."
+        norms = Norm(model, at + d.first_norm), Norm(model, at + d.second_norm)
+        self.attention = Half(tuple(at + name for name in d.qkv), at + d.output, norms[0], self._attend)
+        self._router = at + d.router
+        self._mlps = expert_modules(model.ckpt, layer, d.experts) if d.experts else [mlp_modules(model.ckpt, layer)]
+        self.mlp = [
+            Half(m.first, m.down, norms[1], partial(_activate, m), partial(self._choose, e) if d.experts else None)
+            for e, m in enumerate(self._mlps)
+        ]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that can be quantized."""
+        return tuple(name for half in (self.attention, *self.mlp) for name in half.modules)
 
     def shape(self, name: str) -> tuple[int, int]:
         """(K, N) of one of the modules."""
@@ -131,8 +173,9 @@ class Block:
             return d.hidden, d.head_dim * (sum(heads) if len(first) == 1 else heads[first.index(name)])
         if name == self.attention.write:
             return d.heads * d.head_dim, d.hidden
-        hidden = self.model.ckpt.tensor_shape(self.mlp.write + ".weight")[-1]
-        return (hidden, d.hidden) if name == self.mlp.write else (d.hidden, hidden * (2 if self._mlp.fused else 1))
+        mlp = next(m for m in self._mlps if name in (*m.first, m.down))
+        hidden = self.model.ckpt.tensor_shape(mlp.down + ".weight")[-1]
+        return (hidden, d.hidden) if name == mlp.down else (d.hidden, hidden * (2 if mlp.fused else 1))
 
     def linear(self, name: str) -> Linear:
         """The float weight of one of the modules."""
@@ -155,16 +198,28 @@ class Block:
         )
         return y.reshape(-1, d.heads * d.head_dim)
 
-    def _activate(self, outputs: list[Array]) -> Array:
-        """gate and up (M, ...), or [gate | up], or up alone -> what down multiplies."""
-        if self._mlp.fused:
-            outputs = np.split(outputs[0], 2, axis=1)
-        return activate(self._mlp.activation, *outputs)
+    def _choose(self, expert: int, h: Array) -> Tokens:
+        """The tokens that choose an expert, of h (M, hidden)."""
+        d = self.model.decoder
+        experts, weights = route(to_numpy(self._route(h)), d.chosen_experts)
+        tokens, place = np.nonzero(experts == expert)
+        return Tokens(tokens, self.model.xp.asarray(weights[tokens, place])[:, None])
+
+    @cached_property
+    def _route(self) -> Linear:
+        return self.model.linear(self._router, self.model.decoder.hidden, self.model.decoder.experts)
 
     def add(self, x: Array, y: Array) -> Array:
         """x + residual_scale * y, the scale being the family's."""
         scale = self.model.decoder.residual_scale
         return x + (y if scale == 1 else y * np.float32(scale))
+
+
+def _activate(mlp: MlpModules, outputs: list[Array]) -> Array:
+    """gate and up (M, ...), or [gate | up], or up alone -> what down multiplies."""
+    if mlp.fused:
+        outputs = np.split(outputs[0], 2, axis=1)
+    return activate(mlp.activation, *outputs)
 
 
 class Norm:

@@ -15,11 +15,15 @@ from .solver import PANELS, Options, Part, System, panels, relative
 
 @dataclass(frozen=True)
 class Solved:
-    """One module. weight without a bias; loss and damp as solver.Solution has them."""
+    """One module. weight without a bias; loss and damp as solver.Solution has them.
+
+    few  what was done because few tokens chose an expert, if anything
+    """
 
     weight: QuantWeight
     loss: float
     damp: float | None
+    few: str | None = None
 
 
 def solve_together(
@@ -28,24 +32,25 @@ def solve_together(
     """Quantize modules that read the same input; to be called on every rank alike, with the same result.
 
     weights  (K, N) float32 of each module
-    H        (K, K) float32;  drift  (K, all N) float32 or None: see solver.quantize_weight
+    H        (K, K) float32, overwritten;  drift  (K, all N) float32 or None: see solver.quantize_weight
 
     Every rank computes the factor for itself, which takes no longer than on one, and solves its panels of each module.
     """
     xp = array_module(H)
-    system = System.of(H, options)
+    system = System.of(H, options, overwrite=True)
     ends = np.cumsum([0, *(w.shape[1] for w in weights)])
     places = [
         [slice(at + p.start, at + p.stop) for p in panels(w.shape[1])] for at, w in zip(ends, weights, strict=False)
     ]
     owned = [[p for of_module in places for p in _share(of_module, r, comm.size)] for r in range(comm.size)]
     columns = [_indices(parts) for parts in owned]
-    mine = xp.asarray(columns[comm.rank])
-    W = xp.concatenate(weights, axis=1)[:, mine]
+    mine = [_whole(_share(of_module, comm.rank, comm.size)) for of_module in places]
+    W = [system.in_order(w[:, p.start - at : p.stop - at]) for w, p, at in zip(weights, mine, ends, strict=False)]
+    target = None if drift is None else [system.in_order(drift[:, p]) for p in mine]
     widths = [p.stop - p.start for p in owned[comm.rank]]
     cuts = np.cumsum([0, *widths]).tolist()
     inside = [slice(a, b) for a, b in pairwise(cuts)]
-    part = system.solve(W, None if drift is None else drift[:, mine], inside)
+    part = system.solve(_side_by_side(W), None if target is None else _side_by_side(target), inside)
     part = _gather(part, columns, [len(parts) for parts in owned], comm)
     by_place = dict(zip([(p.start, p.stop) for parts in owned for p in parts], part.errors, strict=True))
     solved = []
@@ -64,6 +69,18 @@ def _share(parts: list[slice], rank: int, size: int) -> list[slice]:
     """A rank's panels of a module: panel i belongs to the rank that has block i of the sequences."""
     each = PANELS // size
     return parts[rank * each : (rank + 1) * each]
+
+
+def _whole(parts: list[slice]) -> slice:
+    """From the first of neighbouring columns to the last."""
+    return slice(parts[0].start, parts[-1].stop) if parts else slice(0, 0)
+
+
+def _side_by_side(arrays: list[Array]) -> Array:
+    """The arrays' columns in one; the list is emptied, so that their memory is free again."""
+    joined = arrays[0] if len(arrays) == 1 else array_module(*arrays).concatenate(arrays, axis=1)
+    arrays.clear()
+    return joined
 
 
 def _indices(parts: list[slice]) -> np.ndarray:

@@ -105,7 +105,8 @@ def quantize(
         _run(job, folder, state, comm, memory_gb, progress)
         on_first(comm, lambda: _finish(job, folder, dst, state))
     damps = {name: damp for name, damp in state.damps.items() if damp != options.damp}
-    return Quantized(state.losses, damps, tuple(notes(job)), resumed, time.perf_counter() - began)
+    few = [f"{name} {what}" for name, what in state.few.items()]
+    return Quantized(state.losses, damps, (*notes(job), *few), resumed, time.perf_counter() - began)
 
 
 @dataclass
@@ -114,6 +115,7 @@ class State:
 
     layers   done, whose files are there
     losses, damps, digests  of their modules
+    few      what was done where few tokens chose an expert, by module
     """
 
     fingerprint: dict[str, str]
@@ -121,6 +123,7 @@ class State:
     losses: dict[str, float] = field(default_factory=dict)
     damps: dict[str, float | None] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    few: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, job: Job, comm: Communicator) -> State:
@@ -149,6 +152,8 @@ class State:
         for name, module in solved.items():
             self.losses[name], self.damps[name] = module.loss, module.damp
             self.digests[name] = digest(module.weight)
+            if module.few is not None:
+                self.few[name] = module.few
 
     def write(self, folder: Path) -> None:
         """Write the state to disk, after all files that it names."""

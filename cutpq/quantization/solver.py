@@ -120,7 +120,8 @@ def quantize_weight(
         if a is not None and not bool(xp.isfinite(a).all()):
             raise ValueError(f"{name} holds NaN or infinity")
     system = System.of(H, options)
-    part = system.solve(W.astype(xp.float32), drift, panels(N), scale_dtype)
+    target = None if drift is None else system.in_order(drift)
+    part = system.solve(system.in_order(W.astype(xp.float32)), target, panels(N), scale_dtype)
     weight = QuantWeight(
         part.codes, part.scales.astype(scale_dtype), part.zeros, system.g_idx, bits, system.rows_per_group
     )
@@ -174,13 +175,13 @@ class System:
     damp: float | None
 
     @classmethod
-    def of(cls, H: Array, options: Options) -> System:
-        """Order, damping and factor for a Hessian (K, K) float32."""
+    def of(cls, H: Array, options: Options, overwrite: bool = False) -> System:
+        """Order, damping and factor for a Hessian (K, K) float32; `overwrite`: A may take the memory of H."""
         xp, K = array_module(H), len(H)
         diagonal = H.diagonal()
         order = row_order(options.order, np.asarray(diagonal.tolist()), _rows(options, K))
         perm = xp.asarray(order.perm)
-        A = H[perm[:, None], perm]
+        A = _permuted(H, perm) if overwrite else H[perm[:, None], perm]
         at = xp.arange(K)
         dead = A[at, at] == 0
         A[at, at] += dead  # a row without input costs nothing, and must not make the matrix singular
@@ -200,12 +201,18 @@ class System:
         """The group of each row of the weight, (K,) int32."""
         return array_module(self.A).asarray(self.order.g_idx)
 
+    def in_order(self, W: Array) -> Array:
+        """A copy of W (K, n), rows in processing order."""
+        return W[array_module(W).asarray(self.order.perm)]
+
     def solve(self, W: Array, drift: Array | None, parts: Sequence[slice], scale_dtype: type = np.float16) -> Part:
-        """Quantize some columns: W and drift (K, n) float32, their panels `parts`, which together are all n."""
+        """Quantize some columns: W and drift (K, n) float32 in processing order, their panels `parts`, all n together.
+
+        W is overwritten.
+        """
         xp, perm = array_module(self.A), array_module(self.A).asarray(self.order.perm)
-        W = W[perm]
         W[self.dead] = 0
-        target = self._target(W, None if drift is None else drift[perm], parts)
+        target = self._target(W, drift, parts)
         grid = _Grid.of(self, target, scale_dtype)
         if self.U is None:
             codes, Q = grid.nearest(target)
@@ -224,6 +231,17 @@ class System:
         for n in parts:
             W[:, n] += self.U.T @ (self.U @ drift[:, n])
         return W
+
+
+def _permuted(H: Array, perm: Array) -> Array:
+    """H[perm][:, perm] in the memory of H (K, K)."""
+    for block in _blocks(len(H)):
+        rows = slice(block.start, block.stop)
+        H[rows] = H[rows][:, perm]
+    for block in _blocks(len(H)):
+        columns = slice(block.start, block.stop)
+        H[:, columns] = H[:, columns][perm]
+    return H
 
 
 def _rows(options: Options, K: int) -> int:

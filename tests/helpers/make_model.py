@@ -53,6 +53,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_bias": True,
     },
     "phi3": {"model_type": "phi3", "rope_theta": 10000.0, "head_dim": None, "pad_token_id": 0, "sliding_window": 7},
+    "mixtral": {
+        "model_type": "mixtral",
+        "rope_theta": 1000000.0,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "gpt_bigcode": {
         "model_type": "gpt_bigcode",
         "n_embd": 64,
@@ -148,6 +154,11 @@ def _tensors(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     if config["model_type"] == "phi3":
         linear = {"self_attn": {"qkv_proj": (A + 2 * B, H), "o_proj": (H, A)},
                   "mlp": {"gate_up_proj": (2 * I, H), "down_proj": (H, I)}}  # fmt: skip
+    if config["model_type"] == "mixtral":
+        expert = {"w1": (I, H), "w3": (I, H), "w2": (H, I)}
+        experts = {f"experts.{e}.{n}": shape for e in range(config["num_local_experts"]) for n, shape in expert.items()}
+        linear["block_sparse_moe"] = {"gate": (config["num_local_experts"], H), **experts}
+        del linear["mlp"]
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}"
         found += [(f"{at}.{norm}.weight", (H,)) for norm in ("input_layernorm", "post_attention_layernorm")]
@@ -179,7 +190,7 @@ def _bigcode_tensors(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]
 
 def _is_quantized(name: str) -> bool:
     parent, _, kind = name.rpartition(".")
-    return kind == "weight" and parent.rpartition(".")[0].endswith(("attn", "mlp"))
+    return kind == "weight" and (parent.rpartition(".")[0].endswith(("attn", "mlp")) or ".experts." in parent)
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

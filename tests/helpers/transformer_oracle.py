@@ -43,6 +43,9 @@ def _llama(config: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray
         y = _attend(turn(q), turn(k), v, scale, window)
         x = x + _linear(w, f"{at}.self_attn.o_proj", y) * config.get("residual_multiplier", 1)
         y = _rms(x, w[f"{at}.post_attention_layernorm.weight"], eps)
+        if kind == "mixtral":
+            x = x + _experts(w, f"{at}.block_sparse_moe", y, config["num_experts_per_tok"])
+            continue
         if kind == "phi3":
             gate, up = np.split(_linear(w, f"{at}.mlp.gate_up_proj", y), 2, axis=1)
         else:
@@ -51,6 +54,20 @@ def _llama(config: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray
         x = x + y * config.get("residual_multiplier", 1)
     head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return _rms(x, w["model.norm.weight"], eps) @ head.T / config.get("logits_scaling", 1)
+
+
+def _experts(w: Tensors, at: str, y: np.ndarray, chosen: int) -> np.ndarray:
+    """Token by token: the softmax over all experts, of which the largest are kept and made to sum to 1."""
+    total = np.zeros_like(y)
+    for t, token in enumerate(y):
+        p = np.exp(w[f"{at}.gate.weight"] @ token)
+        p /= p.sum()
+        best = sorted(range(len(p)), key=lambda e: -p[e])[:chosen]
+        for e in best:
+            w1, w2, w3 = (w[f"{at}.experts.{e}.w{n}.weight"] for n in (1, 2, 3))
+            gate = w1 @ token
+            total[t] += p[e] / sum(p[b] for b in best) * (w2 @ (gate / (1 + np.exp(-gate)) * (w3 @ token)))
+    return total
 
 
 def _bigcode(config: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:

@@ -162,6 +162,18 @@ def test_a_captured_step_is_one_launch(cupy, bits, tmp_path: Path, monkeypatch) 
 
 
 @pytest.mark.gpu
+def test_experts_are_decoded_eagerly_which_is_said_once(cupy, tmp_path: Path, capsys) -> None:
+    write_model(tmp_path, "mixtral", quantized=True, head_dim=16)
+    model = load_model(tmp_path, SelfCommunicator(xp=cupy, device=0), dtype="float16")
+    want, cache = eagerly(model, 3, 16), model.new_cache(2, 16)
+    model(PROMPTS, cache)
+    for row, expected in zip(TOKENS, want, strict=False):
+        assert_exact(to_numpy(model.decode(row, cache)), expected)
+    said = "# cutpq: decode runs eagerly, without a CUDA graph: the host chooses each token's experts"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("codec", ["none", "mxfp4"])
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
 def test_graphs_hold_the_sums_of_ranks(cupy, backend, codec, tmp_path: Path) -> None:

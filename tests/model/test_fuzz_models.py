@@ -44,6 +44,7 @@ BASES: dict[str, dict[str, Any]] = {
     "llama-quantized": SMALL | {"quantized": True, "intermediate_size": 32, "head_dim": 8},
     "granite": SMALL,
     "phi3": SMALL | {"head_dim": None},
+    "mixtral": SMALL | {"num_local_experts": 3},
     "gpt_bigcode": {"n_embd": 16, "n_head": 2, "n_layer": 1, "n_inner": 24, "vocab_size": 11, "n_positions": 16},
 }
 

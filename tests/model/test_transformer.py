@@ -118,9 +118,9 @@ def test_kernels_of_attention_agree_with_the_formulas(family, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("scheme", ["auto", *SCHEMES])
-@pytest.mark.parametrize("tp", [2, 5])
-def test_every_scheme(xp, scheme, tp, tmp_path) -> None:
-    model = write_model(tmp_path, quantized=True)
+@pytest.mark.parametrize(("tp", "family"), [(2, "llama"), (5, "llama"), (4, "mixtral")])
+def test_every_scheme(xp, scheme, tp, family, tmp_path) -> None:
+    model = write_model(tmp_path, family, quantized=True)
     results = [calls[0] for calls in run(tmp_path, tp, [TOKENS], scheme=scheme, xp=xp)]
     assert_close(results[0], logits(model.config, model.tensors, TOKENS))
     assert_same_on_ranks(results)
@@ -172,6 +172,17 @@ def test_sequences_of_different_lengths_do_not_see_each_other(xp, family, tmp_pa
         assert_close(got, logits(model.config, model.tensors, tokens))
 
 
+def test_an_expert_that_no_token_chooses_takes_no_part(tmp_path) -> None:
+    """A prompt of one token, and a router whose row for expert 0 can win nothing."""
+    model = write_model(tmp_path, "mixtral")
+    router = "model.layers.0.block_sparse_moe.gate.weight"
+    model.tensors[router][0] = 0
+    model.tensors[router][3] = -model.tensors[router][2]
+    edit_tensors(tmp_path, lambda tensors: tensors.update({router: model.tensors[router]}))
+    for got in run(tmp_path, 2, [TOKENS[:1]]):
+        assert_close(got[0], logits(model.config, model.tensors, TOKENS[:1]))
+
+
 def test_last_only_is_the_last_row_of_each_sequence(tmp_path) -> None:
     write_model(tmp_path)
     model = load_model(tmp_path, SelfCommunicator(), dtype="float32")
@@ -195,9 +206,10 @@ def test_a_cleared_cache_is_as_good_as_new(tmp_path) -> None:
     assert np.array_equal(model(tokens, cache), first)
 
 
-def test_codec_is_for_two_all_reduces_of_each_block(tmp_path) -> None:
+@pytest.mark.parametrize("family", ["llama", "mixtral"])  # experts share a sum
+def test_codec_is_for_two_all_reduces_of_each_block(family, tmp_path) -> None:
     """Embedding and head travel as they are; the bytes say so."""
-    model = write_model(tmp_path, quantized=True, vocab_size=100)
+    model = write_model(tmp_path, family, quantized=True, vocab_size=100)
     M, H, V, tp = len(TOKENS), 64, 100, 4
     by_name = find_codec("int8-b16")
 
@@ -306,6 +318,8 @@ def test_a_cache_longer_than_learned_positions_is_refused(tmp_path) -> None:
         ),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window: expected false"),
         ("gpt_bigcode", {"multi_query": False}, "multi_query: expected true"),
+        ("mixtral", {"num_local_experts": 3}, "gate.weight: expected shape (3, 64) by config.json, found (4, 64)"),
+        ("mixtral", {"num_experts_per_tok": 5}, "expected at most num_local_experts=4, found 5"),
         ("gpt_bigcode", {"n_head": 7}, "n_head: expected a divisor of n_embd=64, found 7"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -328,6 +342,8 @@ def test_a_config_that_cannot_be_run_is_named_on_every_rank(family, change, mess
         ("qwen2", "model.layers.0.self_attn.v_proj.bias"),
         ("granite", "model.layers.1.mlp.down_proj.bias"),
         ("gpt_bigcode", "transformer.wpe.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.gate.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w2.weight"),
         ("gpt_bigcode", "transformer.ln_f.bias"),
     ],
 )

@@ -198,11 +198,11 @@ def test_columns_of_a_part_have_the_bits_of_the_whole():
     W, H, _ = layer(160, 72, seed=11)
     system = System.of(H, Options(bits=3, group_size=32))
     drift = np.random.default_rng(0).standard_normal(W.shape).astype(np.float32) * np.float32(0.01)
-    whole = system.solve(W, drift, panels(72))
+    whole = system.solve(system.in_order(W), system.in_order(drift), panels(72))
     for first, last in ((0, 2), (2, 5)):
         n = slice(panels(72)[first].start, panels(72)[last - 1].stop)
         inside = [slice(p.start - n.start, p.stop - n.start) for p in panels(72)[first:last]]
-        part = system.solve(np.ascontiguousarray(W[:, n]), np.ascontiguousarray(drift[:, n]), inside)
+        part = system.solve(system.in_order(W[:, n]), system.in_order(drift[:, n]), inside)
         assert_exact(part.codes, whole.codes[:, n])
         assert_exact(part.scales, whole.scales[:, n])
         assert part.errors == whole.errors[first:last]
