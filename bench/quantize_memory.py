@@ -1,0 +1,127 @@
+"""Memory that `cutpq quantize` takes for a large model: two layers of its shapes, random weights, few tokens.
+
+    python bench/quantize_memory.py                                       Llama-2-70B, one rank
+    python bench/quantize_memory.py --ranks 8                             one of eight ranks, whose peers are silent
+    python bench/quantize_memory.py --model llama-2-7b --modules down_proj
+
+The model is written to --work (3.5 GB for Llama-2-70B) and stays there for the next run. It is quantized in a process
+of its own, whose largest resident memory is told: arrays, and those pages of the model's files that are in memory. Of
+several ranks the first runs, and what the others would send is zero, so that sums and weights are not those of eight.
+
+peak_gb   10^9 bytes
+ended     whether the run came to its end within --limit seconds; if not, the peak is that until then
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness.flags import at_least
+from harness.report import Column, Table, header, write_json
+from models.random_model import RandomModel
+from models.shapes import TRANSFORMERS
+from models.silent import SilentCommunicator
+from safetensors.numpy import save_file
+
+import cutpq as cq
+from cutpq.ranks.alone import SelfCommunicator
+
+LAYERS, VOCABULARY = 2, 1024
+
+TABLE = Table(
+    (
+        Column("model", "model", 14),
+        Column("ranks", "ranks", 5),
+        Column("modules", "modules", 24),
+        Column("sweeps", "sweeps", 6),
+        Column("tokens", "tokens", 6),
+        Column("seconds", "seconds", 7, ".0f"),
+        Column("peak_gb", "peak_gb", 7, ".2f"),
+        Column("ended", "ended", 5),
+    )
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    print("\n".join(header(SelfCommunicator())))
+    src = args.work / args.model
+    if not (src / "config.json").exists():
+        write_model(src, args.model)
+    dst = args.work / "quantized"
+    shutil.rmtree(dst, ignore_errors=True)
+    shutil.rmtree(dst.with_name("quantized.unfinished"), ignore_errors=True)
+    child = multiprocessing.get_context("spawn").Process(target=quantize, args=(src, dst, args))
+    began = time.monotonic()
+    child.start()
+    child.join(args.limit)
+    ended = child.exitcode == 0
+    child.kill()
+    child.join()
+    row = {"model": args.model, "ranks": args.ranks, "modules": args.modules or "all", "sweeps": args.sweeps,
+           "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
+           "peak_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
+           "ended": "yes" if ended else "no"}  # fmt: skip
+    print("\n".join([TABLE.heading(), TABLE.line(row)]))
+    if args.json:
+        write_json(args.json, [row])
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=TRANSFORMERS, default="llama-2-70b", help="(llama-2-70b)")
+    parser.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), default=1, help="(1)")
+    parser.add_argument("--modules", metavar="REGEX", help="as in cutpq quantize")
+    parser.add_argument("--sweeps", type=at_least(0), default=4, metavar="N", help="as in cutpq quantize (4)")
+    parser.add_argument("--sequences", type=at_least(8), default=8, metavar="N", help="of calibration (8)")
+    parser.add_argument("--length", type=at_least(2), default=64, metavar="N", help="of a sequence (64)")
+    parser.add_argument("--limit", type=at_least(1), default=900, metavar="S", help="seconds, then it is killed (900)")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for the model and the result")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the row")
+    return parser.parse_args(argv)
+
+
+def write_model(folder: Path, name: str) -> None:
+    """Two layers in a Hugging Face folder, a file for each tensor: one at a time is in memory."""
+    model = RandomModel(TRANSFORMERS[name], LAYERS, bits=16)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((1 << 20) + 7).astype(np.float16)
+    weight_map = {}
+    for number, tensor in enumerate(model.tensors()):
+        shape = model.tensor_shape(tensor)
+        if tensor in ("model.embed_tokens.weight", "lm_head.weight"):
+            shape = (VOCABULARY, shape[1])
+        scale = np.float16(1 / np.sqrt(shape[-1]))
+        values = np.ones(shape, np.float16) if len(shape) == 1 else np.resize(np.roll(noise, number) * scale, shape)
+        weight_map[tensor] = f"model-{number:05}.safetensors"
+        save_file({tensor: values}, folder / weight_map[tensor])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = model.config | {"vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def quantize(src: Path, dst: Path, args: argparse.Namespace) -> None:
+    """What the process does whose memory is measured."""
+    alone = SelfCommunicator()
+    comm: Any = alone if args.ranks == 1 else SilentCommunicator(args.ranks, alone)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (args.sequences, args.length))
+    cq.quantize(
+        src, dst, tokens, comm, modules=args.modules, sweeps=args.sweeps,
+        progress=lambda name, loss, done, total: print(f"# {name}", file=sys.stderr),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
