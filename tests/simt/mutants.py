@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from multiprocessing import get_context
@@ -1083,7 +1083,7 @@ def run_tests(mutant: Mutant, tests: list[str], likely: str | None) -> tuple[int
 
     Changes the process, which is to end after that.
     """
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()) as said:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()) as said, redirect_stderr(said):
         sources = Path(folder) / "cuda_src"
         shutil.copytree(ROOT / "cuda_src", sources)
         mutated = mutant.plant((sources / mutant.file).read_text())
