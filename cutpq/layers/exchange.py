@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, move
+from ..array import Array, array_module, move
 from ..ops.gather import gather_columns
 from ..ranks.communicator import Communicator
 from ..trace import span
@@ -46,7 +46,7 @@ class AllGather:
         with span("exchange"):
             every = self.comm.all_gather(x.T.ravel(), [int(w) * M for w in self.widths]).reshape(self.widths.sum(), M)
         with span("permute"):
-            return every[self.mine].T
+            return _columns(every, self.mine)
 
 
 class AllToAll:
@@ -75,4 +75,13 @@ class AllToAll:
                 outgoing, [n * M for n in self.send_counts], [n * M for n in self.recv_counts]
             )
         with span("permute"):
-            return arrived.reshape(len(self.row_order), M)[self.row_order].T
+            return _columns(arrived.reshape(len(self.row_order), M), self.row_order)
+
+
+def _columns(features: Array, index: Array) -> Array:
+    """features[index].T: (features, M) -> (M, chosen features).
+
+    CuPy chooses and transposes in one kernel, so that the product has nothing left to copy. NumPy copies whole rows,
+    and its BLAS multiplies what is transposed.
+    """
+    return features[index].T if array_module(features) is np else features.T[:, index]
