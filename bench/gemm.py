@@ -6,6 +6,7 @@
     python bench/gemm.py --calibrate                     the same formulas against published times of vLLM's Marlin
     python bench/gemm.py --static                        no GPU: instructions of the main loop, beside those of peers
     CUTPQ_HOST_KERNELS=1 python bench/gemm.py --counted  no GPU: the main loop's work, counted as it is executed
+    python bench/gemm.py --bits 8 ...                    of 8-bit weights; --predict, --static and --counted, too
     python bench/gemm.py --sweep                         from how many tokens on to dequantize first, on this GPU
     CUTPQ_HOST_KERNELS=1 python bench/gemm.py --smoke    no GPU: a tiny product through the kernel on the CPU
 
@@ -45,7 +46,7 @@ import numpy as np
 from harness.flags import names, positive_numbers
 from harness.gpu_clock import Ceilings, NoGpu, ceilings, gpu_module, graph_us, noise, queued_us
 from harness.report import Column, Table, header, progress, write_json
-from models.gemm_layers import GROUP_SIZE, SCHEMES, ZERO, Layer, layers
+from models.gemm_layers import GROUP_SIZE, SCHEMES, Layer, layers
 from models.shapes import MODELS
 from predict import calibrate, gemm_page
 from predict.executed import IN_NO_BRANCH, PTX, loop_counts
@@ -83,6 +84,7 @@ SHAPE_COLUMNS = (
     Column("model", "model", 11),
     Column("layer", "layer", 7),
     Column("tp", "tp", 2),
+    Column("bits", "bits", 4),
     Column("K", "K", 5),
     Column("N", "N", 5),
     Column("M", "M", 4),
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = None if xp is np else int(xp.cuda.runtime.getDevice())
     comm = SelfCommunicator("one GPU" if device is not None else "smoke", xp, device)
     tops = ceilings(xp)
-    wanted = [TINY] if args.smoke else layers(args.model, args.tp)
+    wanted = [replace(TINY, bits=args.bits)] if args.smoke else layers(args.model, args.tp, args.bits)
     if args.sweep:
         print("\n".join([*header(comm), *described(tops)]), flush=True)
         return print_sweep(wanted, args, tops, xp)
@@ -204,6 +206,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=names(tuple(MODELS)), help=f"of {', '.join(MODELS)}; default llama-70b")
     parser.add_argument("--tp", type=positive_numbers, default=TPS, metavar="TP,...", help="default 1,2,4,8")
     parser.add_argument("--m", type=positive_numbers, metavar="M,...", help="tokens; default 1,16,64,256")
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="of a code (4; those of 2 and 3 take 4)")
     parser.add_argument("--schemes", type=names(SCHEMES), default=SCHEMES, help=f"of {', '.join(SCHEMES)}")
     parser.add_argument("--all", action="store_true", help="every model, and M from 1 to 4096")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
@@ -250,7 +253,7 @@ def measure(
     library = library_times(layer, tokens, tops, xp)
     x = xp.asarray(np.random.default_rng(0).standard_normal((max(tokens), layer.K), np.float32).astype(np.float16))
     for scheme in schemes:
-        case = make_case(layer, scheme, copies_for(layer.K * layer.N // 2, tops), xp)
+        case = make_case(layer, scheme, copies_for(layer.K * layer.N * layer.bits // 8, tops), xp)
         for M in tokens:
             x_now = x[:M, : case.rows.K]
             y, took = run(case, xp.ascontiguousarray(x_now), layer.N, xp)
@@ -277,8 +280,8 @@ def row(layer: Layer, scheme: str, case: Case, M: int, took: float, library: flo
     moved = case.packed.nbytes + 2 * M * (case.packed.K + layer.N)
     rate = moved / took / 1e3
     return {
-        "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": case.packed.K, "N": layer.N, "M": M,
-        "scheme": scheme, "time_us": took, "moved_bytes": moved, "GB_s": rate,
+        "model": layer.model, "layer": layer.layer, "tp": layer.tp, "bits": layer.bits, "K": case.packed.K,
+        "N": layer.N, "M": M, "scheme": scheme, "time_us": took, "moved_bytes": moved, "GB_s": rate,
         "share": tops.copy_gb_s and rate / tops.copy_gb_s,
         "cublas_us": library, "ratio": library and library / took, "launch_us": tops.launch_us, "projected": False,
     }  # fmt: skip
@@ -324,15 +327,15 @@ def random_rows(layer: Layer, g_idx: np.ndarray, xp: ModuleType) -> QuantWeight:
     """A symmetric weight with random codes, made where it is wanted; about 1 / sqrt(K) large."""
     rng = np.random.default_rng(layer.tp)
     of_row, of_column = (xp.asarray(rng.integers(0, 2**32, n, np.uint32) | np.uint32(1)) for n in (len(g_idx), layer.N))
-    codes = (of_row[:, None] * of_column[None, :] >> np.uint32(28)).astype(np.uint8)
+    codes = (of_row[:, None] * of_column[None, :] >> np.uint32(32 - layer.bits)).astype(np.uint8)
     used, g_idx = np.unique(g_idx, return_inverse=True)
-    scales = (rng.uniform(0.5, 1.5, (len(used), layer.N)) / (8 * layer.K**0.5)).astype(np.float16)
+    scales = (rng.uniform(0.5, 1.5, (len(used), layer.N)) / (layer.zero * layer.K**0.5)).astype(np.float16)
     return QuantWeight(
         codes=codes,
         scales=xp.asarray(scales),
-        zeros=xp.full(scales.shape, ZERO, np.uint8),
+        zeros=xp.full(scales.shape, layer.zero, np.uint8),
         g_idx=xp.asarray(g_idx.astype(np.int32)),
-        bits=4,
+        bits=layer.bits,
         group_size=GROUP_SIZE,
     )
 
@@ -389,7 +392,7 @@ def print_sweep(wanted: Sequence[Layer], args: argparse.Namespace, tops: Ceiling
 def sweep(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: ModuleType) -> Iterator[Row]:
     """A tp-aware rank's product by the kernel, and by dequantizing first and cuBLAS."""
     x = xp.asarray(np.random.default_rng(0).standard_normal((max(tokens), layer.K), np.float32).astype(np.float16))
-    case = make_case(layer, "tp-aware", copies_for(layer.K * layer.N // 2, tops), xp)
+    case = make_case(layer, "tp-aware", copies_for(layer.K * layer.N * layer.bits // 8, tops), xp)
     for M in tokens:
         x_now = xp.ascontiguousarray(x[:M])
         took, checks = {}, set()
@@ -398,8 +401,9 @@ def sweep(layer: Layer, tokens: Sequence[int], tops: Ceilings, xp: ModuleType) -
                 y, took[way] = run(case, x_now, layer.N, xp)
             checks.add(judge(case, x_now, y, xp)["check"])
         yield {
-            "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": case.packed.K, "N": layer.N, "M": M,
-            "scheme": "tp-aware", **took, "check": "FAIL" if "FAIL" in checks else "ok", "projected": False,
+            "model": layer.model, "layer": layer.layer, "tp": layer.tp, "bits": layer.bits, "K": case.packed.K,
+            "N": layer.N, "M": M, "scheme": "tp-aware", **took, "check": "FAIL" if "FAIL" in checks else "ok",
+            "projected": False,
         }  # fmt: skip
 
 
@@ -429,7 +433,7 @@ def print_prediction(args: argparse.Namespace) -> int:
     print(PREDICTED_TABLE.heading())
     rows = []
     for machine in MACHINES.values():
-        for layer in layers(args.model, args.tp):
+        for layer in layers(args.model, args.tp, args.bits):
             for M in args.m:
                 for scheme in args.schemes:
                     rows.append(predicted_row(layer, M, scheme, machine))
@@ -451,14 +455,17 @@ def print_calibration(args: argparse.Namespace) -> int:
 
 def print_counts(args: argparse.Namespace) -> int:
     """Print the instructions for each 16-byte load of codes: ours by the compiler at hand, then those of peers."""
-    print(f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}; peers: peer_counts.csv")
+    print(
+        f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}: {args.bits} bits; "
+        "peers, of 4 bits: peer_counts.csv"
+    )
     print(COUNTS_TABLE.heading())
     rows = []
-    for config in shipped_gemms(args.arch):
+    for config in shipped_gemms(args.arch, args.bits):
         rows.append(counted_row(config, args.arch))
         print(COUNTS_TABLE.line(rows[-1]), flush=True)
     for peer in calibrate.facts("peer_counts.csv"):
-        if peer["arch"] == args.arch:
+        if (peer["arch"], args.bits) == (args.arch, 4):
             rows.append({key: text if key in ("kernel", "arch") else float(text) for key, text in peer.items()})
             print(COUNTS_TABLE.line(rows[-1] | {"shape": "-"}))
     if args.json:
@@ -471,21 +478,22 @@ def print_executed(args: argparse.Namespace) -> int:
     if not kernels.usable(np):
         raise KernelError("--counted executes the kernel on the CPU: set CUTPQ_HOST_KERNELS=1")
     print(
-        f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}: groups of {GROUP_SIZE}, sm_90"
+        f"# cuda_src {source_digest()}, NVRTC {'.'.join(map(str, nvrtc.find().version))}: {args.bits} bits, "
+        f"groups of {GROUP_SIZE}, sm_90"
     )
     print(COUNTED_TABLE.heading())
     rows = []
     for M in args.m:
-        rows.append(executed_row(M))
+        rows.append(executed_row(M, args.bits))
         print(COUNTED_TABLE.line(rows[-1]), flush=True)
     if args.json:
         write_json(args.json, rows)
     return 1 if any(row["check"] != "ok" for row in rows) else 0
 
 
-def executed_row(M: int) -> Row:
+def executed_row(M: int, bits: int = 4) -> Row:
     """The counts at M tokens, of slabs of weights that fill all warps."""
-    shallow, deep = (make_case(Layer("any", "up", 1, K, 256, K), "plain", 1, np).packed for K in (1024, 2048))
+    shallow, deep = (make_case(Layer("any", "up", 1, K, 256, K, bits), "plain", 1, np).packed for K in (1024, 2048))
     with patch.object(gemm_config, "select_gemm", wraps=gemm_config.select_gemm) as select:
         counts = loop_counts(shallow, deep, M)
     configs = {gemm_config.select_gemm(*call.args)[0] for call in select.call_args_list}
@@ -494,16 +502,17 @@ def executed_row(M: int) -> Row:
     static = dict(code.classes)
     same = all(counts.classes[name] == static.get(name, 0) / code.loads for name in IN_NO_BRANCH)
     return {
-        "M": M, "per_load": code.per_load, "ptx_per_load": counts.instructions, **counts.classes,
+        "M": M, "bits": bits, "per_load": code.per_load, "ptx_per_load": counts.instructions, **counts.classes,
         "read_bytes": counts.read_bytes, "coalesced": counts.coalesced, "conflicts": counts.conflicts,
         "check": "ok" if same and counts.coalesced == 1 and not counts.conflicts else "FAIL",
     }  # fmt: skip
 
 
-def shipped_gemms(arch: str) -> list[GemmConfig]:
-    """The shipped configurations whose loop is counted: groups of 128 and one zero point, float16, no activation."""
+def shipped_gemms(arch: str, bits: int = 4) -> list[GemmConfig]:
+    """The shipped configurations whose loop is counted: groups of 128, one zero point, float16, no activation."""
     every = [config for name, config in shipped(int(arch[3:].rstrip("a"))) if isinstance(config, GemmConfig)]
-    plain = [c for c in every if (c.GROUP_SIZE, c.ZERO, c.DTYPE, c.ACTIVATION) == (GROUP_SIZE, ZERO, FLOAT16, 0)]
+    constants = (bits, GROUP_SIZE, 1 << (bits - 1), FLOAT16, 0)
+    plain = [c for c in every if constants == (c.BITS, c.GROUP_SIZE, c.ZERO, c.DTYPE, c.ACTIVATION)]
     return sorted(plain, key=lambda c: (c.BLOCK_M, c.block_n, c.WARPS_K))
 
 
@@ -513,7 +522,8 @@ def counted_row(config: GemmConfig, arch: str) -> Row:
     made = compile_kernel("gemm_w4a16", config, arch).resources
     stage_bytes = 16 * config.lane_words * config.threads
     return {
-        "kernel": "gemm_w4a16", "arch": arch, "tokens": config.BLOCK_M, "per_load": code.per_load,
+        "kernel": "gemm_w4a16", "bits": config.BITS, "arch": arch, "tokens": config.BLOCK_M,
+        "per_load": code.per_load,
         "shape": f"{config.WARPS_N}x{config.WARPS_K}x{config.BLOCKS_PER_SM}",
         **{name: dict(code.classes).get(name, 0) / code.loads for name in (*CLASSES, "address")},
         "half_rate": code.integer / code.loads, "registers": made.registers,
@@ -529,8 +539,9 @@ def predicted_row(layer: Layer, M: int, scheme: str, machine: Machine) -> Row:
     library = library_us(M, layer.K, layer.N, machine)
     rate = p.read_bytes / p.time_us / 1e3
     return {
-        "machine": machine.name, "model": layer.model, "layer": layer.layer, "tp": layer.tp, "K": layer.K,
-        "N": layer.N, "M": M, "scheme": scheme, "time_us": p.time_us, "GB_s": rate, "share": rate / machine.copy_gb_s,
+        "machine": machine.name, "model": layer.model, "layer": layer.layer, "tp": layer.tp, "bits": layer.bits,
+        "K": layer.K, "N": layer.N, "M": M, "scheme": scheme, "time_us": p.time_us, "GB_s": rate,
+        "share": rate / machine.copy_gb_s,
         "cublas_us": library, "ratio": library / p.time_us, "per_load": p.per_load, "bound": p.bound,
         "work_us": p.work, "tail_us": p.tail_us, "fixed_us": p.fixed_us, "projected": True,
     }  # fmt: skip

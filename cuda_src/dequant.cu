@@ -5,18 +5,9 @@
 // writes 128 bytes of a row; it fetches scales only when the group changes.
 #include "target.cuh"
 #include "tile/codes_fragments.cuh"
-#include "tile/codes_words.cuh"
 #include "tile/number.cuh"
 
-template <bool FRAGMENT_ORDER, int BITS>
-struct Layout {
-  using Codes = WordCodes<BITS>;
-};
-template <int BITS>
-struct Layout<true, BITS> {
-  using Codes = FragmentCodes<BITS>;
-};
-using Codes = Layout<FRAGMENTS, BITS>::Codes;
+using Codes = FragmentCodes<BITS>;
 using act_t = Number<DTYPE>::One;
 using act2_t = Number<DTYPE>::Pair;
 
@@ -33,7 +24,7 @@ DEVICE Grid grid_at(const half* scales, const u8* zeros, int group, int n, int N
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-dequant(const u32* __restrict__ words,    // codes, laid out as tile/codes_fragments.cuh or codes_words.cuh says
+dequant(const u32* __restrict__ words,    // codes, laid out as tile/codes_fragments.cuh says
         const half* __restrict__ scales,  // (G, N), laid out as the codes
         const u8* __restrict__ zeros,     // (G, N), laid out as the codes
         const int* __restrict__ g_idx,    // (padded_K,), or null
@@ -49,7 +40,7 @@ dequant(const u32* __restrict__ words,    // codes, laid out as tile/codes_fragm
   const int block = blockIdx.y, first_row = block * 32;
   if (j >= columns) return;
 
-  const Codes left(words, block, n, N, padded_K), right(words, block, n + 1, N, padded_K);
+  const Codes left(words, block, n, padded_K), right(words, block, n + 1, padded_K);
   Grid grid_left, grid_right;
   int group_before = -1;
 #pragma unroll

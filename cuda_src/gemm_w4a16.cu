@@ -1,6 +1,6 @@
-// gemm_w4a16: activations times 4-bit weights.   caller: cutpq/ops/gemm.py
+// gemm_w4a16: activations times weights of 4 bits, or of 8 where BITS says so.   caller: cutpq/ops/gemm.py
 //   y[m, n] = act(sum over k of x[m, k] * w[k, n] + bias[n]),   w = (code - zero) * scale rounded to act_t
-// The kernel is bound by the bytes of the weight, which it reads from global memory once, as 4-bit codes. Codes are
+// The kernel is bound by the bytes of the weight, which it reads from global memory once, as codes. Codes are
 // stored in the order of mma fragments (tile/codes_fragments.cuh), pass through a ring of STAGES buffers in shared
 // memory and become 16-bit numbers only in registers. Tensor cores compute y^T = w^T x^T: there the tokens are the side
 // of mma that is eight wide, not the one of sixteen, so that few tokens waste less.
@@ -32,7 +32,7 @@ struct SharedMemory {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
-           const uint4* __restrict__ words,  // (strips, tiles_k16, 32) codes as mma fragments
+           const uint4* __restrict__ words,  // (strips, tiles_k16, BITS / 4, 32) codes as mma fragments
            const half* __restrict__ scales,  // (G, strips, 8, 8)
            const u8* __restrict__ zeros,     // (G, strips, 8, 8)
            const int* __restrict__ g_idx,    // (16 * tiles_k16,), or null where SCALE_LOOKUP is 0

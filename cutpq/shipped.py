@@ -56,8 +56,9 @@ def _shipped_wires() -> list[tuple[str, Config]]:
 def shipped(arch: int) -> list[tuple[str, Config]]:
     """Every kernel with the configurations that the choices above make for a device: what tests compile.
 
-    Of gemm_w4a16 every shape of block for groups of 128, one shape for other groups. Group sizes and zero points that
-    other weights have are compiled when they are met.
+    Of gemm_w4a16 every shape of block for groups of 128, one shape for other groups; of 8-bit codes those that take
+    most registers and those of few tokens. Group sizes and zero points that other weights have are compiled when they
+    are met.
     """
     dtypes = (FLOAT16, BFLOAT16)
     groups = [("uniform", size) for size in (0, 32, 128)] + [("ascending", 0), ("scattered", 0)]
@@ -73,12 +74,20 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
         for M in (8, 16, 32, 64)
         for activation, gated in (("silu", True), ("gelu_tanh", False))
     ]
+    octets = [
+        GemmProblem(M, 4096, 4096, dtype, scale_lookup, size, zero, bits=8)
+        for M in (16, 64)
+        for dtype in dtypes
+        for scale_lookup, size, zero in (("uniform", 128, 128), ("uniform", 128, None), ("scattered", 0, None))
+    ]
+    few = GemmProblem(8, 4096, 4096, FLOAT16, "uniform", 128, 128, bits=8)
     device = Device(arch, 108)
-    chosen = [select_gemm(problem, device)[0] for problem in problems + activated]
-    shapes = [with_stages(c, device) for p in problems if p.group_size == 128 for tier in candidates(p) for c in tier]
+    chosen = [select_gemm(problem, device)[0] for problem in (*problems, *activated, *octets)]
+    of_all = [few, *(p for p in problems if p.group_size == 128)]
+    shapes = [with_stages(c, device) for p in of_all for tier in candidates(p) for c in tier]
     gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
     dequant = [
-        ("dequant", DequantConfig(bits, bits == 4, dtype, lookup))
+        ("dequant", DequantConfig(bits, dtype, lookup))
         for bits in (4, 8)
         for dtype in dtypes
         for lookup in (False, True)

@@ -12,7 +12,6 @@ from models.shapes import MODELS, random_order
 
 SCHEMES = ("plain", "tp-aware", "local", "unordered")
 GROUP_SIZE = 128
-ZERO = 8
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class Layer:
     """One product: (M, K) @ (K, N) on rank 0 of `tp`, which never has less than another rank.
 
     total_K  rows of the whole weight: K of a column-parallel layer, K times tp or so of a row-parallel one
+    bits     of a code in kernel order: 4 or 8
     """
 
     model: str
@@ -28,6 +28,12 @@ class Layer:
     K: int
     N: int
     total_K: int
+    bits: int = 4
+
+    @property
+    def zero(self) -> int:
+        """The zero point of all groups: the weight is symmetric."""
+        return 1 << (self.bits - 1)
 
     @property
     def shares_rows(self) -> bool:
@@ -57,13 +63,13 @@ class Layer:
         return slice(0, int(bounds[1]))
 
 
-def layers(models: tuple[str, ...], tps: tuple[int, ...]) -> list[Layer]:
+def layers(models: tuple[str, ...], tps: tuple[int, ...], bits: int = 4) -> list[Layer]:
     """gate and up side by side (up alone where there is no gate), and down, of every model at every tp."""
     found = []
     for name in models:
         mlp = MODELS[name]
         for tp in tps:
             width = int(group_bounds(np.arange(mlp.H) // GROUP_SIZE, tp)[1])
-            found.append(Layer(name, "gate_up", tp, mlp.K, (2 if mlp.gated else 1) * width, mlp.K))
-            found.append(Layer(name, "down", tp, width, mlp.N, mlp.H))
+            found.append(Layer(name, "gate_up", tp, mlp.K, (2 if mlp.gated else 1) * width, mlp.K, bits))
+            found.append(Layer(name, "down", tp, width, mlp.N, mlp.H, bits))
     return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from models.gemm_layers import GROUP_SIZE, ZERO, Layer
+from models.gemm_layers import GROUP_SIZE, Layer
 
 from cutpq.array import ceil_div
 from cutpq.cost.gpus import GPUS
@@ -131,7 +131,7 @@ def _by_kernel(
     per_block = {
         "issue slots": units * warps * instructions / (4 * slots),
         "integer": units * warps * integer / (2 * slots),
-        "L2": units * config.block_k * (config.block_n / 2 + 2 * min(problem.M, config.BLOCK_M)) / rate,
+        "L2": units * config.block_k * (config.block_n * config.BITS / 8 + 2 * min(problem.M, config.BLOCK_M)) / rate,
         "tensor": _tensor_us(config, units, machine),
     }
     computed = {what: mean * us for what, us in per_block.items() if what != "L2"}
@@ -176,7 +176,8 @@ def problem_of(layer: Layer, M: int, scheme: str) -> GemmProblem:
         FLOAT16,
         scale_lookup,
         GROUP_SIZE if scale_lookup == "uniform" else 0,
-        ZERO,
+        layer.zero,
+        bits=layer.bits,
     )
 
 
@@ -204,7 +205,7 @@ class Bytes:
 def memory_bytes(layer: Layer, problem: GemmProblem, groups: int) -> Bytes:
     """From the packed layout (cutpq/weights/pack.py); a symmetric weight has no zeros to read."""
     g_idx = 0 if problem.scale_lookup == "uniform" else 4 * problem.K
-    codes = problem.N * problem.K // 2
+    codes = problem.N * problem.K * problem.bits // 8
     return Bytes(codes, 2 * groups * problem.N, g_idx, 2 * problem.M * layer.K, 2 * problem.M * layer.N)
 
 

@@ -79,7 +79,7 @@ def disassembler() -> str:
 def unit_code(config: GemmConfig, arch: str) -> UnitCode:
     """The counts for a configuration whose rows take one way: uniform or scattered groups."""
     path = compile_kernel("gemm_w4a16", config, arch).path
-    return count(_disassemble(path), loads=config.SLAB // 16)
+    return count(_disassemble(path), loads=config.lane_codes)
 
 
 @cache

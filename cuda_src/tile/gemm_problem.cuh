@@ -10,6 +10,7 @@
 
 constexpr int STRIP = 64;         // columns of a warp; SLAB is the rows of a warp in a unit
 constexpr int STEPS = SLAB / 16;  // mma steps along k in a slab
+constexpr int CODE_WORDS = BITS / 4;  // 16-byte words of a lane's codes in a step; u32 words of them in 16 columns
 constexpr int WARPS = WARPS_N * WARPS_K;
 constexpr int BLOCK_N = WARPS_N * STRIP;
 constexpr int BLOCK_K = WARPS_K * SLAB;

@@ -6,14 +6,13 @@
 #include "w_stage.cuh"
 #include "x_stage.cuh"
 
-// One mma step of 16 rows: sums += weight^T @ x^T; `scales` dequantizes words into operands.
+// One mma step of 16 rows: sums += weight^T @ x^T; `scales` dequantizes codes into operands.
 template <class Scales>
-DEVICE void mma_step(Sums& sums, uint4 w, const u32 (&frag_x)[TOKEN_TILES][2], const Scales& scales) {
-  const u32 words[4] = {w.x, w.y, w.z, w.w};
+DEVICE void mma_step(Sums& sums, const LaneCodes& codes, const u32 (&frag_x)[TOKEN_TILES][2], const Scales& scales) {
 #pragma unroll
   for (int t = 0; t < 4; t++) {
     u32 frag_w[4];
-    scales.dequantize(frag_w, words[t], t);
+    scales.dequantize(frag_w, codes.word + t * CODE_WORDS, t);
 #pragma unroll
     for (int j = 0; j < TOKEN_TILES; j++) mma_m16n8k16(sums[t][j], frag_w, frag_x[j], act_t());
   }
@@ -27,7 +26,7 @@ DEVICE void mma_steps(Sums& sums, const XRing& x, const WRing& w, int stage, con
     u32 frag_x[2][TOKEN_TILES][2];
     x.fragments(frag_x, stage, step);
 #pragma unroll
-    for (int i = 0; i < 2; i++) mma_step(sums, w.word(stage, step + i), frag_x[i], scales_of(step + i));
+    for (int i = 0; i < 2; i++) mma_step(sums, w.codes(stage, step + i), frag_x[i], scales_of(step + i));
   }
 }
 

@@ -30,8 +30,9 @@ struct RowScales {
     return t == 0 ? v.x : t == 1 ? v.y : t == 2 ? v.z : v.w;
   }
 
-  // a = operand A for the 16 columns of word t. Pair i has rows i / 2 * 2 and the next one, both of one column.
-  __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
+  // a = operand A for the t-th 16 columns, of their codes. Pair i has rows i / 2 * 2 and the next one, both of one
+  // column.
+  __device__ __forceinline__ void dequantize(u32 (&a)[4], const u32* codes, int t) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int r = i / 2 * 2;
@@ -42,8 +43,7 @@ struct RowScales {
         const u32 first = t < 2 ? zero[r].x : zero[r].y, second = t < 2 ? zero[r + 1].x : zero[r + 1].y;
         zeros = prmt(first, second, byte | (4 + byte) << 8) & 0x00ff00ff;
       }
-      a[i] = Dequantizer<DTYPE>::weight(i, word, Dequantizer<DTYPE>::offset(i, zeros),
-                                        Dequantizer<DTYPE>::scale(pair));
+      a[i] = Dequant::weight(i, codes, Dequant::offset(i, zeros), Dequant::scale(pair));
     }
   }
 };

@@ -6,8 +6,8 @@
 
 // Scales and zero points of a lane's eight columns, g, g + 8, ... g + 56 of the warp's strip.
 struct ColumnScales {
-  Dequantizer<DTYPE>::Scale scale[8];
-  u32 offset_[8];
+  Dequant::Scale scale[8];
+  Dequant::Offset offset_[8];
 
   // Converts eight float16 scales and eight zero points of a byte, both in the order of the columns.
   __device__ __forceinline__ void set(uint4 scales, uint2 zeros) {
@@ -15,21 +15,21 @@ struct ColumnScales {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const half2 two = as_pair<half2>(pairs[i / 2]);
-      scale[i] = Dequantizer<DTYPE>::scale(i % 2 ? two.y : two.x);
+      scale[i] = Dequant::scale(i % 2 ? two.y : two.x);
     }
     if constexpr (ZERO < 0) {
 #pragma unroll
       for (int i = 0; i < 8; i++)  // prmt puts zero point i into both halves
-        offset_[i] = Dequantizer<DTYPE>::offset(i, prmt(i < 4 ? zeros.x : zeros.y, 0, 0x4040 + i % 4 * 0x0101));
+        offset_[i] = Dequant::offset(i, prmt(i < 4 ? zeros.x : zeros.y, 0, 0x4040 + i % 4 * 0x0101));
     }
   }
 
-  // a = operand A for the 16 columns of word t.
-  __device__ __forceinline__ void dequantize(u32 (&a)[4], u32 word, int t) const {
+  // a = operand A for the t-th 16 columns, of their codes.
+  __device__ __forceinline__ void dequantize(u32 (&a)[4], const u32* codes, int t) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const u32 offset = ZERO < 0 ? offset_[2 * t + i % 2] : Dequantizer<DTYPE>::offset(i, ZERO * 0x10001);
-      a[i] = Dequantizer<DTYPE>::weight(i, word, offset, scale[2 * t + i % 2]);
+      const auto offset = ZERO < 0 ? offset_[2 * t + i % 2] : Dequant::offset(i, ZERO * 0x10001);
+      a[i] = Dequant::weight(i, codes, offset, scale[2 * t + i % 2]);
     }
   }
 };
@@ -49,8 +49,8 @@ struct ScaleLoader {
 
   // Starts copying the scales of the next unit; zeros where that unit lacks this warp's slab.
   __device__ __forceinline__ void load(const WRing& w, int stage, int unit) const {
-    cp_async_16(w.target_of(stage, STEPS), scales, unit < w.units);
-    if constexpr (ZERO < 0) cp_async_16(w.target_of(stage, STEPS + 1), zeros, unit < w.units);
+    cp_async_16(w.target_of(stage, LANE_CODES), scales, unit < w.units);
+    if constexpr (ZERO < 0) cp_async_16(w.target_of(stage, LANE_CODES + 1), zeros, unit < w.units);
   }
   __device__ __forceinline__ void go_down() {
     const bool whole_groups = GROUP_SIZE && BLOCK_K % max(GROUP_SIZE, 1) == 0;
@@ -65,7 +65,7 @@ struct ScaleLoader {
 DEVICE ColumnScales column_scales(const WRing& w, int stage, const Place& at) {
   ColumnScales columns;
   uint4 zeros = {0, 0, 0, 0};
-  if constexpr (ZERO < 0) zeros = w.word(stage, STEPS + 1);
-  columns.set(w.word(stage, STEPS), at.g % 2 ? uint2{zeros.z, zeros.w} : uint2{zeros.x, zeros.y});
+  if constexpr (ZERO < 0) zeros = w.word(stage, LANE_CODES + 1);
+  columns.set(w.word(stage, LANE_CODES), at.g % 2 ? uint2{zeros.z, zeros.w} : uint2{zeros.x, zeros.y});
   return columns;
 }

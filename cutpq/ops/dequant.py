@@ -19,10 +19,9 @@ from .engine.choice import uses_engine
 
 @dataclass(frozen=True)
 class DequantConfig(Config):
-    """dequant: codes of BITS, in the order of fragments or as a stream; LOOKUP finds the group of a row in g_idx."""
+    """dequant: codes of BITS, 4 or 8; LOOKUP finds the group of a row in g_idx."""
 
     BITS: int
-    FRAGMENTS: bool
     DTYPE: int
     LOOKUP: bool
     THREADS: int = 128
@@ -71,7 +70,6 @@ def dequantize_columns(
     weight = xp.empty(shape, dtype) if out is None else check_array("out", out, shape, dtype)
     config = DequantConfig(
         BITS=p.bits,
-        FRAGMENTS=p.is_fragments,
         DTYPE=dtype_code(dtype),
         LOOKUP=p.g_idx is not None,
     )

@@ -216,11 +216,14 @@ def _by_kernel(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: 
 
 
 def is_one_kernel(w: Prepared, M: int, dtype: np.dtype) -> TypeGuard[PackedWeight]:
-    """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; otherwise cuBLAS does."""
+    """Whether gemm_w4a16 multiplies M tokens of `dtype` by a prepared weight; otherwise cuBLAS does.
+
+    The kernel copies 16 bytes of x and stores 16 bytes of y at a time: K and N must be multiples of 8.
+    """
     if not isinstance(w, PackedWeight) or dtype == np.float32:
         return False
     xp = array_module(w.words)
-    if not (w.is_fragments and w.N % 8 == 0 and w.K % 8 == 0 and kernels.usable(xp)):
+    if not (w.N % 8 == 0 and w.K % 8 == 0 and kernels.usable(xp)):
         return False
     return gemm_config.dequant_from(kernels.device(xp)) > M
 
@@ -285,7 +288,7 @@ def _make_plan(
     M: int, dtype: int, p: PackedWeight, xp: ModuleType, activation: str | None, gated: bool, device: Device
 ) -> _Plan:
     problem = gemm_config.GemmProblem(
-        M, p.padded_N, p.padded_K, dtype, p.scale_lookup, p.group_size, p.zero, activation, gated
+        M, p.padded_N, p.padded_K, dtype, p.scale_lookup, p.group_size, p.zero, activation, gated, p.bits
     )
     config, cuts = gemm_config.select_gemm(problem, device)
     kernel = kernels.load("gemm_w4a16", config, xp)

@@ -17,6 +17,7 @@ from .activation import activation_code
 class GemmConfig(Config):
     """gemm_w4a16: BLOCK_M tokens, WARPS_N strips of 64 columns by WARPS_K slabs of SLAB rows, a ring of STAGES.
 
+    BITS          of a code: 4 or 8
     GROUP_SIZE    rows of a group, a multiple of SLAB; 0 for one group, and where SCALE_LOOKUP is not uniform
     SCALE_LOOKUP  place in pack.SCALE_LOOKUPS: 0 uniform, 1 ascending, 2 scattered
     ZERO          the zero point of all groups, or -1 to read each group's
@@ -25,6 +26,7 @@ class GemmConfig(Config):
     BLOCKS_PER_SM limits registers, so that this many blocks fit a multiprocessor
     """
 
+    BITS: int
     BLOCK_M: int
     WARPS_N: int
     WARPS_K: int
@@ -64,9 +66,14 @@ class GemmConfig(Config):
         return self.BLOCK_M * self.block_n // 4
 
     @property
+    def lane_codes(self) -> int:
+        """16-byte words of codes that a lane has in a stage."""
+        return self.SLAB // 16 * self.BITS // 4
+
+    @property
     def lane_words(self) -> int:
         """16-byte words that a lane has in a stage: codes, and where groups have one size, scales and zero points."""
-        return self.SLAB // 16 + (0 if self.SCALE_LOOKUP != 0 else 2 if self.ZERO < 0 else 1)
+        return self.lane_codes + (0 if self.SCALE_LOOKUP != 0 else 2 if self.ZERO < 0 else 1)
 
     @cached_property
     def smem_bytes(self) -> int:
@@ -86,7 +93,7 @@ class GemmConfig(Config):
 
 
 class GemmProblem(NamedTuple):
-    """What the choice of a GemmConfig depends on; group_size 0 for one group, scale_lookup as in pack.py.
+    """What the choice of a GemmConfig depends on; group_size 0 for one group, scale_lookup and bits as in pack.py.
 
     A tuple, since every product looks its own up.
     """
@@ -100,13 +107,15 @@ class GemmProblem(NamedTuple):
     zero: int | None
     activation: str | None = None
     gated: bool = False
+    bits: int = 4
 
 
 # Tokens from which dequantizing first and multiplying by cuBLAS is faster, whatever K and N, by compute capability.
 # Dequantizing costs 2.5 bytes of memory a weight, once; cuBLAS then needs less time for every token: it reaches 0.82 of
 # an A100's tensor peak and 0.70 of a Hopper's, mma.sync 0.71 and 0.42 to 0.45 (refit to published measurements of A800,
 # H100 and H200: bench/predict/gemm.py). The two are even at about 1,130 tokens on A100, 520 on H100 and 360 on H200.
-# Those without published measurements take the nearest relative. Projected: `bench/gemm.py --sweep` measures it.
+# Those without published measurements take the nearest relative. Weights of 8 bits cost 3 bytes, and are even at a
+# fifth more tokens; they take the same numbers. Projected: `bench/gemm.py --sweep` measures it.
 _DEQUANT_FROM = {80: 1152, 86: 1152, 87: 1152, 89: 1152}
 _DEQUANT_FROM_SINCE_HOPPER = 448
 
@@ -140,9 +149,9 @@ def dequant_columns(K: int) -> int:
 _WIDE, _SMALL, _SMALLER = (4, 2, 1), (2, 2, 1), (2, 2, 2)
 _MEDIUM, _NARROW, _LONG, _LONG_NARROW = (2, 4, 2), (1, 8, 2), (2, 8, 1), (1, 16, 1)
 
-# Fixed costs, in weights that one multiprocessor reads meanwhile: starting a block (half a microsecond of an H200),
-# a reduction over the blocks of split-K (two microseconds), and each partial sum that passes through L2 for it, which
-# other blocks' work mostly hides.
+# Fixed costs, in half bytes of codes that one multiprocessor reads meanwhile: starting a block (half a microsecond of
+# an H200), a reduction over the blocks of split-K (two microseconds), and each partial sum that passes through L2 for
+# it, which other blocks' work mostly hides.
 _START, _ADD_UP, _SUM = 32_000, 128_000, 1
 
 
@@ -168,12 +177,13 @@ def candidates(problem: GemmProblem) -> list[list[GemmConfig]]:
 
     Up to 16 tokens the time is that of reading the weight: many bytes must be in flight, and narrow blocks leave few
     partial sums to add up. From 32 tokens on wide blocks pay, which read x less often; their sums fill the registers.
-    Slabs of 64 rows, where groups allow them, halve the instructions that do not multiply.
+    Slabs of 64 rows, where groups allow them, halve the instructions that do not multiply. Of 8 bits 32 rows are as
+    many bytes.
     """
     tokens = next(tile for tile in (8, 16, 32, 64) if tile >= min(problem.M, 64))
     shapes, small = ([_MEDIUM, _NARROW, _LONG, _LONG_NARROW], _SMALLER) if tokens <= 16 else ([_WIDE], _SMALL)
     tiers = [(32, shapes), (32, [small])]
-    if problem.scale_lookup == UNIFORM and problem.group_size % 64 == 0:
+    if problem.bits == 4 and problem.scale_lookup == UNIFORM and problem.group_size % 64 == 0:
         tiers.insert(0, (64, shapes))
     return [[_gemm_config(problem, tokens, shape, slab) for shape in shapes] for slab, shapes in tiers]
 
@@ -186,6 +196,7 @@ def with_stages(config: GemmConfig, device: Device) -> GemmConfig:
 
 def _gemm_config(problem: GemmProblem, block_m: int, shape: tuple[int, int, int], slab: int) -> GemmConfig:
     return GemmConfig(
+        BITS=problem.bits,
         BLOCK_M=block_m,
         WARPS_N=shape[0],
         WARPS_K=shape[1],
@@ -218,11 +229,11 @@ def _most_blocks(config: GemmConfig, cuts: int, problem: GemmProblem, device: De
 
 
 def _cost(config: GemmConfig, cuts: int, problem: GemmProblem, device: Device) -> int:
-    """Time of the busiest multiprocessor, in weights read. Fewer than 16 warps do not hide latency: an eighth more."""
+    """Time of the busiest multiprocessor, in half bytes of codes. Fewer than 16 warps do not hide latency: + 1/8."""
     most = _most_blocks(config, cuts, problem, device)
     rows = ceil_div(ceil_div(problem.K, config.block_k), cuts) * config.block_k
-    weights = most * (rows * config.block_n + _START)
+    nibbles = most * (rows * config.block_n * config.BITS // 4 + _START)
     if config.threads * min(config.BLOCKS_PER_SM, most) < 512:
-        weights += weights // 8
+        nibbles += nibbles // 8
     adding = _ADD_UP + most * _SUM * config.BLOCK_M * config.block_n
-    return weights + (adding if cuts > 1 else 0)
+    return nibbles + (adding if cuts > 1 else 0)

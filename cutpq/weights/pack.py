@@ -25,10 +25,9 @@ SCALE_LOOKUPS = (UNIFORM, ASCENDING, SCATTERED)  # numbered so in tile/gemm_prob
 class PackedWeight:
     """A QuantWeight in kernel order.
 
-    words         uint32. 4 bits: (N/64, K/16, 32, 4) fragments of mma.m16n8k16, N and K padded to multiples of 64;
-                  8 bits: (K/4, N), four rows of a column in a word, K padded to a multiple of 32
-    bits          of a code in words, see packed_bits
-    scales        float16 (G, N/64, 8, 8) or (G, N)
+    words         uint32 (N/64, K/16, bits/4, 32, 4), fragments of mma.m16n8k16; N and K padded to multiples of 64
+    bits          of a code in words, 4 or 8: see packed_bits
+    scales        float16 (G, N/64, 8, 8)
     zeros         uint8, as scales
     g_idx         int32 (K,) with K padded: the group of each row; None where scale_lookup is "uniform"
     scale_lookup  one of SCALE_LOOKUPS
@@ -54,11 +53,6 @@ class PackedWeight:
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
-    def is_fragments(self) -> bool:
-        """Whether the codes are in the order of tensor core fragments."""
-        return self.bits == 4
-
-    @property
     def is_ordered(self) -> bool:
         """Whether the rows of every group are contiguous."""
         return self.scale_lookup != SCATTERED
@@ -66,12 +60,12 @@ class PackedWeight:
     @property
     def padded_K(self) -> int:
         """Rows that `words` holds."""
-        return int(self.words.shape[1]) * 16 if self.is_fragments else int(self.words.shape[0]) * 4
+        return int(self.words.shape[1]) * 16
 
     @property
     def padded_N(self) -> int:
         """Columns that `words` holds."""
-        return int(self.words.shape[0]) * TILE if self.is_fragments else int(self.words.shape[1])
+        return int(self.words.shape[0]) * TILE
 
     @property
     def nbytes(self) -> int:
@@ -109,18 +103,16 @@ def pack(w: QuantWeight) -> PackedWeight:
     scale_lookup, group_size = _scale_lookup(w, g_idx)
     common = int(zeros[0, 0]) if zeros.size and bool((zeros == zeros[0, 0]).all()) else None
     bits = packed_bits(w.bits)
-    fragments = bits == 4
-    multiple = TILE if fragments else 32
-    codes = _pad(w.codes, multiple, TILE if fragments else 1)
+    codes = _pad(w.codes, TILE, TILE)
     if scale_lookup != UNIFORM:
         tail = xp.full(
             codes.shape[0] - w.K, g_idx[-1], xp.int32
         )  # the group of padding rows: any in range, x is zero there
         g_idx = xp.concatenate([g_idx, tail])
     return PackedWeight(
-        words=_to_fragments(codes) if fragments else _to_words(codes),
-        scales=_to_lanes(scales) if fragments else scales,
-        zeros=_to_lanes(zeros) if fragments else zeros,
+        words=_to_nibbles(codes) if bits == 4 else _to_bytes(codes),
+        scales=_to_lanes(scales),
+        zeros=_to_lanes(zeros),
         g_idx=None if scale_lookup == UNIFORM else g_idx,
         scale_lookup=scale_lookup,
         group_size=group_size,
@@ -147,11 +139,11 @@ def unpack(p: PackedWeight) -> QuantWeight:
     xp = array_module(p.words)
     rows = xp.arange(p.K, dtype=xp.int32)
     contiguous = rows // (p.group_size or p.K)
-    codes = _from_fragments(p.words) if p.is_fragments else _from_words(p.words)
+    codes = _from_nibbles(p.words) if p.bits == 4 else _from_bytes(p.words)
     return QuantWeight(
         codes=xp.ascontiguousarray(codes[: p.K, : p.N]),
-        scales=(_from_lanes(p.scales) if p.is_fragments else p.scales)[:, : p.N],
-        zeros=(_from_lanes(p.zeros) if p.is_fragments else p.zeros)[:, : p.N],
+        scales=_from_lanes(p.scales)[:, : p.N],
+        zeros=_from_lanes(p.zeros)[:, : p.N],
         g_idx=contiguous if p.g_idx is None else p.g_idx[: p.K],
         bits=p.bits,
         group_size=p.group_size or p.K,
@@ -218,24 +210,40 @@ def _pad(a: Array, rows: int, columns: int) -> Array:
 
 
 # ---- fragments: of a 16 x 16 tile, lane 4 g + c/2 holds rows c, c + 1, c + 8, c + 9 of columns g and g + 8.
-# In the shapes below: k16, kh (+8), c2 = c / 2, kl (+1) along K;  n64, t, h (+8), g along N.
+# In the shapes below: k16, kh (+8), c2 = c / 2, kl (+1) along K;  n64, t, h (+8), g along N. A lane's words of 4-bit
+# codes have a t each, those of 8-bit codes a t and an h; four words of all lanes are neighbours.
 
 
-def _to_fragments(codes: Array) -> Array:
+def _to_nibbles(codes: Array) -> Array:
     xp = array_module(codes)
     K, N = codes.shape
     nibbles = codes.reshape(K // 16, 2, 4, 2, N // 64, 4, 2, 8)  # k16, kh, c2, kl, n64, t, h, g
     ordered = nibbles.transpose(4, 0, 7, 2, 5, 3, 1, 6)  # n64, k16, g, c2, t, kl, kh, h: nibble 4 kl + 2 kh + h
     packed = ordered[..., 0] | ordered[..., 1] << 4  # a byte: h 0 low, h 1 high
-    return xp.ascontiguousarray(packed.reshape(N // 64, K // 16, 32, 4, 4)).view(xp.uint32)[..., 0]
+    return xp.ascontiguousarray(packed.reshape(N // 64, K // 16, 1, 32, 4, 4)).view(xp.uint32)[..., 0]
 
 
-def _from_fragments(words: Array) -> Array:
+def _from_nibbles(words: Array) -> Array:
     xp = array_module(words)
     n64, k16 = words.shape[:2]
     packed = xp.ascontiguousarray(words)[..., None].view(xp.uint8).reshape(n64, k16, 8, 4, 4, 2, 2)
     nibbles = xp.stack([packed & 15, packed >> 4], axis=-1)  # n64, k16, g, c2, t, kl, kh, h
     return nibbles.transpose(1, 6, 3, 5, 0, 4, 7, 2).reshape(k16 * 16, n64 * 64)
+
+
+def _to_bytes(codes: Array) -> Array:
+    xp = array_module(codes)
+    K, N = codes.shape
+    octets = codes.reshape(K // 16, 2, 4, 2, N // 64, 2, 2, 2, 8)  # k16, kh, c2, kl, n64, t / 2, t % 2, h, g
+    ordered = octets.transpose(4, 0, 5, 8, 2, 6, 7, 1, 3)  # n64, k16, t / 2, g, c2, t % 2, h, kh, kl
+    return xp.ascontiguousarray(ordered).reshape(N // 64, K // 16, 2, 32, 4, 4).view(xp.uint32)[..., 0]
+
+
+def _from_bytes(words: Array) -> Array:
+    xp = array_module(words)
+    n64, k16 = words.shape[:2]
+    octets = xp.ascontiguousarray(words)[..., None].view(xp.uint8).reshape(n64, k16, 2, 8, 4, 2, 2, 2, 2)
+    return octets.transpose(1, 7, 4, 8, 0, 2, 5, 6, 3).reshape(k16 * 16, n64 * 64)
 
 
 def _to_lanes(a: Array) -> Array:
@@ -247,18 +255,3 @@ def _to_lanes(a: Array) -> Array:
 
 def _from_lanes(a: Array) -> Array:
     return a.transpose(0, 1, 3, 2).reshape(len(a), -1)
-
-
-# ---- words: byte b of word (i, n) is the code of row 4 i + b of column n
-
-
-def _to_words(codes: Array) -> Array:
-    xp = array_module(codes)
-    K, N = codes.shape
-    return xp.ascontiguousarray(codes.reshape(K // 4, 4, N).swapaxes(1, 2)).view(xp.uint32)[..., 0]
-
-
-def _from_words(words: Array) -> Array:
-    xp = array_module(words)
-    octets = xp.ascontiguousarray(words)[..., None].view(xp.uint8)
-    return octets.swapaxes(1, 2).reshape(-1, words.shape[1])

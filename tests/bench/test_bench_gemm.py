@@ -202,12 +202,14 @@ def test_prediction_knows_what_bounds_it(counted) -> None:
     assert predict(shard, 1, "plain", H200).bound == "start and end"
 
 
-def test_predicted_bytes_are_those_of_the_packed_weight() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_predicted_bytes_are_those_of_the_packed_weight(bits) -> None:
     """Rows, scales of the groups that a rank's rows have, g_idx where it is read: as nbytes of what pack makes."""
+    layer = replace(gemm.TINY, bits=bits)
     for scheme in SCHEMES:
-        case = gemm.make_case(gemm.TINY, scheme, 1, np)
-        problem = problem_of(gemm.TINY, 3, scheme)
-        read = memory_bytes(gemm.TINY, problem, groups(gemm.TINY, scheme))
+        case = gemm.make_case(layer, scheme, 1, np)
+        problem = problem_of(layer, 3, scheme)
+        read = memory_bytes(layer, problem, groups(layer, scheme))
         assert problem.scale_lookup == case.packed.scale_lookup
         assert read.codes + read.scales + read.g_idx == case.packed.nbytes
 
@@ -272,8 +274,8 @@ def test_calibrate_prints_every_published_row(capsys) -> None:
 
 @needs_nvdisasm
 def test_classes_of_instructions_add_up_and_stand_beside_those_of_peers(monkeypatch, capsys) -> None:
-    one = gemm.shipped_gemms("sm_90a")[0]
-    monkeypatch.setattr(gemm, "shipped_gemms", lambda arch: [one])
+    one, of_bytes = (gemm.shipped_gemms("sm_90a", bits)[0] for bits in (4, 8))
+    monkeypatch.setattr(gemm, "shipped_gemms", lambda arch, bits: [one])
     assert gemm.main(["--static"]) == 0
     ours, *peers = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     assert ours[0] == "gemm_w4a16"
@@ -282,6 +284,7 @@ def test_classes_of_instructions_add_up_and_stand_beside_those_of_peers(monkeypa
     assert sum(row[name] for name in (*CLASSES, "address")) == pytest.approx(row["per_load"])
     assert row["half2"] == 32, "a load has 32 codes of each lane, two at a time, each subtracted and scaled"
     assert row["spill_bytes"] == 0
+    assert gemm.counted_row(of_bytes, "sm_90a")["half2"] == 16, "of 8 bits a load has half as many"
 
 
 @needs_compiler
@@ -294,6 +297,8 @@ def test_what_is_executed_agrees_with_the_machine_code(monkeypatch, tmp_path: Pa
     assert (one["ldsm"], many["ldsm"]) == (0.5, 4)
     assert one["ptx_per_load"] == pytest.approx(one["per_load"], rel=0.15)
     assert 1 < one["read_bytes"] < many["read_bytes"] < 3
+    assert gemm.main(["--counted", "--bits", "8", "--m", "1", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["mma"] == 2, "a load has half as many codes"
     monkeypatch.setitem(executed.PTX, "mma", "ldmatrix")
     assert gemm.main(["--counted", "--m", "1"]) == 1
     assert "FAIL" in capsys.readouterr().out

@@ -132,20 +132,20 @@ def disassembler():
 
 @needs_nvrtc
 @pytest.mark.skipif(not disassembler(), reason="nvdisasm is not here: pip install nvidia-cuda-nvdisasm")
-@pytest.mark.parametrize("M", [1, 16, 64])
+@pytest.mark.parametrize(("bits", "M"), [(4, 1), (4, 16), (4, 64), (8, 16), (8, 64)])
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16])
-def test_machine_code_of_gemm(M, dtype):
-    """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per word of codes no more than the formula."""
-    problem = gemm_config.GemmProblem(M, 4096, 4096, dtype, "uniform", 128, 8)
+def test_machine_code_of_gemm(M, dtype, bits):
+    """16-byte copies that leave L2 first, 16-byte loads, tensor cores; per tile of codes no more than the formula."""
+    problem = gemm_config.GemmProblem(M, 4096, 4096, dtype, "uniform", 128, 1 << (bits - 1), bits=bits)
     config, _ = gemm_config.select_gemm(problem, Device(90, 132))
     path = compile_kernel("gemm_w4a16", config, "sm_90a").path
     code = subprocess.run([disassembler(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
-    words, steps = 4 * config.SLAB // 16, config.SLAB // 16
-    assert code.count("HMMA.16816.F32") == words * config.BLOCK_M // 8
+    tiles, steps = 4 * config.SLAB // 16, config.SLAB // 16
+    assert code.count("HMMA.16816.F32") == tiles * config.BLOCK_M // 8
     assert code.count("LDSM.16.M88.4") == steps * config.BLOCK_M // 16
-    assert len(re.findall(r"LDS\.128", code)) >= steps
-    assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * steps
-    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= words * (8 if dtype == FLOAT16 else 12) + 16
+    assert len(re.findall(r"LDS\.128", code)) >= config.lane_codes
+    assert len(re.findall(r"LDGSTS\.E\.BYPASS\.128", code)) >= 2 * config.lane_codes
+    assert len(re.findall(r"HMUL2|HADD2|HFMA2", code)) <= tiles * (8 if dtype == FLOAT16 else 12) + 16
     assert not re.search(r"\b(LDL|STL)\b", code)
 
 

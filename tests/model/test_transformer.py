@@ -69,7 +69,7 @@ def test_through_the_kernels(xp, codec, tmp_path, monkeypatch) -> None:
     assert ("decode_sum_rmsnorm" in loaded) == (codec is not None)
 
 
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("bits", [2, 3, 8])
 def test_decode_of_every_width_is_by_the_kernel(xp, bits, tmp_path, monkeypatch) -> None:
     """Of a loaded model: no weight is dequantized first, for a prompt or for one more token."""
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")

@@ -66,7 +66,8 @@ def no_barrier(name: str, file: str, after: str) -> Mutant:
 
 GEMM, PROBLEM, SPLIT = "gemm_w4a16.cu", "tile/gemm_problem.cuh", "tile/split_k.cuh"
 X, W, Y = "tile/x_stage.cuh", "tile/w_stage.cuh", "tile/store_y.cuh"
-FRAGMENT, GROUPED = "tile/dequant_fragment.cuh", "tile/scales_grouped.cuh"
+NIBBLES, BYTES = "tile/dequant_nibbles.cuh", "tile/dequant_bytes.cuh"
+GROUPED, CODES = "tile/scales_grouped.cuh", "tile/codes_fragments.cuh"
 ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
@@ -197,16 +198,23 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("first column ignored", "dequant.cu", "n = first_column + j;", "n = j;"),
             Mutant("scatter ignored", "dequant.cu", "rows ? rows[k] : k", "k"),
-            Mutant("row of the next byte", "tile/codes_words.cuh", "row % 4 * 8", "(row + 1) % 4 * 8"),
-            Mutant("mask one bit short", "tile/codes_words.cuh", "& 255", "& 127"),
+            Mutant("mask one bit short", CODES, "(1u << BITS) - 1", "(1u << (BITS - 1)) - 1"),
             Mutant(
                 "nibbles of k + 8 and k + 1 swapped",
-                "tile/codes_fragments.cuh",
-                "row % 2 * 4 + row % 16 / 8 * 2",
-                "row % 2 * 2 + row % 16 / 8 * 4",
+                CODES,
+                "next * 16 + eight_below * 8",
+                "next * 8 + eight_below * 16",
             ),
-            Mutant("column half ignored", "tile/codes_fragments.cuh", "shift = n / 8 % 2 * 4;", "shift = 0;"),
-            Mutant("scales in plain order", "tile/codes_fragments.cuh", "n % 8 * 8 + n / 8 % 8", "n % 64"),
+            Mutant(
+                "bytes of k + 8 and k + 1 swapped",
+                CODES,
+                ": next * 8 + eight_below * 16",
+                ": next * 16 + eight_below * 8",
+            ),
+            Mutant("column half of nibbles ignored", CODES, "? half * 4 : 0;", "? 0 : 0;"),
+            Mutant("column half of bytes ignored", CODES, "2 * t + half;", "2 * t;"),
+            Mutant("second words of bytes as the first", CODES, "+ number / 4) * 32", ") * 32"),
+            Mutant("scales in plain order", CODES, "n % 8 * 8 + n / 8 % 8", "n % 64"),
         ],
     ),
     "rotate_qkv": (
@@ -550,7 +558,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("last unit left out", GEMM, "unit < p.units; unit++", "unit + 1 < p.units; unit++"),
             Mutant("loads a unit late", GEMM, "unit + STAGES - 1);", "unit + STAGES);"),
             no_barrier("sums over codes not yet read", GEMM, "reduce_over_warps"),
-            Mutant("w moved by half a unit", W, "source += BLOCK_K / 16 * 32", "source += BLOCK_K / 32 * 32"),
+            Mutant("w moved by half a unit", W, "source += BLOCK_K / 16 *", "source += BLOCK_K / 32 *"),
             Mutant("x not moved", X, "source += BLOCK_K;", ""),
             Mutant("stages of x overlap", X, "16 * stage * X_STAGE", "16 * stage * (X_STAGE - X_ROW)"),
             Mutant("stages of w overlap", W, "16 * (stage * W_STAGE", "16 * (stage * (W_STAGE - THREADS)"),
@@ -617,19 +625,19 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "gemm_w4a16: weights": (
         ["test_gemm_kernel.py", "-k", "bit_for_bit or (kind_of_groups and (groups_of or short))"],
         [
-            Mutant("pairs of other rows", FRAGMENT, "i < 2 ? word : word >> 8", "i < 2 ? word : word >> 4"),
-            Mutant("wrong nibble", FRAGMENT, "shifted, 0x00f000f0", "shifted, 0x0f000f00"),
-            Mutant("eighth instead of sixteenth", FRAGMENT, "0x2c002c00", "0x30003000"),
-            Mutant("zero of the high nibble", FRAGMENT, "zeros << 4", "zeros << 3"),
-            Mutant("zero of the low nibble", FRAGMENT, "zeros | 0x64006400", "zeros | 0x64016401"),
+            Mutant("pairs of other rows", NIBBLES, "i < 2 ? *codes : *codes >> 8", "i < 2 ? *codes : *codes >> 4"),
+            Mutant("wrong nibble", NIBBLES, "shifted, 0x00f000f0", "shifted, 0x0f000f00"),
+            Mutant("eighth instead of sixteenth", NIBBLES, "0x2c002c00", "0x30003000"),
+            Mutant("zero of the high nibble", NIBBLES, "zeros << 4", "zeros << 3"),
+            Mutant("zero of the low nibble", NIBBLES, "zeros | 0x64006400", "zeros | 0x64016401"),
             Mutant(
                 "float16 scale cut to bfloat16",
-                FRAGMENT,
+                NIBBLES,
                 "__hfma2(difference, as_pair<Pair>(scale.high), small)",
                 "__hmul2(difference, as_pair<Pair>(scale.high))",
             ),
-            Mutant("whole scale as its second part", FRAGMENT, "rest = value - to_float(high.x)", "rest = value"),
-            Mutant("zero of bfloat16", FRAGMENT, "zeros | 0x43004300", "zeros | 0x43014301"),
+            Mutant("whole scale as its second part", NIBBLES, "rest = value - to_float(high.x)", "rest = value"),
+            Mutant("zero of bfloat16", NIBBLES, "zeros | 0x43004300", "zeros | 0x43014301"),
             Mutant("scales of the first slab", GROUPED, "row(p.k + at.warp_k * SLAB)", "row(p.k)"),
             Mutant("scales not moved on", GROUPED, "scales += down * columns", "scales += 0"),
             Mutant("zeros not moved on", GROUPED, "zeros += down * columns", "zeros += 0"),
@@ -641,6 +649,29 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("zeros of the other g", GROUPED, "at.g % 2 ? uint2", "at.g % 2 == 0 ? uint2"),
             Mutant("zeros of another g", GROUPED, "first / 16 * 16", "first / 32 * 32"),
             Mutant("zero of one row", GROUPED, "i % 4 * 0x0101", "i % 4 * 0x0100"),
+        ],
+    ),
+    "gemm_w4a16: 8 bits": (
+        ["test_gemm_kernel.py", "-k", "(bit_for_bit and 8) or (eight_bits and (fast or 16-float16))"],
+        [
+            Mutant("rows c + 8 as rows c", BYTES, "i < 2 ? 0x4140 : 0x4342", "0x4140"),
+            Mutant("rows of a pair exchanged", BYTES, "0x4140 : 0x4342", "0x4041 : 0x4243"),
+            Mutant("columns g and g + 8 exchanged", BYTES, "prmt(codes[i % 2]", "prmt(codes[1 - i % 2]"),
+            Mutant("column g + 8 in float32 as g", BYTES, "word = codes[i % 2]", "word = codes[0]"),
+            Mutant("zero of float16", BYTES, "zeros | 0x64006400", "zeros | 0x64016401"),
+            Mutant("zero of a nibble", BYTES, "zeros & 0xffff | 0x4b000000", "zeros & 0xf | 0x4b000000"),
+            Mutant("zero of the first row for both", BYTES, "zeros >> 16 | 0x4b", "zeros & 0xffff | 0x4b"),
+            Mutant("added to 2^25", BYTES, "prmt(word, 0x4b000000", "prmt(word, 0x4c000000"),
+            Mutant("first rows for all", BYTES, "first_byte = i / 2 * 2", "first_byte = 0"),
+            Mutant("second row as the first", BYTES, "(word, first_byte + 1)", "(word, first_byte)"),
+            Mutant("scale of the first row for both", BYTES, "second * scale.second", "second * scale.first"),
+            Mutant("halves of a step exchanged", W, "step * CODE_WORDS + i)", "step * CODE_WORDS + (i ^ 1))"),
+            Mutant("first half of a step twice", W, "step * CODE_WORDS + i)", "step * CODE_WORDS)"),
+            Mutant("half a slab's codes", W, "LANE_CODES = STEPS * CODE_WORDS", "LANE_CODES = STEPS"),
+            Mutant("tiles of half the size", W, "tile * CODE_WORDS * 32", "tile * 32"),
+            Mutant("moved by half a unit", W, "/ 16 * CODE_WORDS * 32", "/ 16 * 32"),
+            Mutant("scales over codes", GROUPED, "w.target_of(stage, LANE_CODES)", "w.target_of(stage, STEPS)"),
+            Mutant("a word for two tiles", "tile/mma_slab.cuh", "codes.word + t * CODE_WORDS", "codes.word + t"),
         ],
     ),
     "gemm_w4a16: rows": (
