@@ -4,6 +4,9 @@ By threads in test_compressed_all_reduce.py, and there by mpirun:
 PYTHONPATH=bench mpirun -n 3 python tests/helpers/compressed_cases.py
 """
 
+import threading
+from functools import cache, wraps
+
 import numpy as np
 from assertions import assert_bounded, assert_exact, assert_same_on_ranks
 
@@ -34,6 +37,18 @@ def terms(size, shape, dtype=np.float16):
     return [term(rank, shape, dtype) for rank in range(size)]
 
 
+def once(make):
+    """Ranks that are threads expect the same: the first computes it for all of them."""
+    made, lock = cache(make), threading.Lock()
+
+    @wraps(make)
+    def get(*key):
+        with lock:
+            return made(*key)
+
+    return get
+
+
 def expected(xs, c, algo):
     """The result by its definition, in one process: float32 sums in rank order of what wires say."""
     size, (n, shape, dtype) = len(xs), (xs[0].size, xs[0].shape, xs[0].dtype)
@@ -48,6 +63,22 @@ def expected(xs, c, algo):
     return total[:n].reshape(shape).astype(dtype)
 
 
+@once
+def expected_of_terms(size, n, name, algo):
+    return expected(terms(size, n), codec(name), algo)
+
+
+@once
+def exact_and_limits(size, n, name, dtype):
+    """The terms' sum, and how far a result of each algo may be from it before its last rounding."""
+    c, xs = codec(name), terms(size, n, dtype)
+    exact = np.sum([x.astype(np.float64) for x in xs], axis=0)
+    bound = np.sum([c.bound(x) for x in xs], axis=0)
+    summing = size * 2.0**-24 * np.sum([np.abs(x.astype(np.float64)) for x in xs], axis=0) * 2
+    decoded = np.sum([c.decode(c.encode(x)) for x in xs], axis=0, dtype=np.float32)
+    return exact, {"oneshot": bound + summing, "twoshot": bound + summing + c.bound(decoded)}
+
+
 def agree(y, comm):
     assert_same_on_ranks(list(to_numpy(comm.all_gather(comm.xp.asarray(y))))) if comm.size > 1 else None
 
@@ -58,7 +89,7 @@ def every_size_is_right_and_equal_on_all_ranks(comm):
             for algo in ALGOS:
                 y = all_reduce(term(comm.rank, n), comm, name, algo)
                 agree(y, comm)
-                assert_exact(y + np.float16(0), expected(terms(comm.size, n), codec(name), algo) + np.float16(0))
+                assert_exact(y + np.float16(0), expected_of_terms(comm.size, n, name, algo) + np.float16(0))
 
 
 def every_dtype_and_shape(comm):
@@ -72,17 +103,11 @@ def every_dtype_and_shape(comm):
 
 def errors_are_within_the_stated_bound(comm):
     for name in CODECS:
-        c = codec(name)
         for dtype, roundoff in ROUNDOFF.items():
-            xs = terms(comm.size, 500, dtype)
-            exact = np.sum([x.astype(np.float64) for x in xs], axis=0)
-            bound = np.sum([c.bound(x) for x in xs], axis=0)
-            summing = comm.size * 2.0**-24 * np.sum([np.abs(x.astype(np.float64)) for x in xs], axis=0) * 2
-            decoded = np.sum([c.decode(c.encode(x)) for x in xs], axis=0, dtype=np.float32)
+            exact, limits = exact_and_limits(comm.size, 500, name, dtype)
             for algo in ALGOS:
-                limit = bound + summing + (c.bound(decoded) if algo == "twoshot" else 0)
-                y = all_reduce(xs[comm.rank], comm, c, algo)
-                assert_bounded(y.astype(np.float64), exact, limit + roundoff * (np.abs(exact) + limit))
+                y = all_reduce(term(comm.rank, 500, dtype), comm, name, algo)
+                assert_bounded(y.astype(np.float64), exact, limits[algo] + roundoff * (np.abs(exact) + limits[algo]))
 
 
 def sent_bytes_are_the_published_ones(comm):

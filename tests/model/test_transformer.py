@@ -302,7 +302,7 @@ def test_a_cache_longer_than_learned_positions_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llama", {"model_type": "mamba"}, "model_type: expected one of llama, mistral, qwen2, granite, gpt_bigcode"),
+        ("llama", {"model_type": "mamba"}, "model_type: expected one of llama, mistral, mixtral, qwen2, granite"),
         ("llama", {"hidden_size": None}, "hidden_size: expected a whole number from 1 to 16777216, found no such key"),
         ("llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps: expected a number, found '1e-5'"),
         ("llama", {"num_key_value_heads": 3}, "found 3"),
