@@ -99,6 +99,7 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint32),
         ("device", ctypes.c_int32),
         ("after", ctypes.c_int32),
+        ("early", ctypes.c_int32),
     ]
 
 
@@ -194,10 +195,13 @@ def _run_compiler(command: list[str]) -> None:
 
 
 class Kernel:
-    """A kernel that is ready to run, called as a cupy.RawKernel: kernel(grid, block, args, shared_mem=bytes)."""
+    """A kernel that is ready to run, called as a cupy.RawKernel: kernel(grid, block, args, shared_mem=bytes).
 
-    def __init__(self, name: str, ptx: bytes, mode: str):
-        self.name, self.mode, self.ptx = name, mode, ptx
+    early  launched by programmatic dependent launch: in a list of calls it may start before the call before it ends
+    """
+
+    def __init__(self, name: str, ptx: bytes, mode: str, early: bool = False):
+        self.name, self.mode, self.ptx, self.early = name, mode, ptx, early
         self._program = _program(ptx, name)
         sizes = (ctypes.c_uint32 * 64)()
         count = library().softgpu_parameters(self._program, sizes)
@@ -217,13 +221,13 @@ def _program(ptx: bytes, name: str) -> int:
     return int(program)
 
 
-def build(name: str, source: str, include: Path, mode: str | None = None) -> Kernel:
+def build(name: str, source: str, include: Path, mode: str | None = None, early: bool = False) -> Kernel:
     """The kernel `name` of `source`, whose #include lines are looked up in `include`.
 
     Raises nvrtc.CompileError, with the compiler's words.
     """
     mode = mode or default_mode
-    return Kernel(name, compile_ptx(name, source, include, settings.arch, mode), mode)
+    return Kernel(name, compile_ptx(name, source, include, settings.arch, mode), mode, early)
 
 
 def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> bytes:
@@ -262,7 +266,8 @@ _one_at_a_time = threading.Lock()
 def launch(devices: Sequence[Call | list[Call]]) -> None:
     """Run kernels side by side, as on several GPUs that see each other's memory.
 
-    Those of a list run one after the other, on one GPU.
+    Those of a list run one after the other, on one GPU. In check mode those that are `early` may rely, before their
+    griddepcontrol.wait, on nothing that the others of the list do.
     Arrays that are given twice are shared. A list of arrays becomes a device array of their addresses.
     ExecutorError if a kernel does what it may not.
     """
@@ -289,7 +294,7 @@ def _describe(call: Call, memory: _Memory, device: int, after: int) -> _Launch:
     pointers = (ctypes.c_void_p * len(values))(*[v.ctypes.data for v in values])
     memory.keep += [values, pointers]
     shape = [(ctypes.c_uint32 * 3)(*(*dims, 1, 1)[:3]) for dims in (grid, block)]
-    return _Launch(kernel._program, pointers, *shape, shared_bytes, device, after)
+    return _Launch(kernel._program, pointers, *shape, shared_bytes, device, after, kernel.early and after >= 0)
 
 
 def _value(kernel: Kernel, i: int, arg: Any, memory: _Memory) -> np.ndarray:

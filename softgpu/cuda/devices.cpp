@@ -46,9 +46,10 @@ cudaError_t result(int code) {
   if (code) last = cudaError_t(code);
   return cudaError_t(code);
 }
-cudaError_t on(void* stream, std::function<int()> work) {
+cudaError_t on(void* stream, std::function<int()> given) {
+  const auto work = [given = std::move(given)] { return end_chain(), given(); };
   if (captured(stream, work)) return cudaSuccess;
-  return result(submit(stream, std::move(work)));
+  return result(submit(stream, work));
 }
 }  // namespace softgpu
 

@@ -43,42 +43,71 @@ void write_line(const std::string& line) {
   std::ofstream(settings().count, std::ios::app) << line << std::endl;
 }
 
-int run_now(const Grid& grid) {
+// A launch, and those behind it of which each may start before the one before it ends: checked together. A stream is a
+// thread, so that each has its own.
+struct Chain {
+  std::vector<Grid> grids;
+  std::unique_ptr<Watcher> checker;
+};
+thread_local Chain chain;
+
+int run_now(Grid grid) {
+  if (!grid.early) chain = {};
+  grid.early = !chain.grids.empty();
+  grid.after = int(chain.grids.size()) - 1;
+  chain.grids.push_back(grid);
   try {
-    const std::vector<Grid> grids{grid};
     Options options;
     options.seed = settings().seed, options.arch = settings().arch;
-    std::unique_ptr<Watcher> watcher;
-    Counter* counter = nullptr;
-    if (settings().check_races) watcher = new_checker(grids);
-    else if (!settings().count.empty()) watcher.reset(counter = new Counter);
-    options.watcher = watcher.get();
-    launch(grids, options);
-    if (counter) write_line(counter->json(grid));
+    Counter counter;
+    if (settings().check_races && !chain.checker) chain.checker = new_checker(chain.grids, true);
+    options.watcher = chain.checker ? chain.checker.get() : settings().count.empty() ? nullptr : &counter;
+    launch(chain.grids, options, grid.after + 1);
+    if (options.watcher == &counter) write_line(counter.json(grid));
     return 0;
   } catch (const Fault& fault) {
+    chain = {};
     std::fprintf(stderr, "%s\n", fault.what());
     return fault.code;
   }
 }
 
-}  // namespace
-
-extern "C" {
-
-CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                        CUstream stream, void** arguments, void** extra) {
-  const Program& p = *reinterpret_cast<const Program*>(f);
-  Grid grid{&p, {gx, gy, gz}, {bx, by, bz}, shared, 0, {}, current_device(), -1};
+CUresult launch_on(CUstream stream, Grid grid, void** arguments, void** extra) {
+  const Program& p = *grid.program;
   if (const char* why = objection(grid)) {
-    std::fprintf(stderr, "softgpu: launch of %s refused: %s; grid (%u, %u, %u) block (%u, %u, %u) shared %u\n", p.name.c_str(), why, gx, gy,
-                 gz, bx, by, bz, shared);
+    std::fprintf(stderr, "softgpu: launch of %s refused: %s; grid (%u, %u, %u) block (%u, %u, %u) shared %u\n", p.name.c_str(), why, grid.grid.x,
+                 grid.grid.y, grid.grid.z, grid.block.x, grid.block.y, grid.block.z, grid.dynamic_shared);
     return CUDA_ERROR_INVALID_VALUE;
   }
   grid.parameters = parameters_of(p, arguments, extra);
   const auto work = [grid = std::move(grid)] { return run_now(grid); };
   if (captured(stream, work)) return CUDA_SUCCESS;
   return CUresult(submit(stream, work));
+}
+
+}  // namespace
+
+namespace softgpu {
+void end_chain() { chain = {}; }
+}  // namespace softgpu
+
+extern "C" {
+
+CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                        CUstream stream, void** arguments, void** extra) {
+  return launch_on(stream, {(const Program*)f, {gx, gy, gz}, {bx, by, bz}, shared, 0, {}, current_device()}, arguments, extra);
+}
+// Of the attributes, the one of programmatic dependent launch.
+CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** arguments, void** extra) {
+  Grid grid{(const Program*)f, {c->gridDimX, c->gridDimY, c->gridDimZ}, {c->blockDimX, c->blockDimY, c->blockDimZ}, c->sharedMemBytes, 0, {}, current_device()};
+  for (unsigned n = 0; n < c->numAttrs; n++) {
+    if (c->attrs[n].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION || settings().arch < 90) {
+      std::fprintf(stderr, "softgpu: launch of %s refused: attribute %d is not modelled for sm_%d\n", grid.program->name.c_str(), int(c->attrs[n].id), settings().arch);
+      return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    grid.early = c->attrs[n].value.programmaticStreamSerializationAllowed;
+  }
+  return launch_on(c->hStream, std::move(grid), arguments, extra);
 }
 CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s, void** arguments) {
   return cuLaunchKernel(f, gx, gy, gz, bx, by, bz, shared, s, arguments, nullptr);

@@ -21,6 +21,8 @@ bool captured(void* stream, std::function<int()> work);
 int submit(void* stream, std::function<int()> work);
 // Either of them, as a call of the runtime API does it.
 cudaError_t on(void* stream, std::function<int()> work);
+// What is launched next on this thread's stream cannot overlap with what was launched before.
+void end_chain();
 // Keeps an error for cudaGetLastError.
 cudaError_t result(int code);
 

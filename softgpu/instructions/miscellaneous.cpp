@@ -1,4 +1,5 @@
-// PTX ISA, "Miscellaneous Instructions": trap, brkpt, nanosleep, pmevent, setmaxnreg; and griddepcontrol.
+// PTX ISA, "Miscellaneous Instructions": trap, brkpt, nanosleep, pmevent, setmaxnreg; and "Parallel Synchronization and
+// Communication Instructions: griddepcontrol".
 #include "../machine/watcher.h"
 #include "lanes.h"
 
@@ -12,6 +13,13 @@ Handler nanosleep(Form& f) {
   return nullptr;
 }
 Handler no_effect(Form&) { return nothing; }
+
+// Grids of a stream run one after the other here, so that neither wait nor launch_dependents takes time. Whoever watches
+// learns of the wait, before which a grid that was launched early may rely on nothing that the grid before it did.
+void wait_for_grids(Warp& w, I, u32 m) {
+  if (Watcher* watcher = w.block->watcher()) watcher->waits(w, m);
+}
+Handler grid_dependency(Form& f) { return f.has("wait") ? wait_for_grids : f.has("launch_dependents") ? nothing : nullptr; }
 
 // softgpu.red_zone address, bytes: no instruction of the PTX ISA. A kernel that is compiled for the race detector says with
 // it that nobody may touch these bytes of shared memory.
@@ -28,6 +36,6 @@ Handler red_zone(Form& f) {
 }  // namespace
 
 const Family MISCELLANEOUS = {{"trap", trap},         {"brkpt", trap},           {"nanosleep", nanosleep}, {"pmevent", no_effect},
-                              {"setmaxnreg", no_effect}, {"griddepcontrol", no_effect}, {"softgpu", red_zone}};
+                              {"setmaxnreg", no_effect}, {"griddepcontrol", grid_dependency}, {"softgpu", red_zone}};
 
 }  // namespace softgpu

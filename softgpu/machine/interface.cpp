@@ -35,7 +35,7 @@ struct Description {
   const Program* program;
   void** arguments;
   u32 grid[3], block[3], dynamic_shared;
-  s32 device, after;
+  s32 device, after, early;
 };
 struct LaunchOptions {
   s32 check, seed, most_resident, arch, timeout_s, count;
@@ -67,7 +67,7 @@ int softgpu_launch(int count, const Description* descriptions, const LaunchOptio
     std::vector<Grid> grids;
     for (int n = 0; n < count; n++) {
       const Description& d = descriptions[n];
-      Grid g{d.program, {d.grid[0], d.grid[1], d.grid[2]}, {d.block[0], d.block[1], d.block[2]}, d.dynamic_shared, wanted->check ? RED_ZONES : 0, {}, d.device, d.after};
+      Grid g{d.program, {d.grid[0], d.grid[1], d.grid[2]}, {d.block[0], d.block[1], d.block[2]}, d.dynamic_shared, wanted->check ? RED_ZONES : 0, {}, d.device, d.after, d.early != 0};
       const u64 largest = 227 << 10;
       if (!g.blocks() || !g.threads() || g.threads() > 1024 || g.dynamic_shared + g.program->static_shared > largest)
         throw std::runtime_error("invalid launch of " + g.program->name + ": " + std::to_string(g.blocks()) + " blocks of " +

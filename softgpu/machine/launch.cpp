@@ -16,7 +16,7 @@ namespace {
 
 class Launcher {
  public:
-  Launcher(const std::vector<Grid>& grids, const Options& options)
+  Launcher(const std::vector<Grid>& grids, const Options& options, size_t first)
       : grids_(grids), options_(options), run_{options, {u64(options.seed) * 0x9e3779b97f4a7c15 + 88172645463325252}}, left_(grids.size()), first_id_(grids.size()) {
     u64 id = 0;
     for (size_t g = 0; g < grids.size(); g++) {
@@ -24,7 +24,7 @@ class Launcher {
       id += left_[g] = grids[g].blocks();
     }
     for (size_t g = 0; g < grids.size(); g++)
-      if (grids[g].after < 0) enqueue(g);
+      if (g >= first && grids[g].after < int(first)) enqueue(g);
     order_all();
     most_ = options.most_resident ? options.most_resident : u64(settings().sms) * 2 * grids.size();
   }
@@ -132,13 +132,15 @@ class Launcher {
 
 }  // namespace
 
-void launch(const std::vector<Grid>& grids, const Options& options) {
+void launch(const std::vector<Grid>& grids, const Options& options, size_t first) {
   const u64 began = nanoseconds();
-  Launcher(grids, options).run();
+  Launcher(grids, options, first).run();
   if (!settings().trace) return;
-  for (const Grid& g : grids)
+  for (size_t n = first; n < grids.size(); n++) {
+    const Grid& g = grids[n];
     std::fprintf(stderr, "softgpu: %s grid (%u, %u, %u) block (%u, %u, %u) smem %u: %.3f ms\n", g.program->name.c_str(), g.grid.x, g.grid.y,
                  g.grid.z, g.block.x, g.block.y, g.block.z, g.dynamic_shared, (nanoseconds() - began) / 1e6);
+  }
 }
 
 }  // namespace softgpu

@@ -15,7 +15,8 @@ struct Grid {
   u32 red_zones = 0;  // bytes of shared memory behind that, which a kernel may only forbid
   std::vector<u8> parameters;
   int device = 0;
-  int after = -1;  // the grid that has to end before, on the same device
+  int after = -1;      // the grid that has to end before, on the same device
+  bool early = false;  // programmatic dependent launch: a GPU may start it before that end
 
   u64 blocks() const { return u64(grid.x) * grid.y * grid.z; }
   u32 threads() const { return block.x * block.y * block.z; }
@@ -38,7 +39,7 @@ struct Fault : std::runtime_error {
   Fault(int code, const std::string& what) : std::runtime_error(what), code(code) {}
 };
 
-// Runs all blocks. Fault if a kernel does what it may not.
-void launch(const std::vector<Grid>& grids, const Options& options);
+// Runs all blocks of the grids from number `first` on; those before have ended. Fault if a kernel does what it may not.
+void launch(const std::vector<Grid>& grids, const Options& options, size_t first = 0);
 
 }  // namespace softgpu

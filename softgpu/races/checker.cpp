@@ -10,20 +10,17 @@ namespace {
 
 class Checker : public Watcher {
  public:
-  explicit Checker(const std::vector<Grid>& grids) : grids_(grids), ended_(grids.size()) {
-    u64 id = 0;
-    for (const Grid& g : grids) first_id_.push_back(id), id += g.blocks();
-  }
+  Checker(const std::vector<Grid>& grids, bool grows) : grids_(grids), overlaps_(grows) { count_grids(); }
 
   void begins(Block& b) override {
+    count_grids();
     auto& slot = blocks_[&b];
     slot = std::make_unique<BlockState>();
     slot->warps.resize(b.warps.size());
     paint(b, b.shared.size() - b.grid->red_zones, b.grid->red_zones, true);
     for (Warp& w : b.warps) {
       w.watched = &slot->warps[w.number];
-      if (b.grid->after < 0) continue;
-      for (auto& known : state_of(w).known) known = ended_[b.grid->after];
+      for (auto& known : state_of(w).known) known = at_start(b.grid_number);
     }
   }
 
@@ -68,6 +65,14 @@ class Checker : public Watcher {
   }
 
   void fences(Warp& w, u32 mask, Scope scope) override { order_.fence(w, mask, scope); }
+
+  void waits(Warp& w, u32 mask) override {
+    const int before = w.block->grid->after;
+    if (before < 0) return;
+    WarpState& s = state_of(w);
+    for (u32 rest = mask; rest; rest &= rest - 1) s.known[__builtin_ctz(rest)].join(ended_[before]);
+    s.refresh(w.block->id, mask);
+  }
 
   void meets(Warp& w, const Instruction&, u32 mask) override {
     WarpState& s = state_of(w);
@@ -129,6 +134,24 @@ class Checker : public Watcher {
   Shadow global_;
   Readers readers_;
   Order order_;
+  u64 ids_ = 0;
+  bool overlaps_;  // a grid may run beside the one before it
+
+  void count_grids() {
+    while (first_id_.size() < grids_.size()) {
+      const Grid& g = grids_[first_id_.size()];
+      first_id_.push_back(ids_), ids_ += g.blocks();
+      ended_.emplace_back();
+      overlaps_ |= g.early;
+    }
+  }
+  // What a grid may rely on when it starts. One that is launched early starts, in the worst case, with the grid before it:
+  // each of a chain tells the next to start, and has itself not waited yet.
+  VectorClock at_start(size_t g) const {
+    const int before = grids_[g].after;
+    if (before < 0) return {};
+    return grids_[g].early ? at_start(before) : ended_[before];
+  }
 
   // Whether a barrier waits for threads that have ended is not defined.
   void all_are_alive(Warp& w, const Instruction& i, u32 mask) {
@@ -168,10 +191,13 @@ class Checker : public Watcher {
       if (c.flags & RED) complain(t, "in the red zone behind an array", ~0u);
       if (c.flags & IN_FLIGHT) complain(t, "access while a cp.async into it is in flight (not waited for)", c.write_pc);
       if (shared && !t.access.writes() && !(c.flags & INITIALISED)) complain(t, "uninitialized read", ~0u);
-      if (t.access.kind == AccessKind::ReadOnly) return read_only(t, c);
+      if (t.access.kind == AccessKind::ReadOnly) {
+        read_only(t, c);
+        if (!overlaps_) return;
+      }
       if (c.write_clock && !(t.access.atomic() && (c.flags & ATOMIC) && strong(t, c.writer_block, c.scope)) &&
           !before(t, c.writer_block, c.writer_thread, c.write_clock))
-        complain(t, "race: not ordered after the write by " + thread_name(c.writer_block, c.writer_thread), c.write_pc);
+        complain(t, "race: not ordered after the write by " + thread_name(c.writer_block, c.writer_thread), c.write_pc, c.writer_block);
       if (t.access.writes()) write(t, c);
       else read(t, c);
     });
@@ -220,7 +246,7 @@ class Checker : public Watcher {
     for (; c.readers >= 0; c.readers = readers_.drop(c.readers)) {
       const Reader& r = readers_[c.readers];
       if (t.access.atomic() && r.atomic && strong(t, r.block, r.scope)) continue;
-      if (!before(t, r)) complain(t, "race: not ordered after a read by " + thread_name(r.block, r.warp * LANES + __builtin_ctz(r.mask)), r.pc);
+      if (!before(t, r)) complain(t, "race: not ordered after a read by " + thread_name(r.block, r.warp * LANES + __builtin_ctz(r.mask)), r.pc, r.block);
     }
     c.writer_block = t.w.block->id, c.writer_thread = t.w.number * LANES + t.lane;
     c.write_clock = state_of(t.w).clock, c.write_pc = t.w.pc;
@@ -254,17 +280,21 @@ class Checker : public Watcher {
     return "global memory at byte " + std::to_string(u64(at) - a.begin) + " of an allocation of " + std::to_string(a.end - a.begin);
   }
 
-  [[noreturn]] void complain(const Touch& t, const std::string& what, u32 other_pc) const {
+  [[noreturn]] void complain(const Touch& t, const std::string& what, u32 other_pc) const { complain(t, what, other_pc, t.w.block->id); }
+  [[noreturn]] void complain(const Touch& t, const std::string& what, u32 other_pc, u64 other_block) const {
+    const Program& other = *grids_[grids_of(other_block)].program;
     const bool shared = is_shared(t.w, t.at);
     const std::string where = shared ? "shared memory at byte " + std::to_string(t.at - t.w.block->shared.data()) : global_name(t.at);
     std::string text = std::string(t.access.atomic() ? "atomic access to " : t.access.writes() ? "write to " : "read of ") + where + ": " + what;
-    if (other_pc != ~0u && other_pc < t.w.program->code.size()) text += "\n  the other:" + place_of(*t.w.program, t.w.program->code[other_pc]) + "\n  this one:";
+    if (grids_of(other_block) != t.w.block->grid_number && t.w.block->grid->early)
+      text += ", a launch that may still run: this kernel was launched to start early (griddepcontrol.wait comes before)";
+    if (other_pc != ~0u && other_pc < other.code.size()) text += "\n  the other:" + place_of(other, other.code[other_pc]) + "\n  this one:";
     fault(t.w, t.i, t.lane, LAUNCH_FAILED, text);
   }
 };
 
 }  // namespace
 
-std::unique_ptr<Watcher> new_checker(const std::vector<Grid>& grids) { return std::make_unique<Checker>(grids); }
+std::unique_ptr<Watcher> new_checker(const std::vector<Grid>& grids, bool grows) { return std::make_unique<Checker>(grids, grows); }
 
 }  // namespace softgpu

@@ -8,6 +8,7 @@
 
 namespace softgpu {
 
-std::unique_ptr<Watcher> new_checker(const std::vector<Grid>& grids);
+// grows: grids may be appended to the vector between launches, and start early; it lives as long as the checker.
+std::unique_ptr<Watcher> new_checker(const std::vector<Grid>& grids, bool grows = false);
 
 }  // namespace softgpu
