@@ -9,6 +9,7 @@
 // own numbers, position and window, and on split_keys, but not on the grid or on other rows.
 //
 // positions is read here and not by the host, so that a CUDA graph can be replayed with other positions.
+#include "ptx/dependent_launch.cuh"
 #include "ptx/memory_order.cuh"
 #include "tile/attention_parts.cuh"
 
@@ -47,6 +48,7 @@ decode_attention(const act_t* __restrict__ q,       // (B, KV, rep, D)
   const Queries queries = {carver.take<u32>(Queries::WORDS)};
   float* smem_parts = carver.take<float>(WARPS * PART);
   u32* smem_arrived = carver.take<u32>(1);
+  let_next_kernel_start();
 
   const int blocks_of_pair = (rep + HEADS - 1) / HEADS, warp = threadIdx.x / 32;
   const int pair = blockIdx.x / blocks_of_pair, first_head = blockIdx.x % blocks_of_pair * HEADS;

@@ -4,6 +4,7 @@
 // The last step of a compressed all-reduce fused with the RMSNorm that follows it; perm is the row order of the next
 // weight. The sum and the residual are rounded as if each step were a kernel of its own, so that the bits equal those
 // of decode_sum, an addition and rmsnorm_gather. A block owns a row and keeps it in shared memory.
+#include "ptx/dependent_launch.cuh"
 #include "target.cuh"
 #include "tile/block_sum.cuh"
 #include "tile/block_wire.cuh"
@@ -27,6 +28,7 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // wires of RANKS ranks
   Carver carver(smem);
   float* smem_sums = carver.take<float>(THREADS / 32);
   const WeightedRow staged = {carver.take<u32>(K)};
+  let_next_kernel_start();
 
   using Two = Number<DTYPE>;
   const u32 row = blockIdx.x * K;

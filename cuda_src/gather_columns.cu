@@ -1,6 +1,7 @@
 // gather_columns: y[m, j] = x[m, perm[j]].   caller: cutpq/ops/gather.py
 // A thread owns eight neighbouring columns: it reads their indices once, and for every row it gathers eight numbers
 // and writes 16 bytes. The grid splits columns before rows, so that many blocks share a single row.
+#include "ptx/dependent_launch.cuh"
 #include "target.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -10,6 +11,7 @@ gather_columns(const u16* __restrict__ x,   // (M, K) numbers of 16 bits
                int M,
                int K,
                int columns) {               // a multiple of 8
+  let_next_kernel_start();
   const int j = 8 * (blockIdx.x * THREADS + threadIdx.x);
   if (j >= columns) return;
   int source[8];

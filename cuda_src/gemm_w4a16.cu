@@ -12,6 +12,9 @@
 //
 // SCALE_LOOKUP  0 groups of one size (scales_grouped.cuh)   1, 2 every row has its own group (scales_by_row.cuh)
 // ZERO          the zero point that all groups share, or -1 where `zeros` holds each group's
+// PDL           launched by programmatic dependent launch: the ring fills with weights while the kernel before this one,
+//               which writes x, still runs
+#include "ptx/dependent_launch.cuh"
 #include "tile/mma_slab.cuh"
 #include "tile/split_k.cuh"
 #include "tile/store_y.cuh"
@@ -52,18 +55,30 @@ gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
   XRing ring_x(shared.x, p, at);
   WRing ring_w(shared.w, p, at);
   ScaleLoader scale_loader(p, at);
-  const auto load = [&](int stage, int unit) {
+  const auto load_weights = [&](int stage, int unit) {
     if (unit < p.units) {
       ring_w.load(stage, unit);
-      ring_x.load(stage, unit, p);
       if constexpr (SCALE_LOOKUP == UNIFORM) scale_loader.load(ring_w, stage, unit);
     }
-    ring_w.go_down(), ring_x.go_down(), scale_loader.go_down();
-    cp_async_commit();
+    ring_w.go_down(), scale_loader.go_down();
+  };
+  const auto load_x = [&](int stage, int unit) {
+    if (unit < p.units) ring_x.load(stage, unit, p);
+    ring_x.go_down();
+    cp_async_commit();  // with the weights before it
   };
 
+  if constexpr (PDL) {
 #pragma unroll 1
-  for (int i = 0; i < STAGES - 1; i++) load(i, i);
+    for (int i = 0; i < STAGES - 1; i++) load_weights(i, i);
+    wait_for_earlier_kernels();
+  }
+  let_next_kernel_start();
+#pragma unroll 1
+  for (int i = 0; i < STAGES - 1; i++) {
+    if constexpr (!PDL) load_weights(i, i);
+    load_x(i, i);
+  }
   Sums sums;
   clear(sums);
   int full = 0, empty = STAGES - 1;  // stages of the ring: the one to multiply, the one to fill
@@ -71,7 +86,8 @@ gemm_w4a16(const act_t* __restrict__ x,      // (M, K)
   for (int unit = 0; unit < p.units; unit++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // all copies of this unit have landed, and all warps have left the stage to fill
-    load(empty, unit + STAGES - 1);
+    load_weights(empty, unit + STAGES - 1);
+    load_x(empty, unit + STAGES - 1);
     mma_slab(sums, ring_x, ring_w, p, at, full, unit);
     empty = full, full = full + 1 == STAGES ? 0 : full + 1;
   }

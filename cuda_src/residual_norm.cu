@@ -6,6 +6,7 @@
 // after the addition, and the norm is computed in float32 from the rounded residual: the bits are those of an addition and
 // rmsnorm_gather. A block owns a row and keeps it in shared memory. Sums are added in a fixed order: the same input gives
 // the same bits.
+#include "ptx/dependent_launch.cuh"
 #include "target.cuh"
 #include "tile/block_sum.cuh"
 #include "tile/weighted_row.cuh"
@@ -72,6 +73,7 @@ residual_norm(const act_t* __restrict__ total,   // (M, K), or null: nothing is 
   float* smem_sums = carver.take<float>(THREADS / 32);
   float* smem_squares = carver.take<float>(THREADS / 32);
   const WeightedRow staged = {carver.take<u32>(K)};
+  let_next_kernel_start();
 
   const size_t row = (size_t)blockIdx.x * K;
   float squares = 0;

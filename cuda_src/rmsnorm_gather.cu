@@ -3,6 +3,7 @@
 // perm is the row order of the next weight: the permutation costs no pass over memory of its own. The norm is computed
 // in float32 and rounded once. A block owns a row and keeps it in shared memory, because the row is read twice, the
 // second time in the order of perm. The sum of squares is added in a fixed order: the same input gives the same bits.
+#include "ptx/dependent_launch.cuh"
 #include "target.cuh"
 #include "tile/block_sum.cuh"
 #include "tile/weighted_row.cuh"
@@ -26,6 +27,7 @@ rmsnorm_gather(const act_t* __restrict__ x,       // (M, K)
   Carver carver(smem);
   float* smem_sums = carver.take<float>(THREADS / 32);
   const WeightedRow staged = {carver.take<u32>(K)};
+  let_next_kernel_start();
 
   const size_t row = (size_t)blockIdx.x * K;
   // block_sum's barrier completes the staged row

@@ -43,6 +43,11 @@ class Config:
         """Whether a multiprocessor's memory serves this kernel better as shared memory than as L1."""
         return False
 
+    @property
+    def starts_early(self) -> bool:
+        """Whether the kernel is launched while the one before it may still run, see dependent_launch.py."""
+        return bool(getattr(self, "PDL", False))
+
     def types(self) -> dict[str, int]:
         """The types that this configuration chooses, by their names in the source."""
         return {"act_t": getattr(self, "DTYPE", FLOAT16)}

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..array import address, bfloat16
-from . import executor, source
+from . import dependent_launch, executor, source
 from .compile import Cubin, architecture, compile_kernel
 from .config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .source import KernelError, Parameter
@@ -77,6 +77,11 @@ class Kernel:
     def launch(self, grid: tuple[int, ...], block: int, checked: tuple[Any, ...], smem_bytes: int = 0) -> None:
         """Launch with arguments that `check` gave."""
         self.function(grid, (block,), checked, shared_mem=smem_bytes)
+
+    def launch_in_order(self, grid: tuple[int, ...], block: int, checked: tuple[Any, ...], smem_bytes: int = 0) -> None:
+        """As `launch`, but one that may start early starts when all before it in the stream has ended."""
+        function = getattr(self.function, "in_order", self.function)
+        function(grid, (block,), checked, shared_mem=smem_bytes)
 
     @cached_property
     def _checks(self) -> tuple[Callable[[Any], Any], ...]:
@@ -200,6 +205,8 @@ def _load_on_gpu(name: str, config: Config, xp: ModuleType, device_id: int) -> K
     if config.wants_shared_memory:
         function.preferred_shared_memory_carveout = 100
     _announce(name, config)
+    if config.starts_early:
+        function = dependent_launch.DependentKernel(function, xp)
     return Kernel(name, source.signature(name), _types(config), function)
 
 
@@ -219,6 +226,7 @@ def _types(config: Config) -> dict[str, np.dtype]:
 
 @cache
 def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
-    function = executor.build(name, source.translation_unit(name, config), source.source_dir(), mode)
+    unit = source.translation_unit(name, config)
+    function = executor.build(name, unit, source.source_dir(), mode, early=config.starts_early)
     _announce(name, config)
     return Kernel(name, source.signature(name), _types(config), function)

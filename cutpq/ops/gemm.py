@@ -277,11 +277,13 @@ def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str
     device = kernels.device(xp)
     key = (len(x), x.dtype, activation, gated, device)
     plan = p.plans.get(key) if kernels.stays(xp) else None
+    is_first = not p.plans  # the kernel before it may be the one that has packed this weight
     if plan is None:
         plan = p.plans[key] = _make_plan(len(x), dtype_code(x.dtype), p, xp, activation, gated, device)
     partial_sums, arrivals = workspace(xp, plan.floats, plan.counters)
     arguments = (plan.check_x(x), *plan.weights, plan.check_y(y), partial_sums, arrivals, *plan.sizes)
-    plan.kernel.launch(plan.grid, plan.threads, arguments, plan.smem_bytes)
+    launch = plan.kernel.launch_in_order if is_first else plan.kernel.launch
+    launch(plan.grid, plan.threads, arguments, plan.smem_bytes)
 
 
 def _make_plan(

@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from ..array import ceil_div
+from ..kernels import dependent_launch
 from ..kernels.config import Config, Device
 from ..weights.pack import SCALE_LOOKUPS, UNIFORM
 from .activation import activation_code
@@ -24,6 +25,7 @@ class GemmConfig(Config):
     ACTIVATION    of the features, see activation_code
     GATED         y = act(gate) * up, of columns that alternate by eight
     BLOCKS_PER_SM limits registers, so that this many blocks fit a multiprocessor
+    PDL           launched by programmatic dependent launch, see kernels/dependent_launch.py
     """
 
     BITS: int
@@ -39,6 +41,7 @@ class GemmConfig(Config):
     ACTIVATION: int
     GATED: bool
     BLOCKS_PER_SM: int
+    PDL: bool = False
 
     @property
     def wants_shared_memory(self) -> bool:
@@ -167,7 +170,8 @@ def select_gemm(problem: GemmProblem, device: Device) -> tuple[GemmConfig, int]:
         deep = [with_stages(config, device) for config in tier]
         fitting = [(config, _cuts(config, problem, device)) for config in deep if not config.objections(device)]
         if fitting:
-            return min(fitting, key=lambda choice: _cost(choice[0], choice[1], problem, device))
+            config, cuts = min(fitting, key=lambda choice: _cost(choice[0], choice[1], problem, device))
+            return replace(config, PDL=dependent_launch.is_wanted(device)), cuts
         refused += [f"{config}: {'; '.join(config.objections(device))}" for config in deep]
     raise ValueError("no configuration of gemm_w4a16 fits:\n" + "\n".join(refused))
 
