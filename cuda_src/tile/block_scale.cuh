@@ -57,22 +57,24 @@ DEVICE u32 scale_code(u32 amax) {
   return u32(amax < FLOAT_EXPONENT ? code : SCALE_NAN);
 }
 
-// Divides the numbers of a block by its scale and converts them to fields (see tile/element_code.cuh).
+// Divides the numbers of a block by its scale and converts them to what element_codes takes (tile/element_code.cuh).
 struct Divisor {
   float number;
 
   __device__ __forceinline__ explicit Divisor(u32 code) {
     if constexpr (SCALE_MANTISSA_BITS == 0) {  // multiplying by the inverse of a power of two is exact and faster
       const u32 inverse = max(u32(127 + SCALE_BIAS - int(code)) << 23, 0x00400000u);  // 2^-127 is a subnormal float32
-      number = __fmul_rn(__uint_as_float(inverse), field_of_element());
+      number = __fmul_rn(__uint_as_float(inverse), unit());
     } else {
       number = scale_value(code);
     }
   }
 
   __device__ __forceinline__ float field(float v) const {
-    return SCALE_MANTISSA_BITS == 0 ? __fmul_rn(v, number) : __fmul_rn(__fdiv_rn(v, number), field_of_element());
+    v = CONVERTED ? v : fabsf(v);
+    return SCALE_MANTISSA_BITS == 0 ? __fmul_rn(v, number) : __fmul_rn(__fdiv_rn(v, number), unit());
   }
+  static __device__ __forceinline__ float unit() { return CONVERTED ? 1.0f : field_of_element(); }
 };
 
 // For scale codes up to ORDINARY_SCALE the product field * scale_of_fields(code) is exact and below 2^128: an element

@@ -41,7 +41,7 @@ struct BlockWire {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         signed_by[i] = v[code_at(w, i)];
-        field[i] = X.field(fabsf(signed_by[i]));
+        field[i] = X.field(signed_by[i]);
       }
       codes[w] = element_codes(field, signed_by);
     }
