@@ -2,6 +2,7 @@
 
     python bench/codec_kernels.py                  on a GPU, 32 and 128 MiB of float16
     python bench/codec_kernels.py --predict        from machine code, for an H200, an H100 and an A100; needs no GPU
+    python bench/codec_kernels.py --predict-peers  sums over eight such GPUs, by reading each other's memory
     CUTPQ_HOST_KERNELS=1 python bench/codec_kernels.py --smoke      the same kernels on the CPU: does everything work?
 
 Every byte that a kernel must read or write counts once, array and wires. ranks: whose wires decode_sum and
@@ -31,6 +32,7 @@ from harness.gpu_clock import NoGpu, gpu_module, graph_us
 from harness.report import Column, Table, header, write_json
 from predict.gemm import MACHINES, Machine
 from predict.machine_code import DisassemblerMissing, tile_code
+from predict.peers import predict as predict_sum
 
 from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
@@ -77,13 +79,29 @@ PREDICTED_TABLE = Table(
     )
 )
 
+PEER_RANKS = 8
+PEER_SIZES = tuple(256 << 10 << 2 * k for k in range(6))  # bytes of a float16 array, to 256 MiB
+PEERS_TABLE = Table(
+    (
+        Column("machine", "machine", 7),
+        Column("algo", "algo", 7),
+        Column("codec", "codec", 19),
+        Column("size", "size(B)", 10),
+        Column("link_bytes", "link_bytes", 11, ".0f"),
+        Column("time_us", "time(us)_proj", 13, ".1f"),
+        Column("of_link", "of_link_proj", 12, ".2f"),
+        Column("bus_gb_s", "busbw_proj", 10, ".0f"),
+        Column("bound", "bound", 18),
+    )
+)
+
 Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write what was asked for; 1 where a check fails, 2 without a GPU."""
     args = parse(argv)
-    if args.predict:
+    if args.predict or args.predict_peers:
         return print_prediction(args)
     xp: ModuleType = np
     if not kernels.usable(np):
@@ -111,6 +129,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--codecs", type=codecs, default=CODECS, metavar="C,C,...", help=f"names as in cutpq/codecs/names.py ({CODECS})"
     )
     add("--predict", action="store_true", help="count instructions and bytes instead")
+    add("--predict-peers", action="store_true", help="the same for sums by peers over NVLink, plain and by each codec")
     add("--json", type=Path, metavar="FILE", help="write one object a row")
     add("--smoke", action="store_true", help="64K, two calls of each kernel")
     args = parser.parse_args(argv)
@@ -292,6 +311,8 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
 def print_prediction(args: argparse.Namespace) -> int:
     """Print the predicted table; 2 where the compiler or the disassembler is missing."""
     try:
+        if args.predict_peers:
+            return print_peers(args)
         found = [
             row for machine in MACHINES.values() for c in args.codecs for row in predicted(c, machine, args.sizes[0])
         ]
@@ -304,6 +325,38 @@ def print_prediction(args: argparse.Namespace) -> int:
     )
     print(PREDICTED_TABLE.heading())
     print("\n".join(map(PREDICTED_TABLE.line, found)))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+def predicted_sums(codecs: Sequence[Codec], machine: Machine) -> Iterator[Row]:
+    """What sums by peers should take on eight of these machines, plain and by each codec.
+
+    of_link   what a rank reads from its peers, over the time and the link's bandwidth
+    bus_gb_s  as nccl-tests counts: 2 (ranks - 1) / ranks of the array over the time
+    """
+    for algo in ("oneshot", "twoshot"):
+        for codec in (None, *codecs):
+            for size in PEER_SIZES:
+                found = predict_sum(size, PEER_RANKS, algo, codec, machine)
+                yield {
+                    "machine": machine.name, "algo": algo, "codec": codec and codec.name, "size": size,
+                    "link_bytes": found.link_bytes, "time_us": found.time_us, "of_link": found.of_link,
+                    "bus_gb_s": 2 * (PEER_RANKS - 1) / PEER_RANKS * size / found.time_us / 1e3, "bound": found.bound,
+                    "ranks": PEER_RANKS, "projected": True,
+                }  # fmt: skip
+
+
+def print_peers(args: argparse.Namespace) -> int:
+    """Print the predicted table of sums by peers."""
+    found = [row for name in ("h100", "a100") for row in predicted_sums(args.codecs, MACHINES[name])]
+    print(
+        f"# PREDICTED, not measured: sums of float16 over {PEER_RANKS} GPUs by peers; CUDA sources {source_digest()}."
+    )
+    print("# The model: bench/predict/peers.py. H200 has the links and the clocks of H100.")
+    print(PEERS_TABLE.heading())
+    print("\n".join(map(PEERS_TABLE.line, found)))
     if args.json:
         write_json(args.json, found)
     return 0

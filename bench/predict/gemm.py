@@ -151,6 +151,15 @@ def _by_kernel(
     return Prediction(fixed + busy, read.total, work, busy - max(work.values()), fixed, instructions / loads)
 
 
+def pdl_gain_us(machine: Machine) -> float:
+    """What programmatic dependent launch should save of a product up to 16 tokens, at most; nothing below sm_90.
+
+    The launch and the weight's first bytes pass while the kernel before it ends; x is then still to be read. It takes
+    free shared memory: multiprocessors that the kernel before fills have none.
+    """
+    return machine.launch_us + machine.latency_us if machine.device.arch >= 90 else 0.0
+
+
 def library_us(M: int, K: int, N: int, machine: Machine) -> float:
     """The library's fp16 product: waves of square tiles, or the bytes of the weight, whichever takes longer."""
     tile = min(LIBRARY_TILE, ceil_div(M, 16) * 16)

@@ -10,7 +10,7 @@ from models.gemm_layers import Layer, layers
 from models.shapes import MODELS
 
 from predict import calibrate
-from predict.gemm import MACHINES, Machine, library_us, predict
+from predict.gemm import MACHINES, Machine, library_us, pdl_gain_us, predict
 
 MODEL, TPS = "llama-70b", (1, 2, 4, 8)
 
@@ -18,6 +18,7 @@ MODEL, TPS = "llama-70b", (1, 2, 4, 8)
 def page() -> Iterator[str]:
     """Line by line, since it takes a minute or more."""
     yield from _section("Parts", _parts())
+    yield from _section("Programmatic dependent launch", _dependent_launch())
     yield from _section("More tokens", _more_tokens())
     yield from _section("Orders", _orders())
     yield from _section("All models", _all_models())
@@ -64,6 +65,16 @@ def _parts() -> Iterator[str]:
                 times = [f"{us:.1f}" for us in (p.time_us, *(p.work[name] for name in what), p.tail_us, p.fixed_us)]
                 rates = f"{_share(layer, M, machine):.2f}", f"{_ratio(layer, M, machine):.2f}"
                 yield _row(machine.name, layer.layer, layer.tp, M, *times, *rates, p.bound)
+
+
+def _dependent_launch() -> Iterator[str]:
+    """us of the products of an MLP at M = 1: launched in order, and with CUTPQ_PDL=1."""
+    yield from _head("machine", "tp", "gate_up + down, in order", "with PDL, at best", "saved")
+    for machine in MACHINES.values():
+        for tp in TPS:
+            in_order = sum(predict(layer, 1, "tp-aware", machine).time_us for layer in layers((MODEL,), (tp,)))
+            saved = len(layers((MODEL,), (tp,))) * pdl_gain_us(machine)
+            yield _row(machine.name, tp, *(f"{us:.1f}" for us in (in_order, in_order - saved, saved)))
 
 
 def _more_tokens() -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import slow_link
 from jobs import MPIRUN, needs_mpi, run
+from predict import peers
 from predict.machine_code import TileCode, count_tile
 from truth import verifiable
 
@@ -547,6 +548,30 @@ def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypa
     monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 75, 0))
     found = {(r["kernel"], r["ranks"]): r for r in codec_kernels.predicted(codec("mxfp4"), h200)}
     assert found["decode_sum_encode", 2]["bound"] == "integer"
+
+
+def test_predicted_sums_by_peers_follow_published_ones() -> None:
+    """A plain one-shot sum within 15 %; of a two-shot sum, which is of another kernel, not faster than half of it."""
+    h100 = codec_kernels.MACHINES["h100"]
+    for nbytes, us in peers.PUBLISHED_ONESHOT:
+        assert peers.predict(nbytes, 6, "oneshot", None, h100).time_us == pytest.approx(us, rel=0.15)
+    for nbytes, us in peers.PUBLISHED_TWOSHOT:
+        assert us / 2 < peers.predict(nbytes, 6, "twoshot", None, h100).time_us <= us
+
+
+def test_predicted_sums_count_bytes_and_take_the_slowest_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100, size, c = codec_kernels.MACHINES["h100"], 64 << 20, codec("mxfp4")
+    slow = {"encode": 0, "decode_sum": 0, "decode_sum_encode": 10**6}
+    monkeypatch.setattr(peers.machine_code, "tile_code", lambda kernel, config, arch: TileCode(slow[kernel], 0, 0))
+    twoshot = peers.predict(size, 8, "twoshot", c, h100)
+    assert twoshot.link_bytes == pytest.approx(2 * 7 / 8 * size * 4.25 / 16)
+    assert twoshot.bound == "issue"
+    warps = 10**6 * size / 2 / 8 / 256
+    assert twoshot.parts["issue"] == pytest.approx(warps / (132 * 4 * 1.83e3 * 2 * 128 / 132 * 0.22))
+    assert twoshot.parts["memory"] == pytest.approx(size * (1 + 4.25 / 16) / h100.copy_gb_s / 1e3, rel=1e-6)
+    oneshot = peers.predict(size, 8, "oneshot", None, h100)
+    assert (oneshot.link_bytes, oneshot.bound) == (7 * size, "link")
+    assert oneshot.of_link == pytest.approx(7 * size / oneshot.time_us / 370.8e3, rel=1e-3)
 
 
 @pytest.mark.gpu
