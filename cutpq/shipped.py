@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .array import bfloat16
@@ -14,6 +16,7 @@ from .ops.activation import ActivationConfig, activation_code
 from .ops.dequant import DequantConfig
 from .ops.gather import GatherConfig, RmsnormConfig
 from .ops.gemm_config import GemmProblem, candidates, select_gemm, with_stages
+from .ops.prefetch import prefetch_config
 from .ops.residual_norm import ResidualNormConfig
 from .quantization.round_rows import RoundRowsConfig
 from .ranks.slab import peer_config
@@ -85,6 +88,7 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     chosen = [select_gemm(problem, device)[0] for problem in (*problems, *activated, *octets)]
     of_all = [few, *(p for p in problems if p.group_size == 128)]
     shapes = [with_stages(c, device) for p in of_all for tier in candidates(p) for c in tier]
+    chosen += [replace(config, PDL=True) for config in chosen[:: len(groups)]] if arch >= 90 else []
     gemm = dict.fromkeys(chosen + [config for config in shapes if not config.objections(device)])  # each once
     dequant = [
         ("dequant", DequantConfig(bits, dtype, lookup))
@@ -105,6 +109,7 @@ def shipped(arch: int) -> list[tuple[str, Config]]:
     attention += [("softmax", softmax_config(columns, dtype)) for columns in (64, 4096, 32768) for dtype in dtypes]
     others = [
         ("gather_columns", GatherConfig()),
+        ("prefetch_l2", prefetch_config(arch)),
         ("round_rows", RoundRowsConfig()),
         *norms,
         *activations,

@@ -31,7 +31,8 @@ from ..layers.mlp import Mlp
 from ..layers.moe import Moe
 from ..layers.plan import plan
 from ..ops.gather import rmsnorm_gather
-from ..ops.gemm import can_capture
+from ..ops.gemm import Prepared, can_capture
+from ..ops.prefetch import prefetch
 from ..ops.residual_norm import residual_norm
 from ..ranks.all_reduce import ALGOS, all_reduce, all_reduce_rmsnorm
 from ..ranks.communicator import Communicator
@@ -277,6 +278,7 @@ class Norm:
     def __init__(self, reader: Reader, name: str, next_layer: ColumnParallelLinear | Mlp | Moe, dtype: np.dtype):
         d, xp = reader.decoder, reader.comm.xp
         self.eps, self.scale = d.eps, d.residual_scale
+        self.next_weights = _weights_of(next_layer) if reader.comm.size > 1 else []
         self.weight = reader.vector(name + ".weight", d.hidden).astype(dtype)
         self.bias = reader.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
         self.perm = xp.arange(d.hidden, dtype=np.int32) if next_layer.perm is None else next_layer.perm
@@ -295,6 +297,7 @@ class Norm:
         """
         if self.scale != 1:
             term = term * term.dtype.type(self.scale)
+        prefetch(self.next_weights)
         if self.bias is None:
             return all_reduce_rmsnorm(
                 term, layer.comm, x, self.weight, self.perm, self.eps, codec=layer.codec, algo=layer.algo
@@ -303,6 +306,13 @@ class Norm:
             total = all_reduce(term, layer.comm, layer.codec, layer.algo)
         with span("norm"):
             return residual_norm(total, x, self.weight, self.perm, self.eps, bias=self.bias)
+
+
+def _weights_of(layer: ColumnParallelLinear | Mlp | Moe) -> list[Prepared]:
+    """The weights that every token is multiplied by first; none of a mixture, whose experts are not chosen yet."""
+    if isinstance(layer, Moe):
+        return []
+    return [product.weight for product in (layer.first if isinstance(layer, Mlp) else layer).products]
 
 
 class Embedding:

@@ -1,4 +1,4 @@
-// PTX ISA, "Data Movement and Conversion Instructions: Non-bulk copy": cp.async and its groups.
+// PTX ISA, "Data Movement and Conversion Instructions": cp.async and its groups, and cp.async.bulk.prefetch.
 #include <algorithm>
 
 #include "../machine/watcher.h"
@@ -30,7 +30,27 @@ void issue(Warp& w, I i, u32 m) {
 void commit(Warp& w, I, u32 m) { EACH(w.committed[l]++) }
 void wait(Warp& w, I i, u32 m) { finish_copies(w, m, i.offset); }
 
+// o[15] the first address, o[0] how many bytes: first, last and all between are judged.
+void prefetch_bulk(Warp& w, I i, u32 m) {
+  u64 first[LANES], last[LANES];
+  u8 *host[LANES], *end[LANES];
+  const u32* bytes = w.at<u32>(i.o[0]);
+  addresses(w, i, first);
+  for (int l = 0; l < LANES; l++) {
+    last[l] = first[l] + bytes[l] - 16;
+    if (m >> l & 1 && (!bytes[l] || bytes[l] % 16)) fault(w, i, l, ILLEGAL_INSTRUCTION, "prefetch of " + std::to_string(bytes[l]) + " bytes, no multiple of 16");
+  }
+  locate(w, i, m, first, Space::Global, 16, host);
+  locate(w, i, m, last, Space::Global, 16, end);
+  if (Watcher* watcher = w.block->watcher()) watcher->prefetches(w, m, host, bytes);
+}
+
 Handler cp(Form& f) {
+  if (f.has("bulk") && f.has("prefetch") && f.has("L2") && f.has("global")) {
+    f.decoder.address(f.in(0), f.out);
+    f.out.o[0] = f.source(1, 4);
+    return prefetch_bulk;
+  }
   if (!f.has("async") || f.has("bulk") || f.has("mbarrier")) return nullptr;
   if (f.has("commit_group")) return commit;
   if (f.has("wait_group") || f.has("wait_all")) {

@@ -1,4 +1,5 @@
 // PTX ISA, "Data Movement and Conversion Instructions": ld, ldu, st, and the prefetches.
+#include "../machine/watcher.h"
 #include "lanes.h"
 
 namespace softgpu {
@@ -129,11 +130,26 @@ Handler store(Form& f) {
   BY_WIDTHS(store_lanes)
 }
 
-Handler no_effect(Form&) { return nothing; }  // there is no cache
+Handler no_effect(Form&) { return nothing; }
+
+// There is no cache: a prefetch is judged by its address, which a GPU would not complain of, and counted.
+void prefetch_lines(Warp& w, I i, u32 m) {
+  u64 a[LANES];
+  u8* p[LANES];
+  u32 bytes[LANES];
+  addresses(w, i, a);
+  locate(w, i, m, a, Space::Global, 1, p);
+  for (u32& n : bytes) n = 1;
+  if (Watcher* watcher = w.block->watcher()) watcher->prefetches(w, m, p, bytes);
+}
+Handler prefetch(Form& f) {
+  f.decoder.address(f.in(0), f.out);
+  return f.has("global") && f.has("L2") ? prefetch_lines : nullptr;
+}
 
 }  // namespace
 
-const Family MEMORY = {{"ld", load},           {"ldu", load},           {"st", store},         {"prefetch", no_effect},
+const Family MEMORY = {{"ld", load},           {"ldu", load},           {"st", store},         {"prefetch", prefetch},
                        {"prefetchu", no_effect}, {"discard", no_effect}, {"applypriority", no_effect}};
 
 }  // namespace softgpu

@@ -1,7 +1,6 @@
 #include "counter.h"
 
 #include <algorithm>
-#include <set>
 #include <sstream>
 
 namespace softgpu {
@@ -18,6 +17,14 @@ void Counter::accesses(Warp& w, const Instruction& i, u32 mask, u8* const* host,
 // cp.async writes shared memory as a store does.
 void Counter::issues(Warp& w, const Instruction& i, u32 mask, u8* const* target, u32 bytes) {
   shared(shared_stores_, w, i, mask, target, bytes);
+}
+
+void Counter::prefetches(Warp&, u32 mask, u8* const* host, const u32* bytes) {
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const int l = __builtin_ctz(rest);
+    prefetches_++;
+    for (u64 line = u64(host[l]) / 128; line <= (u64(host[l]) + bytes[l] - 1) / 128; line++) prefetched_.insert(line);
+  }
 }
 
 // The fewest sectors are those that as many different bytes need.
@@ -83,6 +90,7 @@ std::string Counter::json(const Grid& g) const {
   };
   traffic("global_loads", loads_), traffic("global_stores", stores_);
   passes("shared_loads", shared_loads_), passes("shared_stores", shared_stores_);
+  out << ", \"prefetches\": {\"requests\": " << prefetches_ << ", \"lines\": " << prefetched_.size() << "}";
   out << ", \"atomics\": " << atomics_ << ", \"conflicts\": [";
   comma = "";
   for (auto& [where, p] : by_place_) {

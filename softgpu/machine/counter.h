@@ -1,5 +1,7 @@
 // Counts what a launch does: instructions by opcode, bytes and sectors of global memory, passes through shared memory.
 #pragma once
+#include <set>
+
 #include "watcher.h"
 
 namespace softgpu {
@@ -10,6 +12,7 @@ class Counter : public Watcher {
   void executes(Warp&, const Instruction&, u32 mask) override;
   void accesses(Warp&, const Instruction&, u32 mask, u8* const* host, u32 bytes, const Access& access) override;
   void issues(Warp&, const Instruction&, u32 mask, u8* const* target, u32 bytes) override;
+  void prefetches(Warp&, u32 mask, u8* const* host, const u32* bytes) override;
   std::string json(const Grid& grid) const;  // one line
 
  private:
@@ -25,6 +28,8 @@ class Counter : public Watcher {
   Passes shared_loads_, shared_stores_;
   std::map<std::pair<const Program*, const Instruction*>, Passes> by_place_;  // the same, of each instruction
   u64 atomics_ = 0;  // lanes
+  u64 prefetches_ = 0;
+  std::set<u64> prefetched_;  // lines of 128 bytes
 
   static bool is_shared(const Warp& w, const u8* at) { return u64(at - w.block->shared.data()) < w.block->shared.size(); }
   void shared(Passes& p, const Warp& w, const Instruction& i, u32 mask, u8* const* host, u32 bytes);

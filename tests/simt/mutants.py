@@ -71,6 +71,8 @@ GROUPED, CODES = "tile/scales_grouped.cuh", "tile/codes_fragments.cuh"
 ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
+FP8 = "ptx/convert_fp8.cuh"
+PREFETCH = "prefetch_l2.cu"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
 
 
@@ -215,6 +217,61 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("column half of bytes ignored", CODES, "2 * t + half;", "2 * t;"),
             Mutant("second words of bytes as the first", CODES, "+ number / 4) * 32", ") * 32"),
             Mutant("scales in plain order", CODES, "n % 8 * 8 + n / 8 % 8", "n % 64"),
+        ],
+    ),
+    "dependent_launch": (
+        ["test_dependent_launch.py"],
+        [
+            Mutant("no wait for the kernel before", GEMM, "wait_for_earlier_kernels();", ""),
+            Mutant(
+                "wait after the first read of x",
+                GEMM,
+                """wait_for_earlier_kernels(); } let_next_kernel_start(); #pragma unroll 1
+                for (int i = 0; i < STAGES - 1; i++) { if constexpr (!PDL) load_weights(i, i); load_x(i, i);""",
+                """} let_next_kernel_start();
+                for (int i = 0; i < STAGES - 1; i++) {
+                  if constexpr (!PDL) load_weights(i, i);
+                  load_x(i, i); if (i == 0) wait_for_earlier_kernels();""",
+            ),
+            Mutant(
+                "one thread waits", GEMM, "wait_for_earlier_kernels();", "if (!threadIdx.x) wait_for_earlier_kernels();"
+            ),
+            Mutant(
+                "one part waits", GEMM, "wait_for_earlier_kernels();", "if (!blockIdx.y) wait_for_earlier_kernels();"
+            ),
+            Mutant(
+                "start taken for a wait",
+                "ptx/dependent_launch.cuh",
+                "griddepcontrol.wait",
+                "griddepcontrol.launch_dependents",
+            ),
+            Mutant(
+                "counters cleared before the wait",
+                GEMM,
+                "if constexpr (PDL) {",
+                "if (!threadIdx.x) arrivals[blockIdx.z * gridDim.x + blockIdx.x] = 0; if constexpr (PDL) {",
+            ),
+            Mutant(
+                "y cleared before the wait",
+                GEMM,
+                "if constexpr (PDL) {",
+                "if (!threadIdx.x) y[0] = act_t(0); if constexpr (PDL) {",
+            ),
+            Mutant("weights after the wait", GEMM, "load_weights(i, i); wait_for", "cp_async_commit(); wait_for"),
+            Mutant("the next never starts early", GEMM, "let_next_kernel_start();", ""),
+            Mutant("the product after a norm starts late", NORM, "let_next_kernel_start();", ""),
+        ],
+    ),
+    "prefetch_l2": (
+        ["test_prefetch.py"],
+        [
+            Mutant("beyond the end", PREFETCH, "if (from >= bytes) return;", ""),
+            Mutant("first strip again and again", PREFETCH, "size_t(blockIdx.y) * strip_bytes", "0"),
+            Mutant("requests of one block only", PREFETCH, "(blockIdx.x * THREADS + threadIdx.x)", "threadIdx.x"),
+            Mutant("requests that overlap", PREFETCH, "threadIdx.x) * REQUEST", "threadIdx.x) * (REQUEST / 2)"),
+            Mutant("last request too long", PREFETCH, "min(u32(REQUEST), bytes - from)", "u32(REQUEST)"),
+            Mutant("a line of each request", PREFETCH, "min(u32(REQUEST), bytes - from)", "128"),
+            Mutant("a request left out", PREFETCH, "from >= bytes", "from + REQUEST >= bytes"),
         ],
     ),
     "rotate_qkv": (
@@ -549,10 +606,10 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     "gemm_w4a16: ring": (
         ["test_gemm_kernel.py", "-k", "no_race or (parts_of_a_column and not 40)"],
         [
-            no_barrier("no barrier in the main loop", GEMM, "load(empty, unit"),
+            no_barrier("no barrier in the main loop", GEMM, "load_weights(empty, unit"),
             Mutant("no wait", GEMM, "    cp_async_wait<STAGES - 2>();\n", ""),
             Mutant("wait for one too few", GEMM, "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
-            Mutant("load into the full stage", GEMM, "load(empty, unit", "load(full, unit"),
+            Mutant("load into the full stage", GEMM, "load_weights(empty, unit", "load_weights(full, unit"),
             Mutant("no commit", GEMM, "    cp_async_commit();\n", ""),
             Mutant("stage not advanced", GEMM, "full + 1 == STAGES ? 0 : full + 1", "full"),
             Mutant("last unit left out", GEMM, "unit < p.units; unit++", "unit + 1 < p.units; unit++"),
@@ -722,7 +779,11 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "words[0] >> 4 | words[1]",
                 "words[1] >> 4 | words[0]",
             ),
-            Mutant("signed magnitude", "tile/block_wire.cuh", "X.field(fabsf(signed_by[i]))", "X.field(signed_by[i])"),
+            Mutant("signed magnitude", "tile/block_scale.cuh", "CONVERTED ? v : fabsf(v)", "v"),
+            Mutant("magnitude of E4M3", "tile/block_scale.cuh", "CONVERTED ? v : fabsf(v)", "fabsf(v)"),
+            Mutant("E4M3 of a field", "tile/block_scale.cuh", "CONVERTED ? 1.0f : field_of", "field_of"),
+            Mutant("E4M3 of the next number", FP8, '"f"(second), "f"(first)', '"f"(first), "f"(second)'),
+            Mutant("E5M2 for E4M3", FP8, "satfinite.e4m3x2", "satfinite.e5m2x2"),
             Mutant("no rounding", "tile/element_code.cuh", "fmaf(-binade,", "fmaf(-0.0f * binade,"),
             Mutant(
                 "bias of the code",
