@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     shapes = SMOKE_SHAPES if args.smoke else SHAPES
     try:
-        found = predicted_rows(shapes) if args.predict else measured_rows(shapes)
+        found = predicted_rows(shapes) if args.predict else measured_rows(shapes, 0 if args.smoke else SPREAD)
     except (NoGpu, DisassemblerMissing) as error:
         print(f"decode_attention.py: {error}", file=sys.stderr)
         return 2
@@ -89,17 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row.get("check") == "FAIL" for row in found) else 0
 
 
-def measured_rows(shapes: Sequence[Shape]) -> list[Row]:
-    """Each shape on the current GPU, or on NumPy arrays under CUTPQ_HOST_KERNELS."""
+def measured_rows(shapes: Sequence[Shape], spread: int = SPREAD) -> list[Row]:
+    """Each shape on the current GPU, or on NumPy arrays under CUTPQ_HOST_KERNELS. `spread` as SPREAD."""
     xp: ModuleType = np if kernels.usable(np) else gpu_module()
     device = None if xp is np else int(xp.cuda.runtime.getDevice())
     print("\n".join(header(SelfCommunicator("the kernel alone", xp, device))))
-    return [_measured(shape, xp) for shape in shapes]
+    return [_measured(shape, xp, spread) for shape in shapes]
 
 
-def _measured(shape: Shape, xp: ModuleType) -> Row:
+def _measured(shape: Shape, xp: ModuleType, spread: int) -> Row:
     rng = np.random.default_rng(0)
-    copies = 1 if xp is np else ceil_div(SPREAD, shape.read_bytes)
+    copies = 1 if xp is np else max(1, ceil_div(spread, shape.read_bytes))
     B, KV, D = shape.batch, shape.kv_heads, shape.head_dim
     q = xp.asarray(rng.standard_normal((B, KV, shape.rep, D), np.float32).astype(np.float16))
     caches = [xp.asarray(rng.standard_normal((2, B, KV, shape.length, D), np.float32).astype(np.float16))]

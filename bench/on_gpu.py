@@ -1,12 +1,17 @@
-"""A visit to a GPU in one command: tests, recordings, ceilings, benches and compute-sanitizer, into one folder.
+"""A visit to a GPU in one command: tests, recordings, ceilings and benches, into one folder.
 
-    python bench/on_gpu.py [--out DIR]     under eight minutes on one GPU; needs CuPy, NVRTC and mpi4py
+    python bench/on_gpu.py [--out DIR]     eight minutes at most on one GPU; needs CuPy, NVRTC and mpi4py
+    python bench/on_gpu.py --sanitize      compute-sanitizer over small shapes of every kernel instead
+    python bench/on_gpu.py --rehearse      small sizes and no end of time: on the software device (softgpu/)
     python bench/on_gpu.py --dry-run       what it would run
 
 Each step is a process of its own with a time limit. Its output and exit status are on disk when it ends, so that what
-comes later cannot harm it; summary.md is rewritten after every step. What fails stops nothing. Exit status 1 if a step
-failed, 2 without a GPU. compute-sanitizer comes with CUDA, or with the wheel nvidia-cuda-sanitizer-api (CUDA 12:
-nvidia-cuda-sanitizer-api-cu12): where it is missing, its steps say so.
+comes later cannot harm it; summary.md is rewritten after every step. What fails stops nothing. The same command again
+goes on: steps that were ok in DIR are not run twice. Exit status 1 if a step failed, 2 without a GPU.
+
+Kernels can be compiled beforehand, on a machine without a GPU: `python bench/kernels.py --arch sm_90a` fills
+CUTPQ_CACHE_DIR, which is then carried along. compute-sanitizer comes with CUDA, or with the wheel
+nvidia-cuda-sanitizer-api (CUDA 12: nvidia-cuda-sanitizer-api-cu12): where it is missing, its steps say so.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.gpu_clock import NoGpu, gpu_module
@@ -32,14 +38,16 @@ from cutpq.ranks.alone import SelfCommunicator
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 470.0
+NO_END_S = 3600.0  # for a step of a rehearsal
 PYTHON = sys.executable
 
 # Each runs in its own process: a kernel that reads out of bounds destroys the CUDA context for the tests after it.
 TESTS = {
     "small-kernels": (
-        ["tests/simt/test_small_kernels.py", "tests/simt/test_residual_norm.py", "tests/simt/test_round_rows.py"],
+        [f"tests/simt/test_{name}.py" for name in ("small_kernels", "residual_norm", "round_rows", "prefetch")],
         70,
     ),
+    "dependent-launch": (["tests/simt/test_dependent_launch.py"], 40),
     "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 150),
     "codec-kernels": (["tests/simt/test_codec_kernels.py"], 120),
     "attention": (["tests/simt/test_attention_kernels.py", "tests/simt/test_decode_attention.py"], 75),
@@ -60,6 +68,7 @@ class Step:
 
     keeps        files that it writes elsewhere, as a pattern from the root, to be copied beside its output
     environment  variables and their values, beside those of this process
+    rehearsal    the command for the software device; None for the same, empty where only a GPU has an answer
     """
 
     name: str
@@ -67,6 +76,7 @@ class Step:
     limit_s: float
     keeps: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    rehearsal: tuple[str, ...] | None = None
 
     @property
     def shown(self) -> str:
@@ -90,43 +100,67 @@ class Result:
         return self.outcome == "ok"
 
 
+def script(name: str, *flags: str) -> tuple[str, ...]:
+    """A bench, from the repository's root."""
+    return (PYTHON, f"bench/{name}.py", *flags)
+
+
+def tests(*which: str) -> tuple[str, ...]:
+    """The tests that take CuPy arrays, of some files."""
+    return (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *which)
+
+
 def steps(out: Path) -> list[Step]:
-    """What a visit is made of; first what no other machine can give, last what only a doubt would need."""
+    """What a visit is made of: first what is right, then how fast it is."""
 
-    def bench(name: str, *flags: str) -> tuple[str, ...]:
-        return (PYTHON, f"bench/{name}.py", *flags)
+    def bench(step: str, name: str, limit_s: float, *flags: str, small: tuple[str, ...] = ("--smoke",)) -> Step:
+        written = ("--json", str(out / f"{step}.json"))
+        return Step(step, script(name, *flags, *written), limit_s, rehearsal=script(name, *small, *written))
 
-    def tests(*which: str) -> tuple[str, ...]:
-        return (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *which)
-
-    def sanitizer(tool: str, limit_s: float) -> Step:
-        # CuPy probes what a device can do; the refused calls are no errors of ours.
-        command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no")
-        checked = (*command, *tests("-x", "tests/simt", "-k", SANITIZED))
-        return Step(tool, checked, limit_s, environment=(("CUTPQ_TEST_POOL", "0"),))
-
-    def ranks(number: int) -> Step:
-        return Step(f"mlp-{number}-ranks", ("mpirun", "-n", str(number), *bench("mlp", "--smoke")), 60)
+    def ranks(number: int, comm: str, name: str = "mlp") -> Step:
+        command = ("mpirun", "-n", str(number), *script(name, "--smoke", "--project", "none"))
+        return Step(f"{name}-{number}-{comm}", command, 60, environment=(("CUTPQ_COMM", comm),))
 
     return [
-        Step("nvidia-smi", ("nvidia-smi", "-q", "-d", "CLOCK,MEMORY,POWER,ECC"), 10),
+        Step("nvidia-smi", ("nvidia-smi", "-q", "-d", "CLOCK,MEMORY,POWER,ECC"), 10, rehearsal=()),
         Step("cupy", (PYTHON, "-c", "import cupy; cupy.show_config()"), 15),
         Step("packages", (PYTHON, "-m", "pip", "list", "--format=freeze"), 15),
         # Every configuration on all cores first: no later limit has to hold for a compiler too.
-        Step("compile", bench("kernels", "--arch", "gpu"), 120),
+        Step("compile", script("kernels", "--arch", "gpu"), 120, rehearsal=()),
         *(Step(f"tests-{name}", tests(*which), limit_s) for name, (which, limit_s) in TESTS.items()),
-        Step("recordings", (PYTHON, "tests/simt/conformance.py"), 20, keeps="tests/recordings/*.npz"),
-        Step("ceilings", bench("ceilings"), 20),
-        Step("gemm", bench("gemm", "--all", "--json", str(out / "gemm.json")), 120),
-        Step("mlp", bench("mlp", "--model", "llama-7b", "--project", "none", "--json", str(out / "mlp.json")), 45),
-        Step("codec", bench("all_reduce", "-b", "1M", "-e", "1M", "--json", str(out / "codec.json")), 30),
-        ranks(2),
-        ranks(4),
-        ranks(8),
-        sanitizer("memcheck", 50),
-        sanitizer("racecheck", 50),
-        sanitizer("synccheck", 30),
+        Step("recordings", (PYTHON, "tests/simt/conformance.py"), 20, keeps="tests/recordings/*.npz", rehearsal=()),
+        # On one GPU all ranks share it: by host memory, by kernels that meet in it, and NCCL with a single rank.
+        *(ranks(number, comm) for comm in ("host", "ipc") for number in (2, 4, 8)),
+        ranks(1, "nccl"),
+        ranks(1, "nccl", "all_reduce"),
+        Step("ceilings", script("ceilings"), 20, rehearsal=script("ceilings", "--smoke")),
+        bench("gemm", "gemm", 120, "--all"),
+        bench("gemm-8-bits", "gemm", 60, "--bits", "8", small=("--bits", "8", "--smoke")),
+        bench("sweep", "gemm", 60, "--sweep", small=("--sweep", "--smoke", "--m", "3,9")),
+        bench("codec-kernels", "codec_kernels", 60),
+        bench("decode-attention", "decode_attention", 30),
+        bench("mlp", "mlp", 45, "--model", "llama-7b", "--project", "none"),
+        replace(
+            bench("mlp-pdl", "mlp", 45, "--model", "llama-7b", "--project", "none"), environment=(("CUTPQ_PDL", "1"),)
+        ),
+        bench("all-reduce", "all_reduce", 30, "-b", "1M", "-e", "1M"),
     ]
+
+
+def sanitizer_steps() -> list[Step]:
+    """compute-sanitizer, which takes tens of times as long, over small shapes that reach every kernel."""
+    # CuPy probes what a device can do; the refused calls are no errors of ours.
+    command = ("compute-sanitizer", "--error-exitcode", "9", "--report-api-errors", "no", "--tool")
+    checked = tests("-x", "tests/simt", "-k", SANITIZED)
+    pool_off = (("CUTPQ_TEST_POOL", "0"),)
+    limits = {"memcheck": 180, "racecheck": 180, "synccheck": 100}
+    return [Step(tool, (*command, tool, *checked), limit_s, environment=pool_off) for tool, limit_s in limits.items()]
+
+
+def rehearsed(step: Step) -> Step:
+    """The step for the software device, whose times mean nothing."""
+    command = step.command if step.rehearsal is None else step.rehearsal
+    return replace(step, command=command, limit_s=NO_END_S)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,13 +169,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     day = datetime.date.today().isoformat()
     default = ROOT / "bench" / "results" / f"GPU-{day}"
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help="default bench/results/GPU-DATE")
+    parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer instead")
+    parser.add_argument("--rehearse", action="store_true", help="small sizes, on the software device")
     parser.add_argument("--dry-run", action="store_true", help="list the steps, run none")
     args = parser.parse_args(argv)
     out = args.out.resolve()
+    chosen, budget_s = sanitizer_steps() if args.sanitize else steps(out), BUDGET_S
+    if args.rehearse:
+        for step in chosen:
+            if step.rehearsal == ():
+                print(f"{step.name:19} left out: it asks NVIDIA's driver, compiler or hardware")
+        chosen, budget_s = [rehearsed(step) for step in chosen if step.rehearsal != ()], NO_END_S
     if args.dry_run:
-        for step in steps(out):
+        for step in chosen:
             print(f"{step.name:19} {step.limit_s:4.0f} s  {step.shown}")
-        print(f"# into {out}; all together {BUDGET_S:.0f} s at most")
+        print(f"# into {out}; all together {budget_s:.0f} s at most, then the same command goes on")
         return 0
     try:
         xp = gpu_module()
@@ -149,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"on_gpu.py: a visit {error}; --dry-run shows the steps", file=sys.stderr)
         return 2
     about = header(SelfCommunicator("a visit", xp, int(xp.cuda.runtime.getDevice())))
-    results = visit(steps(out), out, about)
+    results = visit(chosen, out, about, budget_s)
     print(f"# written to {out}")
     return 0 if all(result.ok for result in results) else 1
 
@@ -160,10 +202,24 @@ def visit(steps: Iterable[Step], out: Path, about: Sequence[str] = (), budget_s:
     end = time.monotonic() + budget_s
     results: list[Result] = []
     for number, step in enumerate(steps, 1):
-        results.append(run(step, out / f"{number:02}-{step.name}.txt", end - time.monotonic()))
+        log = out / f"{number:02}-{step.name}.txt"
+        results.append(_before(step, log) or run(step, log, end - time.monotonic()))
         (out / "summary.md").write_text(summary(results, about))
         print(f"{step.name:19} {results[-1].seconds:6.1f} s  {results[-1].outcome}", flush=True)
     return results
+
+
+def _before(step: Step, log: Path) -> Result | None:
+    """The result of the same command in an earlier visit, if it was ok."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    found = re.fullmatch(r"\[ok, ([\d.]+) s\]", lines[-1]) if lines else None
+    if found is None or lines[0] != f"$ {step.shown}":
+        return None
+    return Result(step, "ok", float(found[1]), _last_line(lines[1:-1]))
+
+
+def _last_line(lines: Sequence[str]) -> str:
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def run(step: Step, log: Path, left_s: float) -> Result:
@@ -184,7 +240,7 @@ def run(step: Step, log: Path, left_s: float) -> Result:
     if step.keeps:
         for path in sorted(ROOT.glob(step.keeps)):
             shutil.copy(path, log.parent)
-    return Result(step, outcome, seconds, next((line for line in reversed(said) if line.strip()), ""))
+    return Result(step, outcome, seconds, _last_line(said))
 
 
 def _run(step: Step, output: int, limit_s: float) -> str:

@@ -47,7 +47,7 @@ class Ceilings:
     copy_gb_s      bytes read and written by a copy of 1 GiB
     launch_us      an empty kernel in a graph of many
     library_tflops an fp16 product of 8192 cubed
-    l2_bytes       of the device
+    l2_bytes       of the device; 0 in a smoke run, whose operands need not be more than that
     """
 
     copy_gb_s: float | None
@@ -56,19 +56,20 @@ class Ceilings:
     l2_bytes: int
 
 
-def ceilings(xp: ModuleType) -> Ceilings:
-    """Measured now."""
+def ceilings(xp: ModuleType, smoke: bool = False) -> Ceilings:
+    """Measured now; in a smoke run of sizes so small that they say nothing."""
     if xp is np:
         return Ceilings(None, None, None, 0)
-    copy_us = _copy_us(xp.zeros(1 << 28, xp.float32), xp)
+    nbytes, side = (1 << 16, 128) if smoke else (1 << 30, 8192)
+    copy_us = _copy_us(xp.zeros(nbytes // 4, xp.float32), xp)
     empty = xp.RawKernel(EMPTY, "empty")
     launch = graph_us(lambda i: empty((1,), (32,), ()), 100, xp)
-    a, b = (noise((8192, 8192), xp) for _ in range(2))
+    a, b = (noise((side, side), xp) for _ in range(2))
     c = xp.empty_like(a)
     product_us = queued_us(lambda i: xp.matmul(a, b, out=c), 5, xp)
-    tflops = 2 * 8192**3 / product_us / 1e6
-    l2_bytes = int(xp.cuda.Device().attributes["L2CacheSize"])
-    return Ceilings(2**31 / copy_us / 1e3, launch, tflops, l2_bytes)
+    tflops = 2 * side**3 / product_us / 1e6
+    l2_bytes = 0 if smoke else int(xp.cuda.Device().attributes["L2CacheSize"])
+    return Ceilings(2 * nbytes / copy_us / 1e3, launch, tflops, l2_bytes)
 
 
 def noise(shape: tuple[int, ...], xp: ModuleType) -> Any:

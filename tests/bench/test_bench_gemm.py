@@ -381,14 +381,40 @@ def test_dry_run_lists_what_is_there(capsys, tmp_path: Path) -> None:
 
 def test_a_visit_compiles_first_and_sanitizers_see_every_allocation(tmp_path: Path) -> None:
     """An overrun inside a chunk of CuPy's pool is legal to memcheck; a limit that a compiler uses up stops a test."""
-    steps = on_gpu.steps(tmp_path)
-    names = [step.name for step in steps]
+    names = [step.name for step in on_gpu.steps(tmp_path)]
     assert names.index("compile") < min(i for i, name in enumerate(names) if name.startswith("tests-"))
-    sanitizers = [step for step in steps if "compute-sanitizer" in step.command]
+    sanitizers = on_gpu.sanitizer_steps()
     assert len(sanitizers) == 3
     for step in sanitizers:
         assert step.shown.startswith("CUTPQ_TEST_POOL=0 compute-sanitizer ")
         assert "--report-api-errors no" in step.shown
+
+
+def test_the_same_command_again_runs_what_was_not_ok(tmp_path: Path) -> None:
+    count = "open('ran', 'a').write('x'); print('done')"
+    steps = [
+        on_gpu.Step("good", python(f"import os; os.chdir({str(tmp_path)!r}); {count}"), 20),
+        on_gpu.Step("bad", python(f"import os; os.chdir({str(tmp_path)!r}); {count}; raise SystemExit(1)"), 20),
+    ]
+    first = on_gpu.visit(steps, tmp_path)
+    again = on_gpu.visit(steps, tmp_path)
+    assert (tmp_path / "ran").read_text() == "xxx"
+    assert [r.outcome for r in again] == ["ok", "failed (1)"]
+    assert again[0].last_line == first[0].last_line == "done"
+    assert again[0].seconds == pytest.approx(first[0].seconds, abs=0.06)  # as it was written down
+    other = on_gpu.Step("good", python(f"import os; os.chdir({str(tmp_path)!r}); {count} "), 20)
+    on_gpu.visit([other], tmp_path)
+    assert (tmp_path / "ran").read_text() == "xxxx", "another command of that name runs"
+
+
+def test_a_rehearsal_is_small_and_leaves_the_recordings_of_gpus_alone(tmp_path: Path, capsys) -> None:
+    assert on_gpu.main(["--rehearse", "--dry-run", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    left_out = re.findall(r"^(\S+) +left out", out, re.M)
+    assert left_out == ["nvidia-smi", "compile", "recordings"]
+    benches = [line for line in out.splitlines() if "bench/" in line]
+    assert len(benches) > 12
+    assert all("--smoke" in line for line in benches)
 
 
 def test_a_step_has_its_environment(tmp_path: Path) -> None:
