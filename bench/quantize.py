@@ -3,10 +3,12 @@
     python bench/quantize.py --model DIR --tokens tests/data/calib_tokens.npy       all settings: 4, 3 and 2 bits
     python bench/quantize.py --model DIR --tokens FILE.npy --settings w4g128-sym,w4g128-sym-fast
     python bench/quantize.py --model DIR --checkpoints DIR,...                       any quantized versions of it
+    python bench/quantize.py --model DIR --tp 8 --codec mxfp4                        run with compressed all-reduces
 
 DIR is a float model in a Hugging Face folder. Each setting is quantized by `cutpq quantize` in a process of its own,
 for its time and memory, and run by load_model in float32; so is the float model. Windows of --eval tokens are scored
-from an empty cache, the first token of each not:
+from an empty cache, the first token of each not. With --tp the settings run over so many ranks, which are threads, and
+--codec is that of their all-reduces (twoshot); the float model always runs alone.
 
 bits        of a weight, scales and zero points included
 kl          mean of KL(float || quantized) in nats over the scored tokens: what settings are ranked by
@@ -29,7 +31,7 @@ from typing import Any
 
 import harness.blas_single  # noqa: F401  before NumPy
 import numpy as np
-from harness.flags import figure_file
+from harness.flags import at_least, figure_file
 from harness.report import Column, Table, header, progress, pyplot, write_json
 
 import cutpq as cq
@@ -86,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.checkpoints:
                 path = Path(folder) / name
                 cost = quantize(args, SETTINGS[name], path)
-            row = score(path.name, open_checkpoint(path), logits(path, windows, comm), plain, windows) | cost
+            found = cq.run_threads(args.tp, lambda rank, path=path: logits(path, windows, rank, args.codec))[0]
+            row = score(path.name, open_checkpoint(path), found, plain, windows) | cost
             if args.targets and row["kl"] > TARGETS.get(path.name, np.inf):
                 row["check"] = "FAIL"
             rows.append(row)
@@ -113,6 +116,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoints", type=lambda text: text.split(","), metavar="DIR,...", help="instead of settings"
     )
+    parser.add_argument("--tp", type=at_least(1), default=1, metavar="N", help="ranks of the settings' runs (1)")
+    parser.add_argument("--codec", type=cq.codec, metavar="C", help="of their all-reduces (none)")
     parser.add_argument("--targets", action="store_true", help="fail where KL is above that of the small Llama")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one object a row")
     parser.add_argument("--plot", type=figure_file, metavar="FILE", help="KL against bits, GPTQModel's quoted beside")
@@ -147,9 +152,9 @@ def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
     return {"cpu_s": cpu_s, "rss_mb": after.ru_maxrss / 1024}  # the largest child so far
 
 
-def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator) -> list[np.ndarray]:
+def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator, codec: cq.Codec | None = None) -> list[np.ndarray]:
     """The logits of each window, (window, vocabulary)."""
-    model = cq.load_model(folder, comm, dtype="float32")
+    model = cq.load_model(folder, comm, codec, algo="twoshot" if codec else "auto", dtype="float32")
     cache = model.new_cache(1, windows.shape[1])
     found = []
     with progress(len(windows), folder.name, comm) as bar:

@@ -50,6 +50,17 @@ def test_figures(models, capsys):
     assert "w8" in capsys.readouterr().out
 
 
+def test_a_compressed_run_differs_more(models):
+    def kl(*more):
+        assert bench.main(flags(models, *more)) == 0
+        return [json.loads(line)["kl"] for line in (models / "rows.json").read_text().splitlines()]
+
+    alone, ranks, compressed = kl(), kl("--tp", "2"), kl("--tp", "2", "--codec", "mxfp4")
+    assert max(ranks[:2]) < 1e-9
+    assert ranks[2] == pytest.approx(alone[2], rel=1e-3)
+    assert min(compressed[1:]) > 10 * alone[2]
+
+
 def test_a_kl_above_its_target_fails(models, monkeypatch):
     monkeypatch.setitem(bench.TARGETS, "w8", 0.0)
     assert bench.main(flags(models)) == 0
