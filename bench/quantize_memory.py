@@ -1,14 +1,17 @@
-"""Memory that `cutpq quantize` takes for a large model: two layers of its shapes, random weights, few tokens.
+r"""Memory that `cutpq quantize` takes for a large model: two layers of its shapes, random weights, few tokens.
 
     python bench/quantize_memory.py                                       Llama-2-70B, one rank
     python bench/quantize_memory.py --ranks 8                             one of eight ranks, whose peers are silent
-    python bench/quantize_memory.py --model llama-2-7b --modules down_proj
+    python bench/quantize_memory.py --divide 4 --modules 'layers\.0\.'    a 16th of the memory, in a 64th of the time
 
 The model is written to --work (3.5 GB for Llama-2-70B) and stays there for the next run. It is quantized in a process
 of its own, whose largest resident memory is told: arrays, and those pages of the model's files that are in memory. Of
 several ranks the first runs, and what the others would send is zero, so that sums and weights are not those of eight.
 
+divide    of hidden size, intermediate size and heads: matrices are smaller by its square, and so are the pieces in
+          which the quantizer sums and reads
 peak_gb   10^9 bytes
+projected peak_gb at full size: what is above the memory of the process before it began, times the square of --divide
 ended     whether the run came to its end within --limit seconds; if not, the peak is that until then
 """
 
@@ -22,6 +25,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,8 @@ from models.silent import SilentCommunicator
 from safetensors.numpy import save_file
 
 import cutpq as cq
+from cutpq.cost.transformer import ModelShape
+from cutpq.quantization import float_model, streams
 from cutpq.ranks.alone import SelfCommunicator
 
 LAYERS, VOCABULARY = 2, 1024
@@ -41,12 +47,14 @@ LAYERS, VOCABULARY = 2, 1024
 TABLE = Table(
     (
         Column("model", "model", 14),
+        Column("divide", "divide", 6),
         Column("ranks", "ranks", 5),
         Column("modules", "modules", 24),
         Column("sweeps", "sweeps", 6),
         Column("tokens", "tokens", 6),
         Column("seconds", "seconds", 7, ".0f"),
-        Column("peak_gb", "peak_gb", 7, ".2f"),
+        Column("peak_gb", "peak_gb", 7, ".3f"),
+        Column("projected_gb", "projected", 9, ".1f"),
         Column("ended", "ended", 5),
     )
 )
@@ -55,22 +63,25 @@ TABLE = Table(
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     print("\n".join(header(SelfCommunicator())))
-    src = args.work / args.model
+    src = args.work / f"{args.model}-{args.divide}"
     if not (src / "config.json").exists():
-        write_model(src, args.model)
+        write_model(src, divided(TRANSFORMERS[args.model], args.divide))
     dst = args.work / "quantized"
     shutil.rmtree(dst, ignore_errors=True)
     shutil.rmtree(dst.with_name("quantized.unfinished"), ignore_errors=True)
-    child = multiprocessing.get_context("spawn").Process(target=quantize, args=(src, dst, args))
+    spawn = multiprocessing.get_context("spawn")
+    before = spawn.Value("d", 0.0)
+    child = spawn.Process(target=quantize, args=(src, dst, args, before))
     began = time.monotonic()
     child.start()
     child.join(args.limit)
     ended = child.exitcode == 0
     child.kill()
     child.join()
-    row = {"model": args.model, "ranks": args.ranks, "modules": args.modules or "all", "sweeps": args.sweeps,
-           "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
-           "peak_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
+    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    row = {"model": args.model, "divide": args.divide, "ranks": args.ranks, "modules": args.modules or "all",
+           "sweeps": args.sweeps, "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
+           "peak_gb": peak_gb, "projected_gb": before.value + (peak_gb - before.value) * args.divide**2,
            "ended": "yes" if ended else "no"}  # fmt: skip
     print("\n".join([TABLE.heading(), TABLE.line(row)]))
     if args.json:
@@ -81,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=TRANSFORMERS, default="llama-2-70b", help="(llama-2-70b)")
+    parser.add_argument("--divide", type=int, choices=(1, 2, 4, 8), default=1, metavar="N", help="1, 2, 4 or 8 (1)")
     parser.add_argument("--ranks", type=int, choices=(1, 2, 4, 8), default=1, help="(1)")
     parser.add_argument("--modules", metavar="REGEX", help="as in cutpq quantize")
     parser.add_argument("--sweeps", type=at_least(0), default=4, metavar="N", help="as in cutpq quantize (4)")
@@ -92,19 +104,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_model(folder: Path, name: str) -> None:
+def divided(shape: ModelShape, by: int) -> ModelShape:
+    """The same shape, as much narrower."""
+    return replace(
+        shape, hidden=shape.hidden // by, heads=shape.heads // by, kv_heads=max(1, shape.kv_heads // by),
+        intermediate=shape.intermediate // by,
+    )  # fmt: skip
+
+
+def write_model(folder: Path, shape: ModelShape) -> None:
     """Two layers in a Hugging Face folder, a file for each tensor: one at a time is in memory."""
-    model = RandomModel(TRANSFORMERS[name], LAYERS, bits=16)
+    model = RandomModel(shape, LAYERS, bits=16)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1 << 20) + 7).astype(np.float16)
     weight_map = {}
     for number, tensor in enumerate(model.tensors()):
-        shape = model.tensor_shape(tensor)
+        size = model.tensor_shape(tensor)
         if tensor in ("model.embed_tokens.weight", "lm_head.weight"):
-            shape = (VOCABULARY, shape[1])
-        scale = np.float16(1 / np.sqrt(shape[-1]))
-        values = np.ones(shape, np.float16) if len(shape) == 1 else np.resize(np.roll(noise, number) * scale, shape)
+            size = (VOCABULARY, size[1])
+        scale = np.float16(1 / np.sqrt(size[-1]))
+        values = np.ones(size, np.float16) if len(size) == 1 else np.resize(np.roll(noise, number) * scale, size)
         weight_map[tensor] = f"model-{number:05}.safetensors"
         save_file({tensor: values}, folder / weight_map[tensor])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -112,8 +132,11 @@ def write_model(folder: Path, name: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def quantize(src: Path, dst: Path, args: argparse.Namespace) -> None:
-    """What the process does whose memory is measured."""
+def quantize(src: Path, dst: Path, args: argparse.Namespace, before: Any) -> None:
+    """What the process does whose memory is measured; `before` becomes what it had at the beginning."""
+    before.value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    streams._SUM_BYTES //= args.divide**2
+    float_model._SHOWN_BYTES //= args.divide**2
     alone = SelfCommunicator()
     comm: Any = alone if args.ranks == 1 else SilentCommunicator(args.ranks, alone)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (args.sequences, args.length))

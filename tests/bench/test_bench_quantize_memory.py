@@ -11,11 +11,12 @@ from cutpq.cost.transformer import ModelShape
 
 @pytest.mark.parametrize(("ranks", "limit", "ended"), [("8", "60", "yes"), ("1", "0", "no")])
 def test_a_row(tmp_path, monkeypatch, ranks, limit, ended):
-    monkeypatch.setitem(TRANSFORMERS, "llama-2-7b", ModelShape("small", 2, 256, 8, 8, 32, 384, 1000))
+    monkeypatch.setitem(TRANSFORMERS, "llama-2-7b", ModelShape("small", 2, 512, 16, 8, 32, 768, 1000))
     flags = ["--model", "llama-2-7b", "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"), "--length", "16"]
+    flags += ["--divide", "2"]
     monkeypatch.setattr(bench, "at_least", lambda least: int)  # a limit of 0 seconds
     assert bench.main([*flags, "--ranks", ranks, "--limit", limit]) == 0
     [row] = map(json.loads, (tmp_path / "rows.json").read_text().splitlines())
     assert (row["ranks"], row["tokens"], row["ended"]) == (int(ranks), 128, ended)
-    assert 0.01 < row["peak_gb"] < 2
+    assert 0.01 < row["peak_gb"] < row["projected_gb"] < 2
     assert (tmp_path / "quantized").exists() == (ended == "yes")
