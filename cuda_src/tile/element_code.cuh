@@ -7,7 +7,7 @@
 // elements included. A `field` is such a float16 number.
 #pragma once
 #include "../ptx/bits.cuh"
-#include "../ptx/convert_fp8.cuh"
+#include "../ptx/convert_small.cuh"
 
 constexpr u32 FLOAT_EXPONENT = 0x7f800000u, FLOAT_MAGNITUDE = 0x7fffffffu;
 
@@ -21,7 +21,9 @@ DEVICE float field_of_element() { return __uint_as_float(u32(ELEMENT_BIAS - 15 +
 DEVICE float element_of_field() { return __uint_as_float(u32(15 - ELEMENT_BIAS + 127) << 23); }
 
 // Whether the device has an instruction that makes these codes; it then takes elements, with their signs, for fields.
-constexpr bool CONVERTED = HAS_FP8 && ELEMENT_BITS == 8 && MANTISSA_BITS == 3 && LARGEST_CODE == 126;
+constexpr bool IS_E4M3 = ELEMENT_BITS == 8 && MANTISSA_BITS == 3 && LARGEST_CODE == 126;
+constexpr bool IS_E2M1 = ELEMENT_BITS == 4 && MANTISSA_BITS == 1 && LARGEST_CODE == 7;
+constexpr bool CONVERTED = (HAS_FP8 && IS_E4M3) || (HAS_FP4 && IS_E2M1);
 
 // v >= 0 rounded to the nearest field, ties to even. After adding 2^(23 - M) times the binade of v, the last bit of a
 // float32 is the element's step, so that the addition rounds; subtracting it again is exact.
@@ -36,7 +38,8 @@ DEVICE float rounded_field(float v) {
 // The codes of four magnitudes v, given as fields: rounded, saturated, and with the signs of `signed_by`. Where CONVERTED,
 // v are elements that have these signs.
 DEVICE u32 element_codes(const float* v, const float* signed_by) {
-  if constexpr (CONVERTED) return e4m3_pair(v[0], v[1]) | e4m3_pair(v[2], v[3]) << 16;
+  if constexpr (CONVERTED && IS_E4M3) return e4m3_pair(v[0], v[1]) | e4m3_pair(v[2], v[3]) << 16;
+  if constexpr (CONVERTED && IS_E2M1) return e2m1_bytes({v[0], v[1], v[2], v[3]}, {});
   u32 fields[2], signs[2];
 #pragma unroll
   for (int i = 0; i < 2; i++) {

@@ -55,6 +55,15 @@ struct PackedFactor {
 
 // The eight codes of four pairs of scaled numbers, the first in the lowest bits.
 DEVICE u32 packed_codes(const u32* pairs, const PackedFactor& factor) {
+  if constexpr (HAS_FP4) {
+    float low[4], high[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 both = __half22float2(factor.times(pairs[i]));
+      low[i] = both.x, high[i] = both.y;
+    }
+    return e2m1_bytes(high, low);
+  }
   const half2 steps = as_pair<half2>(0x60006000);  // 512: the last bit of 512 * binade is the step of E2M1
   u32 fields[4], signs[4];
 #pragma unroll

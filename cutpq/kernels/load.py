@@ -189,7 +189,7 @@ def load(name: str, config: Config, xp: ModuleType) -> Kernel:
     Raises KernelError, with the compiler's words.
     """
     if xp is np:
-        return _load_on_host(name, config, executor.mode())
+        return _load_on_host(name, config, executor.mode(), executor.settings.arch)
     return _load_on_gpu(name, config, xp, xp.cuda.runtime.getDevice())
 
 
@@ -225,7 +225,8 @@ def _types(config: Config) -> dict[str, np.dtype]:
 
 
 @cache
-def _load_on_host(name: str, config: Config, mode: str) -> Kernel:
+def _load_on_host(name: str, config: Config, mode: str, arch: int) -> Kernel:
+    # arch is of the key alone: executor.build compiles for settings.arch, which tests change
     unit = source.translation_unit(name, config)
     function = executor.build(name, unit, source.source_dir(), mode, early=config.starts_early)
     _announce(name, config)

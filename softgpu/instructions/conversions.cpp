@@ -60,9 +60,20 @@ void cvt_fp8_to_halves(Warp& w, I i, u32 m) {
   EACH(d[l] = u32(float_to_half(from_fp8(a[l] >> 8, E4M3))) << 16 | float_to_half(from_fp8(a[l] & 255, E4M3)))
 }
 
+void cvt_floats_to_fp4(Warp& w, I i, u32 m) {
+  u16* d = w.at<u16>(i.o[0]);  // a register of 8 bits
+  const float *a = w.at<float>(i.o[1]), *b = w.at<float>(i.o[2]);
+  EACH(d[l] = u16(to_fp4(a[l]) << 4 | to_fp4(b[l])))
+}
+
 bool is_fp8_pair(const std::string& t) { return t == "e4m3x2" || t == "e5m2x2"; }
 
 Handler cvt_packed(Form& f, const std::string& to, Rounding r) {
+  if (to == "e2m1x2") {
+    if (f.type != "f32" || f.relu) return nullptr;
+    f.binary(4);
+    return cvt_floats_to_fp4;
+  }
   if (to == "f16x2" && is_fp8_pair(f.type)) {
     f.unary(4, 2);
     return f.type == "e4m3x2" ? (Handler)cvt_fp8_to_halves<true> : (Handler)cvt_fp8_to_halves<false>;
@@ -115,8 +126,9 @@ Handler cvt(Form& f) {
   Rounding r = NONE;
   for (auto& p : f.statement.parts)
     if (const auto found = ROUNDINGS.find(p); found != ROUNDINGS.end()) r = found->second;
-  if (f.has("rna") || f.has("satfinite") ? !is_fp8_pair(to) : false) return nullptr;
-  if (to == "f16x2" || to == "bf16x2" || is_fp8_pair(to)) return cvt_packed(f, to, r);
+  const bool saturates = is_fp8_pair(to) || to == "e2m1x2";
+  if (f.has("rna") || f.has("satfinite") ? !saturates : false) return nullptr;
+  if (to == "f16x2" || to == "bf16x2" || saturates) return cvt_packed(f, to, r);
   if (!TYPES.count(to) || !TYPES.count(f.type)) return nullptr;
   const int from_bytes = f.in(1).kind == Operand::Register ? f.decoder.width(f.in(1)) : std::max(2, f.bytes), to_bytes = f.decoder.width(f.in(0));
   f.unary(to_bytes, from_bytes);

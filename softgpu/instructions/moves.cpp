@@ -16,35 +16,36 @@ void move_predicate(Warp& w, I i, u32 m) {
   d = (d & ~m) | (*w.at<u32>(i.o[1]) & m);
 }
 
-// mov of a vector: the first element has the low bits.
-template <class Whole, class Part>
+// mov of a vector: the first element has the low bits. A register of 8 bits takes the place of one of 16.
+template <class Whole, class Part, class Place>
 void pack_lanes(Warp& w, I i, u32 m) {
   Whole* d = w.at<Whole>(i.o[0]);
   Whole v[LANES] = {};
   for (size_t k = 0; k < sizeof(Whole) / sizeof(Part); k++) {
-    const Part* s = w.at<Part>(i.o[1 + k]);
-    for (int l = 0; l < LANES; l++) v[l] |= Whole(s[l]) << (8 * sizeof(Part) * k);
+    const Place* s = w.at<Place>(i.o[1 + k]);
+    for (int l = 0; l < LANES; l++) v[l] |= Whole(Part(s[l])) << (8 * sizeof(Part) * k);
   }
   EACH(d[l] = v[l])
 }
-template <class Whole, class Part>
+template <class Whole, class Part, class Place>
 void unpack_lanes(Warp& w, I i, u32 m) {
   Whole v[LANES];
   std::memcpy(v, w.at<Whole>(i.o[0]), sizeof v);
   for (size_t k = 0; k < sizeof(Whole) / sizeof(Part); k++) {
-    Part* d = w.at<Part>(i.o[1 + k]);
+    Place* d = w.at<Place>(i.o[1 + k]);
     EACH(d[l] = Part(v[l] >> (8 * sizeof(Part) * k)))
   }
 }
-template <class Whole, class Part>
+template <class Whole, class Part, class Place = Part>
 Handler either(bool packs) {
-  return packs ? (Handler)pack_lanes<Whole, Part> : (Handler)unpack_lanes<Whole, Part>;
+  return packs ? (Handler)pack_lanes<Whole, Part, Place> : (Handler)unpack_lanes<Whole, Part, Place>;
 }
 Handler move_vector(Form& f, bool packs) {
   const auto& list = f.in(packs ? 1 : 0).parts;
   const int part = f.bytes / int(list.size());
   f.out.o[0] = packs ? f.target(0) : f.source(1, f.bytes);
   for (size_t k = 0; k < list.size(); k++) f.out.o[1 + k] = packs ? f.decoder.source(list[k], part) : f.decoder.target(list[k]);
+  if (f.bytes == 4 && part == 1) return either<u32, u8, u16>(packs);
   if (f.bytes == 4 && part == 2) return either<u32, u16>(packs);
   if (f.bytes == 8 && part == 2) return either<u64, u16>(packs);
   if (f.bytes == 8 && part == 4) return either<u64, u32>(packs);

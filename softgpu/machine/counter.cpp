@@ -90,7 +90,8 @@ std::string Counter::json(const Grid& g) const {
   };
   traffic("global_loads", loads_), traffic("global_stores", stores_);
   passes("shared_loads", shared_loads_), passes("shared_stores", shared_stores_);
-  out << ", \"prefetches\": {\"requests\": " << prefetches_ << ", \"lines\": " << prefetched_.size() << "}";
+  out << ", \"prefetches\": {\"requests\": " << prefetches_ << ", \"lines\": " << prefetched_.size()
+      << ", \"span\": " << (prefetched_.empty() ? 0 : *prefetched_.rbegin() - *prefetched_.begin() + 1) << "}";
   out << ", \"atomics\": " << atomics_ << ", \"conflicts\": [";
   comma = "";
   for (auto& [where, p] : by_place_) {

@@ -91,4 +91,18 @@ inline u8 to_fp8(float x, bool e4m3) {  // nearest even, saturating
   return sign | (q >= (1 << m) ? ((e + bias) << m | (int(q) - (1 << m))) : int(q));
 }
 
+// E2M1, the 4-bit float of 0, 0.5, 1, 1.5, 2, 3, 4, 6: nearest even, saturating; NaN becomes 6.
+inline u8 to_fp4(float x) {
+  static const float magnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  if (x != x) return 7;
+  const float a = std::fabs(x);
+  int code = 7;
+  while (code && a < magnitudes[code]) code--;
+  if (code < 7) {
+    const float below = a - magnitudes[code], above = magnitudes[code + 1] - a;
+    if (above < below || (above == below && code % 2)) code++;
+  }
+  return u8(code | (std::signbit(x) ? 8 : 0));
+}
+
 }  // namespace softgpu

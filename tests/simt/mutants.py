@@ -71,7 +71,7 @@ GROUPED, CODES = "tile/scales_grouped.cuh", "tile/codes_fragments.cuh"
 ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
-FP8 = "ptx/convert_fp8.cuh"
+SMALL = "ptx/convert_small.cuh"
 PREFETCH = "prefetch_l2.cu"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
 
@@ -267,6 +267,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         [
             Mutant("beyond the end", PREFETCH, "if (from >= bytes) return;", ""),
             Mutant("first strip again and again", PREFETCH, "size_t(blockIdx.y) * strip_bytes", "0"),
+            Mutant("strips too close", PREFETCH, "size_t(blockIdx.y) * strip_bytes", "size_t(blockIdx.y) * bytes"),
             Mutant("requests of one block only", PREFETCH, "(blockIdx.x * THREADS + threadIdx.x)", "threadIdx.x"),
             Mutant("requests that overlap", PREFETCH, "threadIdx.x) * REQUEST", "threadIdx.x) * (REQUEST / 2)"),
             Mutant("last request too long", PREFETCH, "min(u32(REQUEST), bytes - from)", "u32(REQUEST)"),
@@ -748,7 +749,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
         ],
     ),
     "encode": (
-        codec_tests("ragged", "scale_at", "blocks_of", "sixteen", "no_race", "input_that", "every_family"),
+        codec_tests("ragged", "codes_by", "scale_at", "blocks_of", "sixteen", "no_race", "input_that", "every_family"),
         [
             Mutant(
                 "floor instead of nearest",
@@ -782,8 +783,16 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("signed magnitude", "tile/block_scale.cuh", "CONVERTED ? v : fabsf(v)", "v"),
             Mutant("magnitude of E4M3", "tile/block_scale.cuh", "CONVERTED ? v : fabsf(v)", "fabsf(v)"),
             Mutant("E4M3 of a field", "tile/block_scale.cuh", "CONVERTED ? 1.0f : field_of", "field_of"),
-            Mutant("E4M3 of the next number", FP8, '"f"(second), "f"(first)', '"f"(first), "f"(second)'),
-            Mutant("E5M2 for E4M3", FP8, "satfinite.e4m3x2", "satfinite.e5m2x2"),
+            Mutant("E4M3 of the next number", SMALL, '"f"(second), "f"(first)', '"f"(first), "f"(second)'),
+            Mutant("E5M2 for E4M3", SMALL, "satfinite.e4m3x2", "satfinite.e5m2x2"),
+            Mutant("E2M1 of the second for the third", SMALL, "c, %3, %7", "c, %2, %7"),
+            Mutant("E2M1 of pairs exchanged", PACKED, "e2m1_bytes(high, low)", "e2m1_bytes(low, high)"),
+            Mutant(
+                "E2M1 in the lower half",
+                "tile/element_code.cuh",
+                "e2m1_bytes({v[0], v[1], v[2], v[3]}, {})",
+                "e2m1_bytes({}, {v[0], v[1], v[2], v[3]})",
+            ),
             Mutant("no rounding", "tile/element_code.cuh", "fmaf(-binade,", "fmaf(-0.0f * binade,"),
             Mutant(
                 "bias of the code",

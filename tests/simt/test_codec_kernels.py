@@ -124,6 +124,15 @@ def test_sixteen_bit_numbers(monkeypatch, checked_xp, dtype):
     assert_kernels_follow(monkeypatch, checked_xp, "e2m2-b128-e5m0-rceil", x[:1001])
 
 
+@pytest.mark.parametrize("arch", [80, 100])
+def test_codes_by_instructions_of_other_architectures(monkeypatch, settings, arch):
+    """E4M3 has an instruction from sm_89 on, which all other tests here execute, E2M1 on sm_100a."""
+    settings.arch = arch
+    for name in "mxfp4", "mxfp8-e4m3", "e4m3-b64-float16-rceil", "e2m1-b16-e4m3-even":
+        for x in (specials(), heavy_tailed(2000), heavy_tailed(2000).astype(np.float16)):
+            assert_kernels_follow(monkeypatch, np, name, x)
+
+
 @pytest.mark.parametrize("n", [1, 7, 8, 31, 33, 2047, 2048, 2049, 4096 + 17])
 def test_ragged_ends(monkeypatch, checked_xp, n):
     for name in "mxfp4", "e2m2-b128-e5m0-rceil":

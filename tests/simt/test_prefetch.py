@@ -20,7 +20,7 @@ def _host_kernels(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch, settings):
-    """What is asked for of weights where CUTPQ_PREFETCH is so much: (kernels, requests, lines of 128 bytes)."""
+    """What is asked for of weights where CUTPQ_PREFETCH is so much: (kernels, requests, lines, lines they span)."""
 
     def ask(wanted, weights, arch=90):
         settings.counts, settings.arch = [], arch
@@ -31,7 +31,7 @@ def asked(monkeypatch, settings):
             module.wanted_bytes.cache_clear()
             prefetch(weights)
         found = [line["prefetches"] for line in settings.counts]
-        return len(found), sum(f["requests"] for f in found), sum(f["lines"] for f in found)
+        return len(found), *(sum(f[what] for f in found) for what in ("requests", "lines", "span"))
 
     return ask
 
@@ -45,31 +45,31 @@ def test_whole_weight(asked, arch, requests):
     """Strips of 18 KiB, no multiple of what one request brings."""
     w = weight(576, 192)
     assert w.words.nbytes == 3 * 144 * 128
-    assert asked("1M", [w], arch) == (1, requests, 3 * 144)
+    assert asked("1M", [w], arch) == (1, requests, 3 * 144, 3 * 144)
 
 
 @pytest.mark.parametrize("arch", [90, 80])
 def test_bytes_are_bounded_and_shared_by_all_strips(asked, arch):
     w = weight(576, 192)
-    assert asked("13K", [w], arch)[2] == 3 * 34, "4352 bytes of each: a request and a line of the next"
-    assert asked("383", [w], arch) == (0, 0, 0), "less than a line of each strip"
+    assert asked("13K", [w], arch)[2:] == (3 * 34, 2 * 144 + 34), "4352 bytes of each: a bulk request and two lines"
+    assert asked("383", [w], arch) == (0, 0, 0, 0), "less than a line of each strip"
 
 
 def test_more_requests_of_a_strip_than_one_block_makes(asked):
     """A strip of a MiB on sm_80 takes 8,192 requests."""
-    assert asked("1G", [weight(1 << 15, 64)], 80)[1:] == (8192, 8192)
+    assert asked("1G", [weight(1 << 15, 64)], 80)[1:] == (8192, 8192, 8192)
 
 
 def test_several_weights_share_the_bytes(asked):
-    assert asked("8K", [weight(576, 192), weight(256, 64)]) == (2, 4, 4 * 16)
+    assert asked("8K", [weight(576, 192), weight(256, 64)]) == (2, 4, 4 * 16, 2 * 144 + 16 + 16)
 
 
 def test_weights_that_are_not_packed_are_left(asked):
-    assert asked("1M", [random_weight(64, 64, 32)]) == (0, 0, 0)
+    assert asked("1M", [random_weight(64, 64, 32)]) == (0, 0, 0, 0)
 
 
 def test_nothing_unless_asked_for(asked, monkeypatch, settings):
-    assert asked("0", [weight(576, 192)]) == (0, 0, 0)
+    assert asked("0", [weight(576, 192)]) == (0, 0, 0, 0)
     monkeypatch.delenv("CUTPQ_PREFETCH", raising=False)
     module.wanted_bytes.cache_clear()
     prefetch([weight(64, 64)])

@@ -214,6 +214,40 @@ def test_conversions(line, source, target):
     np.testing.assert_array_equal(got.astype(np.float64), a.astype(target).astype(np.float64))
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+TO_BYTES = "{ .reg .b8 %e; cvt.rn.satfinite.e2m1x2.f32 %e, %a, %b; mov.b32 %d, {%e, %e, %e, %e}; }"
+
+
+def nearest_codes(x, magnitudes, sign, nan):
+    """By the letter: the nearest magnitude, of two the one with the even code; the largest for all beyond it."""
+    a = np.abs(x.astype(np.float64))
+    below = np.clip(np.searchsorted(magnitudes, a, side="right") - 1, 0, len(magnitudes) - 2)
+    down, up = a - magnitudes[below], magnitudes[below + 1] - a
+    code = below + ((up < down) | ((up == down) & (below % 2 == 1)))
+    return np.where(np.isnan(x), nan, code + sign * np.signbit(x)).astype(np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("line", "magnitudes", "sign", "nan", "bits"),
+    [("cvt.rn.satfinite.e4m3x2.f32 %d, %a, %b;", E4M3, 128, 127, 8), (TO_BYTES, E2M1, 8, 7, 4)],
+    ids=["e4m3", "e2m1"],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_floats_to_pairs_of_small_ones(line, magnitudes, sign, nan, bits):
+    """Every value, every tie and their neighbours, limits, infinities, NaN and random bits, of both signs."""
+    ties = (magnitudes[1:] + magnitudes[:-1]) / 2
+    edges = np.concatenate([magnitudes, ties, [2 * magnitudes[-1], 1e-45, 3e38, np.inf, np.nan]]).astype(np.float32)
+    edges = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(np.inf))])
+    x = np.concatenate([edges, -edges, words(1).view(np.float32), 8 * floats(3) / np.abs(floats(4))])
+    a, b = x, np.roll(x, 7)
+    parts = [slice(i, i + 480) for i in range(0, len(x), 480)]
+    got = np.concatenate([execute(line, np.uint16 if bits == 8 else np.uint32, a[p], b[p]) for p in parts])
+    high, low = (nearest_codes(v, magnitudes, sign, nan) for v in (a, b))
+    pair = high << bits | low
+    np.testing.assert_array_equal(got, pair if bits == 8 else pair * np.uint32(0x01010101))
+
+
 def test_floats_to_integers_stop_at_the_limits():
     a = np.array([0.5, 1.5, -1.5, 3e9, -3e9, np.inf, -np.inf, np.nan], np.float32)
     got = execute("cvt.rzi.s32.f32 %d, %a;", np.int32, a)
