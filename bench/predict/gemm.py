@@ -104,9 +104,14 @@ def predict(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
     """One product of the layer at M tokens under a scheme of gemm_layers.SCHEMES."""
     problem = problem_of(layer, M, scheme)
     if dequant_from(machine.device) <= M:
-        return _by_library(layer, problem, groups(layer, scheme), machine)
+        return predict_library(layer, M, scheme, machine)
     config, cuts = select_gemm(problem, machine.device)
     return _by_kernel(layer, problem, scheme, config, cuts, machine)
+
+
+def predict_library(layer: Layer, M: int, scheme: str, machine: Machine) -> Prediction:
+    """The same product by dequantizing first, whatever M."""
+    return _by_library(layer, problem_of(layer, M, scheme), groups(layer, scheme), machine)
 
 
 def _by_kernel(

@@ -10,7 +10,7 @@ from models.gemm_layers import Layer, layers
 from models.shapes import MODELS
 
 from predict import calibrate
-from predict.gemm import MACHINES, Machine, library_us, pdl_gain_us, predict
+from predict.gemm import MACHINES, Machine, library_us, pdl_gain_us, predict, predict_library
 
 MODEL, TPS = "llama-70b", (1, 2, 4, 8)
 
@@ -22,6 +22,7 @@ def page() -> Iterator[str]:
     yield from _section("More tokens", _more_tokens())
     yield from _section("Orders", _orders())
     yield from _section("All models", _all_models())
+    yield from _section("8 bits", _eight_bits())
     yield from _section("Against published times", _published())
     yield from _section("How much hangs on the guesses", _guesses())
 
@@ -50,8 +51,8 @@ def _ratio(layer: Layer, M: int, machine: Machine) -> float:
     return library_us(M, layer.K, layer.N, machine) / predict(layer, M, "tp-aware", machine).time_us
 
 
-def _by_layer(tps: Sequence[int]) -> list[Layer]:
-    return sorted(layers((MODEL,), tuple(tps)), key=lambda layer: (layer.layer == "down", layer.tp))
+def _by_layer(tps: Sequence[int], bits: int = 4) -> list[Layer]:
+    return sorted(layers((MODEL,), tuple(tps), bits), key=lambda layer: (layer.layer == "down", layer.tp))
 
 
 def _parts() -> Iterator[str]:
@@ -112,6 +113,17 @@ def _all_models() -> Iterator[str]:
                 for figure, M in ((_share, 1), (_ratio, 64))
             ]
             yield _row(model, tp, *cells)
+
+
+def _eight_bits() -> Iterator[str]:
+    """The kernel, and dequantizing first, which is what other widths than 4 bits would take without it."""
+    yield from _head("machine", "layer", "tp", "M", "predicted_us", "share", "bound", "dequantize first, us", "quicker")
+    for machine in MACHINES.values():
+        for layer in _by_layer((1, 8), bits=8):
+            for M in (1, 16, 64):
+                p, first = (way(layer, M, "tp-aware", machine) for way in (predict, predict_library))
+                times = f"{p.time_us:.1f}", f"{_share(layer, M, machine):.2f}", p.bound, f"{first.time_us:.1f}"
+                yield _row(machine.name, layer.layer, layer.tp, M, *times, f"{first.time_us / p.time_us:.1f}x")
 
 
 def _published() -> Iterator[str]:
