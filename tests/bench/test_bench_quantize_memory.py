@@ -18,5 +18,5 @@ def test_a_row(tmp_path, monkeypatch, ranks, limit, ended):
     assert bench.main([*flags, "--ranks", ranks, "--limit", limit]) == 0
     [row] = map(json.loads, (tmp_path / "rows.json").read_text().splitlines())
     assert (row["ranks"], row["tokens"], row["ended"]) == (int(ranks), 128, ended)
-    assert 0.01 < row["peak_gb"] < row["projected_gb"] < 2
+    assert 0.01 < row["peak_gb"] <= row["projected_gb"] < 2
     assert (tmp_path / "quantized").exists() == (ended == "yes")
