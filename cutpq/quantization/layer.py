@@ -32,7 +32,8 @@ def solve_together(
     """Quantize modules that read the same input; to be called on every rank alike, with the same result.
 
     weights  (K, N) float32 of each module
-    H        (K, K) float32, overwritten;  drift  (K, all N) float32 or None: see solver.quantize_weight
+    H        (K, K) float32, overwritten
+    drift    (K, own_columns of each module side by side) float32 or None: see solver.quantize_weight
 
     Every rank computes the factor for itself, which takes no longer than on one, and solves its panels of each module.
     """
@@ -44,13 +45,11 @@ def solve_together(
     ]
     owned = [[p for of_module in places for p in _share(of_module, r, comm.size)] for r in range(comm.size)]
     columns = [_indices(parts) for parts in owned]
-    mine = [_whole(_share(of_module, comm.rank, comm.size)) for of_module in places]
-    W = [system.in_order(w[:, p.start - at : p.stop - at]) for w, p, at in zip(weights, mine, ends, strict=False)]
-    target = None if drift is None else [system.in_order(drift[:, p]) for p in mine]
+    W = [system.in_order(w[:, own_columns(w.shape[1], comm)]) for w in weights]
     widths = [p.stop - p.start for p in owned[comm.rank]]
     cuts = np.cumsum([0, *widths]).tolist()
     inside = [slice(a, b) for a, b in pairwise(cuts)]
-    part = system.solve(_side_by_side(W), None if target is None else _side_by_side(target), inside)
+    part = system.solve(_side_by_side(W), None if drift is None else system.in_order(drift), inside)
     part = _gather(part, columns, [len(parts) for parts in owned], comm)
     by_place = dict(zip([(p.start, p.stop) for parts in owned for p in parts], part.errors, strict=True))
     solved = []
@@ -71,8 +70,9 @@ def _share(parts: list[slice], rank: int, size: int) -> list[slice]:
     return parts[rank * each : (rank + 1) * each]
 
 
-def _whole(parts: list[slice]) -> slice:
-    """From the first of neighbouring columns to the last."""
+def own_columns(N: int, comm: Communicator) -> slice:
+    """The columns of a module that this rank solves."""
+    parts = _share(panels(N), comm.rank, comm.size)
     return slice(parts[0].start, parts[-1].stop) if parts else slice(0, 0)
 
 

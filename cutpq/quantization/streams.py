@@ -22,7 +22,7 @@ from ..weights.weight import QuantWeight
 from .activations import BLOCKS, Sequences, Store
 from .float_model import Block, FloatModel, Half, Linear, Tokens
 from .job import Job, QuantizationError
-from .layer import Solved, solve_together
+from .layer import Solved, own_columns, solve_together
 
 # Called with each module's name and what it became.
 Report = Callable[[str, Solved], None]
@@ -123,7 +123,8 @@ class Streams:
         H, *cross = self._finite(self.sequences.sums(terms), half.read[0])
         if not cross:
             return H, None
-        return H, array_module(H).concatenate([cross[0] @ linear.weight for linear in readers], axis=1)
+        drift = [(cross[0] @ linear.weight)[:, self._own(linear.weight.shape[1])] for linear in readers]
+        return H, array_module(H).concatenate(drift, axis=1)
 
     def _middle(
         self, half: Half, block: Block, tokens: dict[int, Tokens], readers: Sequence[Linear],
@@ -161,7 +162,8 @@ class Streams:
         """Hessian and drift of what `write` multiplies, some rows at a time: partial sums stay small."""
         K = middle.shape[1]
         H = self.comm.xp.empty((K, K), np.float32)
-        drift = None if missing is None else self.comm.xp.empty((K, missing.shape[1]), np.float32)
+        mine = slice(0) if missing is None else self._own(missing.shape[1])
+        drift = None if missing is None else self.comm.xp.empty((K, mine.stop - mine.start), np.float32)
         step = max(8, _SUM_BYTES // (4 * K))
         for start in range(0, K, step):
             own, later = slice(start, min(start + step, K)), slice(start, K)
@@ -176,7 +178,7 @@ class Streams:
             H[own, later] = found[0]
             H[later, own] = found[0].T
             if drift is not None:
-                drift[own] = found[1]
+                drift[own] = found[1][:, mine]
         if missing is not None:
             self.store.drop(missing)
         return H, drift
@@ -202,7 +204,8 @@ class Streams:
             few = f"does not make up for the layers before it: only {seen} calibration tokens chose its expert"
         drift = None if few else drift
         if drift is not None and len(wanted) < len(names):
-            ends = np.cumsum([0, *(linear.weight.shape[1] for linear in linears)])
+            own = [self._own(linear.weight.shape[1]) for linear in linears]
+            ends = np.cumsum([0, *(columns.stop - columns.start for columns in own)])
             drift = array_module(H).concatenate([drift[:, ends[i] : ends[i + 1]] for i in wanted], axis=1)
         solved = solve_together(weights, H, drift, self.job.options, self.comm)
         found = dict(zip([names[i] for i in wanted], (replace(module, few=few) for module in solved), strict=True))
@@ -228,6 +231,9 @@ class Streams:
         copy = self._new(x.shape[1])
         copy[...] = x
         return copy
+
+    def _own(self, N: int) -> slice:
+        return own_columns(N, self.comm)
 
     def _new(self, width: int) -> np.ndarray:
         return on_every(self.comm, lambda: self.store.new(len(self.sequences.mine), width))
