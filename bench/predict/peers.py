@@ -22,7 +22,7 @@ from predict import machine_code
 from predict.gemm import Machine
 
 # A load from a peer's memory, and a meeting: a fence and a flag to every peer, then the flags of all. Assumed. With
-# these the published times of another one-shot kernel come out 7 to 9 % low, those of its two-shot kernel 22 to 34 %.
+# these the published times of another one-shot kernel come out 7 to 10 % low, those of its two-shot kernel 22 to 34 %.
 LINK_LATENCY_US = 1.0
 MEETING_US = 1.5
 
