@@ -1,6 +1,7 @@
 // One kernel for each instruction of cuda_src/ptx: a warp feeds it random operands and writes what every lane gets.
 // conformance.py records the results of a GPU, and the tests compare those of the executor with them.
 #include "ptx/bits.cuh"
+#include "ptx/convert_small.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/memory_order.cuh"
@@ -79,6 +80,26 @@ DEVICE void multiply(const u32* in, u32* out, u32 keep, u32 set) {
 
 CONFORMANCE(mma_float16) { multiply<half>(in, out, 0x9fff9fff, 0x20002000); }           // sizes 2^-7 .. 2
 CONFORMANCE(mma_bfloat16) { multiply<__nv_bfloat16>(in, out, 0x83ff83ff, 0x3c003c00); }  // sizes 2^-7 .. 2
+
+// Any bits as numbers, NaN and infinities among them, and the same bits as numbers between 2^-9 and 512.
+DEVICE float any_number(const u32* in, int i) { return __uint_as_float(in[threadIdx.x * 8 + i]); }
+DEVICE float near_one(const u32* in, int i) {
+  const u32 bits = in[threadIdx.x * 8 + i];
+  return __uint_as_float((bits & 0x807fffffu) | (118 + bits % 18) << 23);
+}
+
+CONFORMANCE(convert_e4m3) {
+  for (int i = 0; i < 4; i++) out[threadIdx.x * 8 + i] = e4m3_pair(any_number(in, 2 * i), any_number(in, 2 * i + 1));
+  for (int i = 0; i < 4; i++) out[threadIdx.x * 8 + 4 + i] = e4m3_pair(near_one(in, 2 * i), near_one(in, 2 * i + 1));
+}
+
+CONFORMANCE(convert_e2m1) {
+  float high[4], low[4];
+  for (int i = 0; i < 4; i++) high[i] = any_number(in, i), low[i] = any_number(in, 4 + i);
+  out[threadIdx.x * 8] = e2m1_bytes(high, low);
+  for (int i = 0; i < 4; i++) high[i] = near_one(in, i) / 32, low[i] = near_one(in, 4 + i) / 32;
+  out[threadIdx.x * 8 + 1] = e2m1_bytes(high, low);
+}
 
 CONFORMANCE(counter) {
   if (threadIdx.x) return;
