@@ -143,7 +143,7 @@ def steps(out: Path) -> list[Step]:
         replace(
             bench("mlp-pdl", "mlp", 45, "--model", "llama-7b", "--project", "none"), environment=(("CUTPQ_PDL", "1"),)
         ),
-        # The software device works on a default stream at once: behind no spin would a rank that is alone be ahead of it.
+        # The software device does the work of a default stream at once, so that one rank would wait for a spin in vain.
         replace(
             bench("all-reduce", "all_reduce", 30, "-b", "1M", "-e", "1M"),
             rehearsal=("mpirun", "-n", "2", *script("all_reduce", "--smoke")),
