@@ -44,10 +44,12 @@ PYTHON = sys.executable
 # Each runs in its own process: a kernel that reads out of bounds destroys the CUDA context for the tests after it.
 TESTS = {
     "small-kernels": (
-        [f"tests/simt/test_{name}.py" for name in ("small_kernels", "residual_norm", "round_rows", "prefetch")],
+        [
+            f"tests/simt/test_{name}.py"
+            for name in ("small_kernels", "residual_norm", "round_rows", "prefetch", "dependent_launch")
+        ],
         70,
     ),
-    "dependent-launch": (["tests/simt/test_dependent_launch.py"], 40),
     "gemm-kernel": (["tests/simt/test_gemm_kernel.py"], 150),
     "codec-kernels": (["tests/simt/test_codec_kernels.py"], 120),
     "attention": (["tests/simt/test_attention_kernels.py", "tests/simt/test_decode_attention.py"], 75),
