@@ -16,6 +16,7 @@ mkdir -p "$build" "$lib"
 
 [ -d "$venv/bin" ] || python3 -m venv "$venv"
 . "$venv/bin/activate"
+python -c 'import cutpq, mpi4py, pytest' 2> /dev/null || pip install -q -e "$here/..[mpi,test]"
 pip install -q "cupy-cuda12x==$version" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12 \
   nvidia-cuda-cccl-cu12 setuptools wheel "cython>=3.2,<3.3"
 site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -2,7 +2,6 @@
 // Every collective is sends and receives; sums are taken in rank order and rounded to the type at every step.
 #include <fcntl.h>
 #include <immintrin.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include <random>
 #include <utility>
 
+#include "../machine/rest.h"
 #include "runtime.h"
 
 using namespace softgpu;
@@ -87,7 +87,7 @@ int run(std::vector<Transfer> list) {
     }
     if (!open) return OK;
     if (moved) idle = 0;
-    else if (++idle > 100) sched_yield();
+    else if (++idle > 100) rest(idle - 100);
   }
 }
 
@@ -183,7 +183,7 @@ int ncclCommInitRankConfig(Comm** out, int size, Id id, int rank, void*) {
   auto* c = new Comm{rank, size, current_device(), bytes, (Board*)p, (Mailbox*)((char*)p + (sizeof(Board) + 63) / 64 * 64)};
   c->board->device[rank] = 1 + c->device;
   c->board->joined++;
-  while (c->board->joined < size) sched_yield();
+  for (u64 looks = 0; c->board->joined < size; looks++) rest(looks);
   for (int r = 0; r < size; r++)
     if (r != rank && c->board->device[r] == 1 + c->device) {
       std::fprintf(stderr, "softgpu: nccl: ranks %d and %d have the same GPU\n", rank, r);

@@ -28,7 +28,7 @@ std::map<std::string, bool> names_used(const Function& f) {
 }  // namespace
 
 Decoder::Decoder(Program& program, const Function& function, const Module& module)
-    : function(function), program(program), module_(module) {
+    : function(function), program(program), module_(module), lifetimes_(function) {
   program.register_bytes = 64;  // place 0 means "none"
   scratch = reserve(8);
   lay_out_variables();
@@ -101,10 +101,24 @@ int Decoder::width(const Operand& o) const {
 u32 Decoder::place(const std::string& name) {
   const auto [it, fresh] = places_.try_emplace(name, 0);
   if (!fresh) return it->second;
+  const int bytes = width_of(name);
+  auto& free = free_[bytes];
+  if (free.empty() || !lifetimes_.is_brief(name)) return it->second = reserve(bytes);
+  it->second = free.back();
+  free.pop_back();
+  return it->second;
+}
+
+int Decoder::width_of(const std::string& name) const {
   const auto r = function.registers.find(name);
   if (r == function.registers.end()) throw ParseError("unknown register " + name);
   const int bytes = bytes_of(r->second);
-  return it->second = reserve(bytes == 1 ? 2 : bytes);
+  return bytes == 1 ? 2 : bytes;
+}
+
+void Decoder::ends(u32 statement) {
+  for (auto& name : lifetimes_.ending_at(statement))
+    if (const auto place = places_.find(name); place != places_.end()) free_[width_of(name)].push_back(place->second);
 }
 
 u32 Decoder::source(const Operand& o, int bytes) {

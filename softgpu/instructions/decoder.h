@@ -2,6 +2,7 @@
 // handler for the statement's types and modifiers, or returns null where the family has none.
 #pragma once
 #include "../machine/program.h"
+#include "lifetimes.h"
 
 namespace softgpu {
 
@@ -22,13 +23,17 @@ class Decoder {
   u32 source(const Operand& o, int bytes);
   u32 target(const Operand& o);
   void address(const Operand& o, Instruction& out);  // o[15] base, b its bytes, offset
+  void ends(u32 statement);  // places of registers that nobody reads after it are free
 
  private:
   const Module& module_;
+  const Lifetimes lifetimes_;
   std::map<std::string, u32> places_;
+  std::map<int, std::vector<u32>> free_;  // by bytes of a lane
   std::map<std::pair<u64, int>, u32> constants_;
   std::map<std::string, Variable> variables_;
 
+  int width_of(const std::string& name) const;
   u32 reserve(int bytes);
   void lay_out_variables();
 };

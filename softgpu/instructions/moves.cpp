@@ -60,6 +60,7 @@ u64 time_now(Warp& w) {
 template <class T>
 void read_timer(Warp& w, I i, u32 m) {
   const T now = T(time_now(w));
+  if (!w.block->run->options.own_timer) w.polls++;  // a loop that reads the time waits for it: others first
   T* d = w.at<T>(i.o[0]);
   EACH(d[l] = now)
 }

@@ -15,7 +15,7 @@ void make_room(Block& block, const Grid& grid) {
   block.grid = &grid;
   block.warps.clear();
   block.warps.resize(warps);
-  block.registers.assign(u64(p.register_bytes) * warps + 64, 0);
+  block.registers.resize(std::max(u64(block.registers.size()), u64(p.register_bytes) * warps + 64));  // old values stay, as on a GPU
   u8* first = reinterpret_cast<u8*>((u64(block.registers.data()) + 63) / 64 * 64);
   block.local.assign(p.local_bytes * warps * LANES, 0);
   for (u32 n = 0; n < warps; n++) {

@@ -1,18 +1,43 @@
 // Blocks of grids. A block that waits for others is set aside, and the next ones run beside it, as many as a GPU holds.
 #include "launch.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <numeric>
 
+#include "rest.h"
 #include "settings.h"
 #include "watcher.h"
 
 namespace softgpu {
 namespace {
+
+// Blocks of launches that have ended. Their memory is taken again: a kernel that keeps 264 blocks alive would otherwise
+// ask the system for tens of MB at each launch, which takes longer than many a kernel.
+class Store {
+ public:
+  std::unique_ptr<Block> take() {
+    if (blocks_.empty()) return std::make_unique<Block>();
+    auto block = std::move(blocks_.back());
+    blocks_.pop_back();
+    bytes_ -= bytes_of(*block);
+    block->grid = nullptr;
+    return block;
+  }
+  void keep(std::unique_ptr<Block> block) {
+    if (bytes_ + bytes_of(*block) > MOST_BYTES) return;
+    bytes_ += bytes_of(*block);
+    blocks_.push_back(std::move(block));
+  }
+
+ private:
+  static constexpr size_t MOST_BYTES = 64 << 20;
+  static size_t bytes_of(const Block& b) { return b.registers.capacity() + b.shared.capacity() + b.local.capacity(); }
+  std::vector<std::unique_ptr<Block>> blocks_;
+  size_t bytes_ = 0;
+};
+thread_local Store store;
 
 class Launcher {
  public:
@@ -35,10 +60,11 @@ class Launcher {
       const u64 before = run_.progress;
       const Outcome outcome = softgpu::run(*block, SLICE);
       if (outcome == Outcome::Done) {
-        idle_rounds_ = 0;
+        idle_ = 0;
         finish(std::move(block));
       } else {
-        watch_for_hang(*block, outcome == Outcome::Waits && run_.progress == before);
+        idle_ = outcome == Outcome::Waits && run_.progress == before ? idle_ + 1 : 0;
+        watch_for_hang(*block);
         if (options_.timeout_s && nanoseconds() - began_ > u64(options_.timeout_s) * 1000000000) hangs(*block, "watchdog: the launch takes too long");
         resident_.insert(resident_.begin() + std::min(turn_, resident_.size()), std::move(block));
         turn_++;
@@ -56,7 +82,8 @@ class Launcher {
   std::vector<std::unique_ptr<Block>> resident_, spare_;
   u64 most_ = 0;
   size_t turn_ = 0;
-  u64 idle_rounds_ = 0, began_ = nanoseconds();
+  u64 idle_ = 0;  // blocks in a row that did nothing but look at flags
+  u64 began_ = nanoseconds();
 
   void enqueue(size_t g) {
     const size_t from = queue_.size();
@@ -76,7 +103,7 @@ class Launcher {
     turn_ = run_.random() ? run_.dice.roll(resident_.size()) : turn_ % resident_.size();
     auto block = std::move(resident_[turn_]);
     resident_.erase(resident_.begin() + turn_);
-    if (!options_.alone && (resident_.empty() || turn_ == 0)) sched_yield();  // for other streams and processes
+    if (!options_.alone && (resident_.empty() || turn_ == 0)) rest(idle_ / (resident_.size() + 1));  // others write the flags
     return block;
   }
 
@@ -89,7 +116,7 @@ class Launcher {
       block = std::move(*same);
       spare_.erase(same);
     } else {
-      block = std::make_unique<Block>();
+      block = store.take();
     }
     block->grid_number = g, block->id = first_id_[g] + number;
     start(*block, run_, grids_[g], number);
@@ -100,15 +127,16 @@ class Launcher {
     const size_t g = block->grid_number;
     spare_.push_back(std::move(block));
     if (--left_[g]) return;
-    std::erase_if(spare_, [&](auto& b) { return b->grid_number == g; });
+    for (auto& b : spare_)
+      if (b->grid_number == g) store.keep(std::move(b));
+    std::erase(spare_, nullptr);
     for (size_t other = 0; other < grids_.size(); other++)
       if (grids_[other].after == int(g)) enqueue(other);
   }
 
   // If every block looks at flags that nobody is left to write, the kernel hangs.
-  void watch_for_hang(Block& block, bool idle) {
-    if (!idle) idle_rounds_ = 0;
-    else if (options_.alone && ++idle_rounds_ > 200000 + 1000 * resident_.size())
+  void watch_for_hang(Block& block) {
+    if (options_.alone && idle_ > 200000 + 1000 * resident_.size())
       hangs(block, "livelock: only threads that look at flags again and again are left");
   }
 

@@ -1,8 +1,10 @@
 // Modules: global variables get memory, kernels are decoded when they are first asked for.
+#include <cstdio>
 #include <cstring>
 
 #include "../instructions/decoder.h"
 #include "memory.h"
+#include "settings.h"
 
 namespace softgpu {
 
@@ -38,7 +40,9 @@ Program* program(Loaded& loaded, const std::string& name) {
   for (u32 n = 0; n < f.body.size(); n++) {
     p->code.push_back(decode(f.body[n], decoder));
     p->code.back().statement = n;
+    decoder.ends(n);
   }
+  if (settings().trace) std::fprintf(stderr, "softgpu: %s: %u bytes of registers a warp\n", name.c_str(), p->register_bytes);
   Instruction end;
   end.flow = Flow::Exit;
   end.statement = p->statements.size() - 1;

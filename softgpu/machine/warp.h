@@ -41,7 +41,7 @@ struct Warp {
   u32 turn = 0;          // which split is next, where some spin
   int waits_at = -1;     // barrier
   bool yielded = false;  // by nanosleep, or by looking at a flag again
-  u32 polls = 0;         // looks at what others write, since the last backward branch
+  u32 polls = 0;         // looks at the time and at what others write, since the last backward branch
   Known known[16];
   std::vector<AsyncCopy> copies;
   u32 committed[LANES] = {};

@@ -36,6 +36,8 @@ def small_config(name, dtype, ranks, step=0):
 class Devices:
     """Slabs of simulated devices, and the sums that are still to be launched on each."""
 
+    BRIEFLY_US = 20_000  # a device of the executor counts a microsecond at each look at its clock
+
     def __init__(self, ranks, mode, half_bytes=1 << 14):
         self.ranks, self.mode, self.half_bytes = ranks, mode, half_bytes
         self.slabs = [np.zeros(4096 + 2 * half_bytes, np.uint8) for _ in range(ranks)]
@@ -70,6 +72,8 @@ class Devices:
 
 class Streams:
     """As Devices, of one GPU: a slab and a stream for each rank; all their blocks together are resident at once."""
+
+    BRIEFLY_US = 500_000  # all ranks' kernels have been launched by then
 
     def __init__(self, ranks, mode, half_bytes=1 << 14):
         self.xp, self.half_bytes, self.kept = gpu_module(), half_bytes, []
@@ -228,7 +232,7 @@ def test_sums_of_any_number_of_epochs(algo):
 def test_peer_that_never_comes_is_named(devices, algo, absent):
     four = devices(4, "check")
     present = [rank for rank in range(4) if rank != absent]
-    outs = four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=20_000, who=present)
+    outs = four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=four.BRIEFLY_US, who=present)
     four.run()
     assert [int(four.status[rank][0]) for rank in present] == [1 + absent] * 3
     assert all(np.isnan(to_numpy(outs[rank])).all() for rank in present), "a sum without a peer was written"

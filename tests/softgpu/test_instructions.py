@@ -120,7 +120,7 @@ INTEGER_LINES = {
     "add.cc.u32 %d, %a, %b; addc.u32 %d, %c, 0;": wide(lambda a, b, c: c + (a + b >> 32)),
     "sub.cc.u32 %d, %a, %b; subc.u32 %d, %c, 0;": wide(lambda a, b, c: c - (a < b)),
     "setp.lt.s32 %p, %a, %b; selp.b32 %d, %a, %c, %p;": wide(lambda a, b, c: a if signed(a) < signed(b) else c),
-    "setp.hs.u32 %p, %a, %b; @!%p bra L; mov.b32 %d, %c; L:": wide(lambda a, b, c: c if a >= b else 0),
+    "mov.b32 %d, 0; setp.hs.u32 %p, %a, %b; @!%p bra L; mov.b32 %d, %c; L:": wide(lambda a, b, c: c if a >= b else 0),
 }  # fmt: skip
 
 
