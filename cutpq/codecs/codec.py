@@ -56,7 +56,7 @@ class Codec(Layout):
         elements, scales, outliers = self.sections(wire, x.size)
         scale_codes = xp.zeros(8 * ceil_div(len(blocks), 8), xp.uint16 if self.scale.bits > 8 else xp.uint8)
         for piece in self._pieces(len(blocks)):
-            v = to_float32(blocks[piece])
+            v = engine.widen(blocks[piece]) if uses_engine(xp) else to_float32(blocks[piece])
             if self.rotate:
                 v = formulas.hadamard(v * xp.float32(_rotation(self.block)[0]))
             if uses_engine(xp):
