@@ -169,7 +169,7 @@ def _float32_to_float16(v: np.ndarray) -> np.ndarray:
         np.multiply(part, np.float32(2.0**-112), out=scaled)  # moves the exponent's bias
         bits = keep_11_bits(scaled, other).view(np.int32)
         sign = other.view(np.int32)
-        np.right_shift(bits, 16, out=sign)
+        np.right_shift(part.view(np.int32), 16, out=sign)
         sign &= -0x8000
         bits >>= 13
         bits |= sign
@@ -183,9 +183,13 @@ def _mend_float16(out: np.ndarray, part: np.ndarray, scratch: np.ndarray) -> Non
     """Numbers outside [2^-14, 2^16) again: subnormals would be rounded twice, and what is larger has no such bits."""
     np.bitwise_and(part.view(np.uint32), 0x7FFFFFFF, out=scratch)
     scratch -= np.uint32(113 << 23)  # below 2^-14 this wraps around
-    outside = np.flatnonzero(scratch >= np.uint32(30 << 23))
-    if outside.size:
-        where = slice(None) if outside.size > part.size // 4 else outside
+    outside = scratch >= np.uint32(30 << 23)
+    found = np.count_nonzero(outside)
+    if found > part.size // 64:
+        outside &= part != 0  # a zero has its bits already, and what was decoded is often zero
+        found = np.count_nonzero(outside)
+    if found:
+        where = slice(None) if found > part.size // 4 else np.flatnonzero(outside)
         out[where] = part[where].astype(np.float16).view(np.uint16)
 
 

@@ -36,6 +36,8 @@ def cluster(sizes: Sequence[int], rate: str, folder: Path) -> Iterator[list[str]
     launcher.chmod(0o755)
     hosts.write_text("".join(f"{address(node)}:{size}\n" for node, size in enumerate(sizes)))
     start = [mpirun() or "mpirun", "-localhost", address(0), "-launcher", "ssh", "-launcher-exec", str(launcher)]
+    if sum(sizes) > len(os.sched_getaffinity(0)):  # a node's ranks do not know that other nodes have the same cores
+        start += ["-genv", "MPIR_CVAR_ENABLE_HEAVY_YIELD", "1"]
     try:
         yield [str(launcher), address(0), shlex.join([*start, "-hostfile", str(hosts), "-n", str(sum(sizes))])]
     finally:

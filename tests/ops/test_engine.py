@@ -223,6 +223,12 @@ def test_float32_is_rounded_as_numpy_rounds_it():
     assert_exact(round_to(v[usual], np.float16), want[usual])
 
 
+def test_zeros_among_rounded_numbers_keep_their_sign():
+    v = numbers(1 << 17)
+    v[::3], v[1::3] = 0.0, -0.0
+    assert_exact(round_to(v, np.float16).view(np.uint16), v.astype(np.float16).view(np.uint16))
+
+
 # ---- between the products
 
 
