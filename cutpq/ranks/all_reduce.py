@@ -46,8 +46,8 @@ def all_reduce(
            "twoshot" float16, bfloat16 or float32; for a codec with outliers whole rows of their width
     codec  of the payload: a Codec or a name (see codecs/names.py), the same on all ranks; None sends x as it is
     algo   "plain" (whatever the codec), "oneshot", "twoshot", or "auto": what is predicted to be the quickest
-           (auto.py). Without a codec, "auto" and "twoshot" are "plain". "hierarchical" is for ranks on several
-           nodes (hierarchical.py), and "plain" on one
+           (auto.py). Without a codec "twoshot" is "plain", and so is "auto" on one node. "hierarchical" is for ranks
+           on several nodes (hierarchical.py), and "plain" on one
     out    x's shape and dtype; may be x
 
     Sends, by comm.sent_bytes: "plain" what Communicator.all_reduce says, "oneshot" oneshot_sent and "twoshot"
@@ -116,10 +116,13 @@ def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
 
 def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
     """The algorithm of this call, after a check that all ranks call alike; auto is resolved."""
+    one_node = len(set(comm.node_of)) == 1
     if codec is not None:
         _check_agreement(x, comm, codec, algo)
-        algo = auto.choose(x, comm, codec) if algo == "auto" else algo
-    return "plain" if algo == "hierarchical" and len(set(comm.node_of)) == 1 else algo
+    across = not one_node and x.dtype in (np.float16, bfloat16, np.float32)  # only these have a hierarchical sum
+    if algo == "auto" and (codec is not None or across):
+        algo = auto.choose(x, comm, codec)
+    return "plain" if algo == "hierarchical" and one_node else algo
 
 
 def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Array:

@@ -22,13 +22,14 @@ from .communicator import Communicator
 _links: WeakKeyDictionary[Communicator, tuple[Link, Cable]] = WeakKeyDictionary()
 _printed: WeakKeyDictionary[Communicator, set[tuple[str, str]]] = WeakKeyDictionary()
 # For each communicator: the algorithm for a sum of that size, dtype and codec.
-_choices: WeakKeyDictionary[Communicator, dict[tuple[int, np.dtype, Codec], str]] = WeakKeyDictionary()
+_choices: WeakKeyDictionary[Communicator, dict[tuple[int, np.dtype, Codec | None], str]] = WeakKeyDictionary()
 
 
-def choose(x: Array, comm: Communicator, codec: Codec) -> str:
+def choose(x: Array, comm: Communicator, codec: Codec | None) -> str:
     """The algorithm for this sum, the same on all ranks; rank 0 prints it once for each codec and choice.
 
-    The first call of a communicator is collective. Raises ValueError for an unknown CUTPQ_LINK or CUTPQ_BETWEEN.
+    Without a codec it is "plain", or "hierarchical" for ranks on several nodes. The first call of a communicator is
+    collective. Raises ValueError for an unknown CUTPQ_LINK or CUTPQ_BETWEEN.
     """
     known = _choices.setdefault(comm, {})
     key = (x.size, x.dtype, codec)
@@ -37,17 +38,18 @@ def choose(x: Array, comm: Communicator, codec: Codec) -> str:
     return known[key]
 
 
-def _choose(x: Array, comm: Communicator, codec: Codec) -> str:
+def _choose(x: Array, comm: Communicator, codec: Codec | None) -> str:
     nodes = Nodes.of(comm.node_of)
     if nodes.count > 1:
         algo, why = choose_over_nodes(x.size, x.dtype.itemsize, nodes, codec, link(comm), cable(comm))
     else:
         algo, why = choose_all_reduce(x.size, x.dtype.itemsize, comm.size, codec, link(comm))
     printed = _printed.setdefault(comm, set())
-    if comm.rank == 0 and (codec.name, algo) not in printed:
-        printed.add((codec.name, algo))
+    name = codec.name if codec else "no codec"
+    if comm.rank == 0 and (name, algo) not in printed:
+        printed.add((name, algo))
         ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-        print(f"# cutpq: all_reduce of {x.nbytes} bytes on {ranks}, {codec.name}: {algo} ({why})", flush=True)
+        print(f"# cutpq: all_reduce of {x.nbytes} bytes on {ranks}, {name}: {algo} ({why})", flush=True)
     return algo
 
 

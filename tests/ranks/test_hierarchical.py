@@ -60,7 +60,8 @@ def test_processes_with_gpus(backend):
     if "needs a GPU for each rank" in job.err:
         pytest.skip("nccl needs four GPUs")
     assert job.status == 0, job.err
-    assert [line for line in job.out.splitlines() if not line.startswith("#")] == [f"passed {name}" for name in CASES]
+    names = [*CASES, *(["captured_sums_replay"] if backend == "nccl" else [])]
+    assert [line for line in job.out.splitlines() if not line.startswith("#")] == [f"passed {name}" for name in names]
 
 
 @pytest.mark.parametrize("codec_or_none", [None, "mxfp4"])
@@ -150,6 +151,28 @@ def test_auto_says_which_cable_it_decides_for(monkeypatch, capsys):
     run_threads(4, sums)
     (line,) = capsys.readouterr().out.splitlines()
     assert "mxfp4: hierarchical (predicted on l4-pcie, tcp-1g between 2 nodes: plain " in line
+
+
+@pytest.mark.parametrize(
+    "nodes, link, cable, want",
+    [
+        ("0,0,1,1", "l4-pcie", "tcp-1g", "hierarchical"),
+        ("0,0,1,1", "l4-pcie-2s", "ib-ndr400x8", "plain"),  # here the cable is quicker than the link inside
+        ("0,0,0,0", "l4-pcie", "tcp-1g", None),  # one node asks nobody
+    ],
+)
+def test_auto_without_a_codec(monkeypatch, capsys, nodes, link, cable, want):
+    for name, value in (("CUTPQ_NODES", nodes), ("CUTPQ_LINK", link), ("CUTPQ_BETWEEN", cable)):
+        monkeypatch.setenv(name, value)
+
+    def sums(comm):
+        x = term(comm.rank, 1 << 18)
+        assert_exact(all_reduce(x, comm), all_reduce(x, comm, None, want or "plain"))
+        assert_exact(all_reduce(np.arange(9), comm), np.arange(9) * comm.size)
+
+    run_threads(4, sums)
+    said = capsys.readouterr().out
+    assert said.startswith(f"# cutpq: all_reduce of 524288 bytes on 4 ranks, no codec: {want} (") if want else not said
 
 
 def test_cable_is_that_of_rank_0(monkeypatch):
