@@ -133,8 +133,8 @@ def count_tile(text: str) -> TileCode:
     """The counts of the loop over tiles in nvdisasm's text, on its usual way.
 
     Of all ways through the loop it is the one with most loads and stores of whole words; among equals the one with
-    fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest additions (scales near the
-    limits of float32); then the longest. An inner loop counts as one pass. Raises ValueError where there is no loop.
+    fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest additions and conversions in
+    float32 (scales near its limits, or far apart between the ranks); then the longest. An inner loop counts as one pass. Raises ValueError where there is no loop.
     """
     code, labels = _instructions(text)
     ways = [_next(code, labels, at) for at in range(len(code))]
@@ -156,7 +156,7 @@ def count_tile(text: str) -> TileCode:
 
 def _weight(opcode: str) -> int:
     if not opcode.startswith(("LDG.", "STG.")):
-        return -10 if opcode == "FADD" else 1
+        return -10 if opcode in ("FADD", "HADD2.F32") else 1
     return -50 if {"U8", "U16", "S16"} & set(opcode.split(".")) else 1000
 
 

@@ -4,6 +4,7 @@
 #include "../target.cuh"
 #include "bit_pack.cuh"
 #include "block_scale.cuh"
+#include "packed_sum.cuh"
 
 constexpr int GROUPS_OF_BLOCK = BLOCK / 8;
 constexpr int BLOCKS_OF_TILE = THREADS / GROUPS_OF_BLOCK;
@@ -80,9 +81,33 @@ struct BlockWire {
   // sum = the decoded terms, added in the order of the array.
   template <int COUNT>
   static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
-    bool ordinary = true;
+    u32 lowest = terms[0].scale, highest = lowest;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) ordinary = ordinary && int(terms[i].scale) <= ORDINARY_SCALE;
+    for (int i = 1; i < COUNT; i++) {
+      lowest = min(lowest, terms[i].scale);
+      highest = max(highest, terms[i].scale);
+    }
+    const bool ordinary = int(highest) <= ORDINARY_SCALE;
+    if constexpr (PackedSum<COUNT>::POSSIBLE) {
+      if (ordinary && PackedSum<COUNT>::is_exact(lowest, highest)) {
+        const PackedSum<COUNT> packed(lowest);
+#pragma unroll
+        for (int w = 0; w < 2; w++) {
+          half2 pairs[2];
+#pragma unroll
+          for (int i = 0; i < COUNT; i++) {
+            u32 codes[2];
+            unpack(codes, terms[i].packed);
+            packed.add(pairs, codes[w], terms[i].scale, i == 0);
+          }
+          float numbers[4];
+          packed.numbers(numbers, pairs);
+#pragma unroll
+          for (int i = 0; i < 4; i++) sum[code_at(w, i)] = numbers[i];
+        }
+        return;
+      }
+    }
     if (ordinary) {
 #pragma unroll
       for (int i = 0; i < COUNT; i++) add<true>(sum, terms[i], i == 0);

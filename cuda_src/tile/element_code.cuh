@@ -60,8 +60,8 @@ DEVICE u32 fields_of(u32 codes) {
   return (codes & sign) | (codes >> SURPLUS & magnitude);
 }
 
-// v = the fields of the four codes of a word. Bits of a byte below its code are ignored.
-DEVICE void element_fields(float* v, u32 codes) {
+// pairs = the fields of the four codes of a word, two to a half2. Bits of a byte below its code are ignored.
+DEVICE void element_pairs(half2* pairs, u32 codes) {
   if (LANE == 8) codes = fields_of(codes);  // bytes are now the upper bytes of fields
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -69,7 +69,17 @@ DEVICE void element_fields(float* v, u32 codes) {
     if (LANE == 16) pair = fields_of(pair);
     if (LARGEST_CODE < int(MAGNITUDES))
       pair |= __hgt2_mask(__habs2(as_pair<half2>(pair)), as_pair<half2>(LARGEST_FIELD));  // a mask of ones makes a NaN
-    const float2 both = __half22float2(as_pair<half2>(pair));
+    pairs[i] = as_pair<half2>(pair);
+  }
+}
+
+// v = the same fields in float32.
+DEVICE void element_fields(float* v, u32 codes) {
+  half2 pairs[2];
+  element_pairs(pairs, codes);
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const float2 both = __half22float2(pairs[i]);
     v[2 * i] = both.x;
     v[2 * i + 1] = both.y;
   }

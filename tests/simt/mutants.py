@@ -71,6 +71,7 @@ GROUPED, CODES = "tile/scales_grouped.cuh", "tile/codes_fragments.cuh"
 ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
+SUM = "tile/packed_sum.cuh"
 SMALL = "ptx/convert_small.cuh"
 PREFETCH = "prefetch_l2.cu"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
@@ -928,7 +929,8 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
     ),
     "decode_sum": (
         [
-            *codec_tests("order_of", "ragged", "term", "sixteen", "bytes", "blocks_of", "sum_has", "sum_of"),
+            *codec_tests("order_of", "ragged", "sum_of_scales", "term", "sixteen", "bytes", "blocks_of", "sum_has"),
+            *codec_tests("sum_of_special"),
             *codec_tests("sum_equals", "every_family", "no_race"),
         ],
         [
@@ -947,7 +949,21 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("rank 0 twice", "tile/block_wire.cuh", "add<true>(sum, terms[i], i", "add<true>(sum, terms[0], i"),
             Mutant("fused beyond float32", "tile/block_wire.cuh", "if (ordinary) {", "if (true) {"),
             Mutant("room for fields only", "tile/block_scale.cuh", "MAX_EXPONENT + 1 > 15", "-1 > 15"),
-            Mutant("not a sum's room", "tile/block_wire.cuh", "ordinary = ordinary && int", "ordinary = int"),
+            Mutant("not a sum's room", "tile/block_wire.cuh", "highest = max(highest, terms", "highest = (terms"),
+            Mutant("lowest of two", "tile/block_wire.cuh", "lowest = min(lowest, terms", "lowest = (terms"),
+            Mutant("a binade too far", SUM, "highest - lowest <= SPREAD", "highest - lowest <= SPREAD + 1"),
+            Mutant("room for one term", SUM, "int(2048 / STEPS) / COUNT", "int(2048 / STEPS)"),
+            Mutant("a larger element", SUM, "EXPONENT > 0 ? EXPONENT - 1 : 0", "0"),
+            Mutant("steps of a mantissa only", SUM, "u64(ONE + LARGEST_CODE % ONE)", "u64(1 + LARGEST_CODE % ONE)"),
+            Mutant("scales with a mantissa", SUM, "SCALE_MANTISSA_BITS == 0 && SPREAD", "SPREAD"),
+            Mutant("factor beyond float16", SUM, "15 + 15 - SPREAD - lowest", "15 + 16 - SPREAD - lowest"),
+            Mutant("factor of one half", SUM, "scale * 0x04000400u", "scale * 0x00000400u"),
+            Mutant("unit of another factor", SUM, "u32(SPREAD - 15 + 127)", "u32(SPREAD - 14 + 127)"),
+            Mutant("first term doubled", SUM, "first ? __hmul2(fields[i], factor)", "first ? fields[i]"),
+            Mutant("pair of the other half", SUM, "__hfma2(fields[i], factor", "__hfma2(fields[0], factor"),
+            Mutant("numbers of a pair swapped", SUM, "v[2 * i] = __fmul_rn(both.x", "v[2 * i] = __fmul_rn(both.y"),
+            Mutant("words swapped", "tile/block_wire.cuh", "packed.add(pairs, codes[w]", "packed.add(pairs, codes[1 - w]"),
+            Mutant("packed beyond float32", "tile/block_wire.cuh", "if (ordinary && PackedSum", "if (PackedSum"),
             Mutant(
                 "NaN codes are numbers", "tile/element_code.cuh", "if (LARGEST_CODE < int(MAGNITUDES))", "if (false)"
             ),

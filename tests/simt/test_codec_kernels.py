@@ -237,6 +237,29 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
             assert_same_numbers(total, want)
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "e2m0-b8-e5m0", "int4", "int8-b8", "e3m0-b64"])
+def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
+    """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not."""
+    rng, c, n = np.random.default_rng(11), codec(name), 2048
+    largest, blocks = c.scale.largest_code, n // c.block
+    for ranks in 2, 3, 4, 8:
+        spread, base = rng.integers(0, 9, blocks), rng.integers(0, largest, blocks)
+        codes = base + rng.integers(0, spread + 1, (ranks, blocks))
+        codes[rng.integers(ranks, size=blocks), np.arange(blocks)] = base + spread
+        elements = rng.integers(0, 256, (ranks, n * c.element.bits // 8), dtype=np.uint8)
+        elements[:, : elements.shape[1] // 2] = elements[0, : elements.shape[1] // 2]  # alike: the largest sums
+        bits = np.unpackbits(np.minimum(codes, largest).astype("<u2").view(np.uint8), bitorder="little")
+        scales = np.packbits(bits.reshape(ranks, blocks, 16)[:, :, : c.scale.bits].reshape(ranks, -1), 1, "little")
+        wires = np.concatenate([elements, scales], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            terms = formulas(monkeypatch, lambda: [c.decode(wire) for wire in wires])  # noqa: B023
+            total = terms[0].copy()
+            for term in terms[1:]:
+                total += term
+        have = launch.decode_sum(checked_xp.asarray(wires), c, n, np.float32)
+        assert_same_numbers(to_numpy(have), total)
+
+
 def test_sum_of_special_values(monkeypatch, xp):
     def on_rank(comm):
         x = comm.xp.asarray(np.roll(specials(), 64 * comm.rank))
