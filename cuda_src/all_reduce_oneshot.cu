@@ -33,8 +33,11 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in t
     u8* wire = all.data(rank, 0);
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < tiles; tile += TILES * GRID) {
+      u32 groups[TILES];
+#pragma unroll
+      for (int i = 0; i < TILES; i++) groups[i] = (tile + i * GRID) * THREADS + threadIdx.x;
       float v[TILES][8];
-      load_tiles(v, x, tile * THREADS + threadIdx.x, n);
+      load_tiles(v, x, groups, n);
 #pragma unroll
       for (int i = 0; i < TILES; i++)
         if (tile + i * GRID < tiles) Wire::put(wire, granules, tile + i * GRID, v[i], smem_scratch);

@@ -1,12 +1,15 @@
 // all_reduce_twoshot: a reduce-scatter and an all-gather over peer memory.   caller: cutpq/ranks/ipc.py
 //
-//   step 1   this rank's slab = x, encoded or plain, share by share
+//   step 1   x, encoded or plain, share by share into the slabs of the ranks that own the shares
 //            barrier of all ranks (Slabs::meet)
-//   step 2   this rank adds its own share from all slabs, in float32 from rank 0 to the last, and stores the encoded
-//            or rounded sum behind the shares of step 1
+//   step 2   this rank adds what all ranks stored of its own share, in float32 from rank 0 to the last, and stores the
+//            encoded or rounded sum behind it
 //            barrier of all ranks
 //   step 3   y = every share of the sum, read from its owner's slab. The owner reads its own encoded bytes too, so that
 //            all ranks have the same bits.
+//
+// Steps 1 and 3 use the links, barriers and step 2 do not. So the second half of the grid's blocks begins when the first
+// half has stored its part of x: from then on one half uses the links while the other meets and adds.
 //
 // Successive all-reduces use the two halves of a slab in turns, because a slow peer may still be in step 3.
 // STEP 0 runs all steps; ranks that share a GPU launch STEP 1, 2 and 3 with a barrier of the host between them.
@@ -15,18 +18,16 @@
 #include "tile/slab.cuh"
 #include "tile/tiles_in_flight.cuh"
 
-// A rank's share and the place of its wire in a half of a slab. Places have equal sizes, multiples of 16 bytes, so that
-// every wire is aligned.
+// A rank's share and what slabs have of it. The owner's slab has a place for each rank's wire of the share, then the
+// wire of the sum. Places have equal sizes, multiples of 16 bytes, so that every wire is aligned.
 struct Place {
   Share share;
   int tiles;
-  u32 first;      // index of the share's first number
-  size_t offset;  // where the place begins, in bytes from the start of the half
+  u32 first;  // index of the share's first number
 
   __device__ __forceinline__ Place(int n, int owner) : share(share_of<Wire>(n, RANKS, owner)) {
     tiles = tiles_of(share.granules);
     first = share.first * Wire::GRANULE;
-    offset = owner * bytes(n);
   }
   static __device__ __forceinline__ size_t bytes(int n) {
     return (Wire::bytes(share_of<Wire>(n, RANKS, 0).granules) + 15) / 16 * 16;
@@ -34,18 +35,47 @@ struct Place {
   __device__ __forceinline__ bool has(u32 group) const { return group / GROUPS_OF_GRANULE < u32(share.granules); }
 };
 
-DEVICE void lay_down(const Slabs& all, const act_t* x, int n, u16* smem_scratch) {
+// The first tile of this block in every share. Of two neighbours each half of the grid has one, so that in small sums,
+// too, both have work.
+DEVICE int first_tile() { return blockIdx.x % (GRID / 2) * 2 + blockIdx.x / (GRID / 2); }
+
+// The tiles of all shares that a block takes in turn, numbered through: of each share the first, then of each the
+// second. A rank begins with the share of the next rank, so that the ranks do not all use one rank's link at a time.
+struct Turn {
+  int owner, tile;
+  u32 group;  // of this thread, in the share
+
+  __device__ __forceinline__ Turn(int rank, int number) {
+    owner = (rank + 1 + number) % RANKS;
+    tile = first_tile() + number / RANKS * GRID;
+    group = tile * THREADS + threadIdx.x;
+  }
+  static __device__ __forceinline__ int count(int n) {
+    return (Place(n, 0).tiles + GRID - 1 - first_tile()) / GRID * RANKS;
+  }
+};
+
+DEVICE void send_shares(const Slabs& all, const act_t* x, int n, u16* smem_scratch) {
+  const int turns = Turn::count(n);
+  const size_t mine = all.rank * Place::bytes(n);
 #pragma unroll 1
-  for (int owner = 0; owner < RANKS; owner++) {
-    const Place place(n, owner);
-    u8* wire = all.data(all.rank, place.offset);
-#pragma unroll 1
-    for (int tile = blockIdx.x; tile < place.tiles; tile += TILES * GRID) {
-      float v[TILES][8];
-      load_tiles(v, x, place.first / 8 + tile * THREADS + threadIdx.x, n);
+  for (int turn = 0; turn < turns; turn += TILES) {
+    u32 groups[TILES];
+    u8* wires[TILES];
 #pragma unroll
-      for (int i = 0; i < TILES; i++)
-        if (tile + i * GRID < place.tiles) Wire::put(wire, place.share.granules, tile + i * GRID, v[i], smem_scratch);
+    for (int i = 0; i < TILES; i++) {
+      const Turn at(all.rank, turn + i);
+      groups[i] = Place(n, at.owner).first / 8 + at.group;
+      wires[i] = all.data(at.owner, mine);
+    }
+    float v[TILES][8];
+    load_tiles(v, x, groups, n);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      const Turn at(all.rank, turn + i);
+      const Place place(n, at.owner);
+      if (at.tile < place.tiles)
+        Wire::put(wires[i], place.share.granules, at.tile, v[i], smem_scratch);
     }
   }
 }
@@ -54,10 +84,10 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
   const Place place(n, all.rank);
   const u8* wires[RANKS];
 #pragma unroll
-  for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, place.offset);
+  for (int r = 0; r < RANKS; r++) wires[r] = all.data(all.rank, r * Place::bytes(n));
   u8* total = all.data(all.rank, RANKS * Place::bytes(n));
 #pragma unroll 1
-  for (int tile = blockIdx.x; tile < place.tiles; tile += SUM_TILES * GRID) {
+  for (int tile = first_tile(); tile < place.tiles; tile += SUM_TILES * GRID) {
     Wire::Raw raw[SUM_TILES][RANKS];
     load_groups(raw, wires, place.share.granules, tile * THREADS + threadIdx.x);
 #pragma unroll
@@ -71,22 +101,29 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
 }
 
 DEVICE void collect(const Slabs& all, act_t* y, int n) {
+  const int turns = Turn::count(n);
+  const size_t total = RANKS * Place::bytes(n);
 #pragma unroll 1
-  for (int owner = 0; owner < RANKS; owner++) {
-    const Place place(n, owner);
-    const u8* total[1] = {all.data(owner, RANKS * Place::bytes(n))};
-#pragma unroll 1
-    for (int tile = blockIdx.x; tile < place.tiles; tile += TILES * GRID) {
-      Wire::Raw raw[TILES][1];
-      load_groups(raw, total, place.share.granules, tile * THREADS + threadIdx.x);
+  for (int turn = 0; turn < turns; turn += TILES) {
+    const u8* wires[TILES];
 #pragma unroll
-      for (int i = 0; i < TILES; i++) {
-        const u32 group = (tile + i * GRID) * THREADS + threadIdx.x;
-        if (!place.has(group)) continue;
-        float v[8];
-        Wire::add_up(v, raw[i]);
-        store_eight(y, place.first + group * 8, n, v);
-      }
+    for (int i = 0; i < TILES; i++) wires[i] = all.data(Turn(all.rank, turn + i).owner, total);
+    Wire::Raw raw[TILES][1];
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      const Turn at(all.rank, turn + i);
+      const Place place(n, at.owner);
+      if (place.has(at.group))
+        raw[i][0] = Wire::load<true>(wires[i], place.share.granules, at.group);
+    }
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      const Turn at(all.rank, turn + i);
+      const Place place(n, at.owner);
+      if (!place.has(at.group)) continue;
+      float v[8];
+      Wire::add_up(v, raw[i]);
+      store_eight(y, place.first + at.group * 8, n, v);
     }
   }
 }
@@ -106,7 +143,9 @@ all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in t
   u16* smem_scratch = carver.take<u16>(Wire::SCRATCH);
 
   const Slabs all(slabs, rank, half_bytes);
-  if (STEP == 0 || STEP == 1) lay_down(all, x, n, smem_scratch);
+  if (STEP == 0) all.follow_first_half(timeout_us);
+  if (STEP == 0 || STEP == 1) send_shares(all, x, n, smem_scratch);
+  if (STEP == 0) all.let_second_half_follow();
   if (STEP == 0 && !all.meet(0, smem_missing, status, timeout_us)) return;
   if (STEP == 0 || STEP == 2) add_own_share(all, n, smem_scratch);
   if (STEP == 0 && !all.meet(1, smem_missing, status, timeout_us)) return;

@@ -134,7 +134,8 @@ def count_tile(text: str) -> TileCode:
 
     Of all ways through the loop it is the one with most loads and stores of whole words; among equals the one with
     fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest additions and conversions in
-    float32 (scales near its limits, or far apart between the ranks); then the longest. An inner loop counts as one pass. Raises ValueError where there is no loop.
+    float32 (scales near its limits, or far apart between the ranks); then the longest. An inner loop counts as one
+    pass. Raises ValueError where there is no loop.
     """
     code, labels = _instructions(text)
     ways = [_next(code, labels, at) for at in range(len(code))]

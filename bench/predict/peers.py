@@ -1,12 +1,13 @@
 """What a sum by peers (all_reduce_oneshot, all_reduce_twoshot) should take between GPUs on NVLink. All predicted.
 
-time = launch + phases + a meeting between two phases. A phase takes the longest of
-link    what it reads from peers, at the bandwidth that NCCL's tuning model gives the link
+A step takes the longest of
+link    what passes between it and its peers, at the bandwidth that NCCL's tuning model gives the link
 memory  what the rank reads and writes in its own memory, at the bandwidth of a copy
 issue   the instructions of encode, decode_sum and decode_sum_encode, which do the same on one GPU (machine_code.py), by
-        the eight warps of each of GRID blocks
-and one latency, of the link where it reads from peers. A plain sum has so few instructions that they are not counted.
-What is in flight (GRID blocks of 256 threads with four 16-byte loads: 2 MiB) is several times what a link needs.
+        the eight warps of each block. A plain sum has so few instructions that they are not counted.
+The one-shot sum takes its steps one after the other, with a meeting between them. Of the two-shot sum the two halves of
+the grid alternate: `_twoshot` follows both in time. A step begins with one latency, of the link where it reads from
+peers. What is in flight (4 KiB and more a block and tile) is several times what a link needs.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass
 
 from cutpq.codecs.codec import Codec
 from cutpq.codecs.config import EncodeConfig, wire_config
-from cutpq.cost.links import LINKS, Link
+from cutpq.cost.links import LINKS
 from cutpq.kernels.config import FLOAT16
 from cutpq.ranks.slab import GRID
 from predict import machine_code
 from predict.gemm import Machine
 
 # A load from a peer's memory, and a meeting: a fence and a flag to every peer, then the flags of all. Assumed. With
-# these the published times of another one-shot kernel come out 7 to 10 % low, those of its two-shot kernel 22 to 34 %.
+# these the published times below come out 3 to 11 % low for the one-shot kernel (`reading_in_place_us`), but 25 to 33 %
+# for the two-shot kernel.
 LINK_LATENCY_US = 1.0
 MEETING_US = 1.5
 
@@ -34,30 +36,31 @@ LINK_OF = {"h200": LINKS["h200-nvlink"], "h100": LINKS["h100-nvlink"], "a100": L
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Bytes from peers, bytes of the own memory, and warp instructions."""
+class Step:
+    """Bytes over the link, bytes of the own memory, and warp instructions."""
 
     link_bytes: float
     memory_bytes: float
     instructions: float = 0.0
 
-    def times(self, machine: Machine, link: Link) -> dict[str, float]:
-        """Time in us of each as if it were alone."""
-        warps_of_scheduler = 8 * GRID / machine.device.sms / 4
+    def longest(self, machine: Machine, blocks: int) -> tuple[str, float]:
+        """What takes longest if each were alone, and its time in us, on so many blocks."""
+        warps_of_scheduler = 8 * blocks / machine.device.sms / 4
         fraction = min(machine.issue_fraction, warps_of_scheduler * machine.warp_fraction)
-        slots_per_us = machine.device.sms * 4 * machine.clock_ghz * 1e3 * fraction
-        return {
-            "link": self.link_bytes / (link.bus_gb_s * 1e3),
+        times = {
+            "link": self.link_bytes / (LINK_OF[machine.name].bus_gb_s * 1e3),
             "memory": self.memory_bytes / (machine.copy_gb_s * 1e3),
-            "issue": self.instructions / slots_per_us,
+            "issue": self.instructions / (machine.device.sms * 4 * machine.clock_ghz * 1e3 * fraction),
         }
+        what = max(times, key=lambda part: times[part])
+        return what, times[what]
 
 
 @dataclass(frozen=True)
 class PeerPrediction:
-    """time_us; link_bytes that a rank reads from its peers; of_link: these over the time and the link's bandwidth.
+    """time_us; link_bytes that a rank receives from its peers; of_link: these over the time and the link's bandwidth.
 
-    parts  us of link, memory and issue where each is the longest of its phase, and of what begins and meets
+    parts  us of link, memory and issue where each is the longest of its step, and of what begins, waits and meets
     """
 
     time_us: float
@@ -73,28 +76,58 @@ class PeerPrediction:
 
 def predict(nbytes: int, ranks: int, algo: str, codec: Codec | None, machine: Machine) -> PeerPrediction:
     """The sum of `nbytes` of float16 on each of `ranks` GPUs, by algo "oneshot" or "twoshot"."""
-    link, found = LINK_OF[machine.name], phases(nbytes, ranks, algo, codec, machine.arch)
-    parts = {"link": 0.0, "memory": 0.0, "issue": 0.0, "start and meetings": machine.launch_us}
-    for phase in found:
-        times = phase.times(machine, link)
-        longest = max(times, key=lambda part: times[part])
-        parts[longest] += times[longest]
-        parts["start and meetings"] += LINK_LATENCY_US if phase.link_bytes else machine.latency_us
-    parts["start and meetings"] += MEETING_US * (len(found) - 1)
-    time, received = sum(parts.values()), sum(phase.link_bytes for phase in found)
+    wire = nbytes if codec is None else nbytes * codec.bits / 16
+    link, follow = LINK_OF[machine.name], _oneshot if algo == "oneshot" else _twoshot
+    time, received, busy = follow(nbytes, wire, ranks, codec, machine)
+    parts = dict.fromkeys(("link", "memory", "issue"), 0.0)
+    for what, us in busy:
+        parts[what] += us
+    parts["start and meetings"] = time - sum(parts.values())
     return PeerPrediction(time, received, received / (time * link.bus_gb_s * 1e3), parts)
 
 
-def phases(nbytes: int, ranks: int, algo: str, codec: Codec | None, arch: str) -> list[Phase]:
-    """What a rank does between meetings."""
-    wire = nbytes if codec is None else nbytes * codec.bits / 16
-    n, others = nbytes // 2, ranks - 1
-    lay_down = Phase(0, nbytes + wire, _instructions("encode", codec, 1, n, arch))
-    if algo == "oneshot":
-        return [lay_down, Phase(others * wire, wire + nbytes, _instructions("decode_sum", codec, ranks, n, arch))]
-    share = wire / ranks
-    add = Phase(others * share, 2 * share, _instructions("decode_sum_encode", codec, ranks, n // ranks, arch))
-    return [lay_down, add, Phase(others * share, share + nbytes, _instructions("decode_sum", codec, 1, n, arch))]
+def reading_in_place_us(nbytes: int, ranks: int, algo: str, machine: Machine) -> float:
+    """Time of plain sums as vLLM's kernels take them: peers read x where it lies, with a meeting before and after.
+
+    Two-shot has one meeting more, between its steps, each of which reads the shares of all peers.
+    """
+    steps = 1 if algo == "oneshot" else 2
+    received = (ranks - 1) * nbytes / (1 if algo == "oneshot" else ranks)
+    reading = LINK_LATENCY_US + received / (LINK_OF[machine.name].bus_gb_s * 1e3)
+    return machine.launch_us + steps * reading + (steps + 1) * MEETING_US
+
+
+Followed = tuple[float, float, list[tuple[str, float]]]  # time, bytes received, and what the steps took longest for
+
+
+def _oneshot(nbytes: int, wire: float, ranks: int, codec: Codec | None, machine: Machine) -> Followed:
+    """x into the own slab, a meeting, the sum of all slabs."""
+    n, received = nbytes // 2, (ranks - 1) * wire
+    lay_down = Step(0, nbytes + wire, _instructions("encode", codec, 1, n, machine.arch))
+    add_up = Step(received, wire + nbytes, _instructions("decode_sum", codec, ranks, n, machine.arch))
+    busy = [step.longest(machine, GRID) for step in (lay_down, add_up)]
+    fixed = machine.launch_us + machine.latency_us + MEETING_US + LINK_LATENCY_US
+    return fixed + sum(us for _, us in busy), received, busy
+
+
+def _twoshot(nbytes: int, wire: float, ranks: int, codec: Codec | None, machine: Machine) -> Followed:
+    """Shares to their owners, a meeting, adding, a meeting, sums from their owners: half of x by each half of the grid.
+
+    The second half of the grid sends after the first has sent, and collects after the first has collected.
+    """
+    n, share = nbytes // 2 // 2, wire / ranks / 2  # of one half of the grid
+    received = (ranks - 1) * share
+    arch, blocks = machine.arch, GRID // 2
+    send = Step(received, nbytes / 2 + ranks * share, _instructions("encode", codec, 1, n, arch))
+    add = Step(0, (ranks + 1) * share, _instructions("decode_sum_encode", codec, ranks, n // ranks, arch))
+    collect = Step(received, share + nbytes / 2, _instructions("decode_sum", codec, 1, n, arch))
+    (_, send_us), (_, add_us), (_, collect_us) = busy = [s.longest(machine, blocks) for s in (send, add, collect)]
+    added = MEETING_US + machine.latency_us + add_us + MEETING_US
+    first_sent = machine.launch_us + machine.latency_us + send_us
+    second_sent = first_sent + send_us
+    first_collects = max(first_sent + added, second_sent) + LINK_LATENCY_US
+    second_collects = max(second_sent + added + LINK_LATENCY_US, first_collects + collect_us)
+    return second_collects + collect_us, 4 * received, [busy[0], busy[2]] * 2
 
 
 def _instructions(kernel: str, codec: Codec | None, ranks: int, n: int, arch: str) -> float:

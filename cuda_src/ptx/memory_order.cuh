@@ -22,6 +22,13 @@ DEVICE u32 ld_acquire_sys(const u32* p) {
   return value;
 }
 
+// ld.relaxed.gpu: *p as this GPU has it now, ordered with nothing.
+DEVICE u32 ld_relaxed(const u32* p) {
+  u32 value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(p)) : "memory");
+  return value;
+}
+
 // st.release.sys: *p = value, after all writes that this thread made or has seen, for other devices and the host.
 DEVICE void st_release_sys(u32* p, u32 value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(value)

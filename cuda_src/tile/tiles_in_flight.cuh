@@ -1,4 +1,4 @@
-// Several tiles of a block at a time, tile, tile + GRID, ...: a thread loads its part of all of them before it uses the
+// Several tiles of a block at a time: a thread loads its part of all of them before it uses the
 // first. With one load of 16 bytes a thread in flight, a grid moves less than a link or the memory could.
 #pragma once
 #include "either_wire.cuh"
@@ -10,22 +10,25 @@ constexpr int TILES = 4;  // tiles of an array, or of one rank's wire
 constexpr int SUM_BYTES = RANKS * sizeof(Wire::Raw);
 constexpr int SUM_TILES = SUM_BYTES * TILES <= 256 ? TILES : SUM_BYTES * 2 <= 256 ? 2 : 1;
 
-// v[i] = the eight numbers of group + i * STRIDE of x, zero from index n on.
-DEVICE void load_tiles(float (&v)[TILES][8], const act_t* x, u32 group, u32 n) {
+// v[i] = the eight numbers of group number groups[i] of x, zero from index n on.
+DEVICE void load_tiles(float (&v)[TILES][8], const act_t* x, const u32 (&groups)[TILES], u32 n) {
   constexpr int WORDS = 8 / NUMBERS_OF_WORD;
-  if ((group + (TILES - 1) * STRIDE) * 8 + 8 <= n) {
+  u32 last = groups[0];
+#pragma unroll
+  for (int i = 1; i < TILES; i++) last = max(last, groups[i]);
+  if (last * 8 + 8 <= n) {
     uint4 words[TILES][WORDS];
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
-      for (int w = 0; w < WORDS; w++) words[i][w] = reinterpret_cast<const uint4*>(x + (group + i * STRIDE) * 8)[w];
+      for (int w = 0; w < WORDS; w++) words[i][w] = reinterpret_cast<const uint4*>(x + groups[i] * 8)[w];
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int j = 0; j < 8; j++) v[i][j] = to_float(reinterpret_cast<const act_t*>(words[i])[j]);
   } else {
 #pragma unroll
-    for (int i = 0; i < TILES; i++) load_eight(v[i], x, (group + i * STRIDE) * 8, n);
+    for (int i = 0; i < TILES; i++) load_eight(v[i], x, groups[i] * 8, n);
   }
 }
 

@@ -1,7 +1,8 @@
 """Ranks as processes of one machine whose GPUs read each other's memory: CUDA IPC.
 
-Each rank owns a slab of GPU memory and opens those of its peers. A rank writes what it sends into its own slab, and
-reads what it receives from the others' slabs. Sums are the kernels all_reduce_oneshot and all_reduce_twoshot.
+Each rank owns a slab of GPU memory and opens those of its peers. A rank writes what it sends into its own slab, where
+its peers read it; in a two-shot sum it writes terms into the slab of who adds them. Sums are the kernels
+all_reduce_oneshot and all_reduce_twoshot.
 
     ranks have        they meet                                            a sum
     a GPU each        in the kernel, by flags in each other's slabs        is asynchronous, one launch

@@ -97,9 +97,10 @@ def half_bytes(shares: list[int], whole: int, algo: str) -> int:
 # Where a rank's slab keeps what its peers read, as tile/slab.cuh has it.
 MEETINGS = 2
 
-# Blocks of a sum: 256 threads of each with four 16-byte loads make 2 MiB in flight. An H100's memory needs that much
-# (3.35 TB/s times 0.6 us), NVLink less. Two blocks fit a multiprocessor, so that all are resident on any GPU.
-GRID = 128
+# Blocks of a sum, of 256 threads with four 16-byte loads each. Two fit a multiprocessor, so that on an A100, which has
+# 108, all are resident. Each half of them, which the two-shot sum lets alternate, has 1.7 MiB in flight: NVLink needs
+# 0.4 (371 GB/s times 1 us), an H100's memory 2 (3.35 TB/s times 0.6 us).
+GRID = 216
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class PeerConfig(WireConfig):
 
     @property
     def data_at(self) -> int:
-        """Bytes of flags and epochs, before a slab's data."""
-        return ceil_div(4 * (MEETINGS * self.GRID * self.RANKS + self.GRID), 256) * 256
+        """Bytes of flags, epochs and what was sent, before a slab's data."""
+        return ceil_div(4 * (MEETINGS * self.GRID * self.RANKS + 2 * self.GRID), 256) * 256
 
 
 @cache

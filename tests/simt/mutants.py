@@ -72,6 +72,7 @@ ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
 SUM = "tile/packed_sum.cuh"
+TWOSHOT = "all_reduce_twoshot.cu"
 SMALL = "ptx/convert_small.cuh"
 PREFETCH = "prefetch_l2.cu"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
@@ -96,8 +97,8 @@ MEETING = [
     Mutant(
         "epochs compared as unsigned",
         "tile/slab.cuh",
-        "int(ld_acquire_sys(flag) - epoch) < 0",
-        "ld_acquire_sys(flag) < epoch",
+        "int((ACQUIRE ? ld_acquire_sys(flag) : ld_relaxed(flag)) - epoch) < 0",
+        "(ACQUIRE ? ld_acquire_sys(flag) : ld_relaxed(flag)) < epoch",
     ),
     Mutant("early reuse of the slab", "tile/slab.cuh", "size_t(epoch % 2) * half_bytes", "0"),
     Mutant("wrong parity", "tile/slab.cuh", "size_t(epoch % 2)", "size_t(epoch / 2 % 2)"),
@@ -114,13 +115,13 @@ MEETING = [
 # In what keeps several tiles in flight.
 FLIGHT = "tile/tiles_in_flight.cuh"
 IN_FLIGHT = [
-    Mutant("end of x read", FLIGHT, "(group + (TILES - 1) * STRIDE) * 8 + 8 <= n", "group * 8 + 8 <= n"),
-    Mutant("one tile four times", FLIGHT, "(x + (group + i * STRIDE) * 8)", "(x + group * 8)"),
+    Mutant("end of x read", FLIGHT, "last * 8 + 8 <= n", "groups[0] * 8 + 8 <= n"),
+    Mutant("one tile four times", FLIGHT, "(x + groups[i] * 8)", "(x + groups[0] * 8)"),
     Mutant(
         "one tile four times at the end",
         FLIGHT,
-        "load_eight(v[i], x, (group + i * STRIDE) * 8",
-        "load_eight(v[i], x, group * 8",
+        "load_eight(v[i], x, groups[i] * 8",
+        "load_eight(v[i], x, groups[0] * 8",
     ),
     Mutant("stride of a block", FLIGHT, "STRIDE = GRID * THREADS", "STRIDE = THREADS"),
     Mutant("groups beyond the end", FLIGHT, "at <= last ? at : group - threadIdx.x", "at"),
@@ -962,7 +963,9 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("first term doubled", SUM, "first ? __hmul2(fields[i], factor)", "first ? fields[i]"),
             Mutant("pair of the other half", SUM, "__hfma2(fields[i], factor", "__hfma2(fields[0], factor"),
             Mutant("numbers of a pair swapped", SUM, "v[2 * i] = __fmul_rn(both.x", "v[2 * i] = __fmul_rn(both.y"),
-            Mutant("words swapped", "tile/block_wire.cuh", "packed.add(pairs, codes[w]", "packed.add(pairs, codes[1 - w]"),
+            Mutant(
+                "words swapped", "tile/block_wire.cuh", "packed.add(pairs, codes[w]", "packed.add(pairs, codes[1 - w]"
+            ),
             Mutant("packed beyond float32", "tile/block_wire.cuh", "if (ordinary && PackedSum", "if (PackedSum"),
             Mutant(
                 "NaN codes are numbers", "tile/element_code.cuh", "if (LARGEST_CODE < int(MAGNITUDES))", "if (false)"
@@ -1110,6 +1113,12 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "granules, tile + i * GRID, v[i]",
                 "granules, tile, v[i]",
             ),
+            Mutant(
+                "numbers of the first tile",
+                "all_reduce_oneshot.cu",
+                "groups[i] = (tile + i * GRID)",
+                "groups[i] = tile",
+            ),
             Mutant("sums of the first tile", "all_reduce_oneshot.cu", "add_up(sum, raw[i])", "add_up(sum, raw[0])"),
             Mutant("tiles left out", "all_reduce_oneshot.cu", "tile += TILES * GRID", "tile += 2 * TILES * GRID"),
             Mutant("last tile left out", "tile/either_wire.cuh", " + THREADS - 1) / THREADS", ") / THREADS"),
@@ -1128,14 +1137,14 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "wrong order of ranks",
                 "all_reduce_twoshot.cu",
-                "wires[r] = all.data(r,",
-                "wires[r] = all.data(RANKS - 1 - r,",
+                "wires[r] = all.data(all.rank, r *",
+                "wires[r] = all.data(all.rank, (RANKS - 1 - r) *",
             ),
             Mutant(
                 "from the own rank on",
                 "all_reduce_twoshot.cu",
-                "wires[r] = all.data(r,",
-                "wires[r] = all.data((r + all.rank) % RANKS,",
+                "wires[r] = all.data(all.rank, r *",
+                "wires[r] = all.data(all.rank, (r + all.rank) % RANKS *",
             ),
             Mutant(
                 "sum laid over the first step",
@@ -1143,20 +1152,43 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "RANKS * Place::bytes(n)",
                 "all.rank * Place::bytes(n)",
             ),
-            Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(group)) continue;", ""),
+            Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(at.group)) continue;", ""),
             Mutant("places too close", "all_reduce_twoshot.cu", " + 15) / 16 * 16", ") / 16 * 16"),
+            Mutant("stored in rank 0's place", TWOSHOT, "all.data(at.owner, mine)", "all.data(at.owner, 0)"),
+            Mutant("stored in the own slab", TWOSHOT, "all.data(at.owner, mine)", "all.data(all.rank, mine)"),
+            Mutant("own terms from rank 0's slab", TWOSHOT, "all.data(all.rank, r *", "all.data(0, r *"),
+            Mutant("all shares from rank 0", TWOSHOT, "Turn(all.rank, turn + i).owner, total", "0, total"),
             Mutant(
-                "own share's place at rank 0's", "all_reduce_twoshot.cu", "all.data(r, place.offset)", "all.data(r, 0)"
+                "never the own share",
+                TWOSHOT,
+                "(rank + 1 + number) % RANKS",
+                "(rank + 1 + number % (RANKS - 1)) % RANKS",
             ),
             Mutant(
-                "all shares from rank 0",
-                "all_reduce_twoshot.cu",
-                "total[1] = {all.data(owner,",
-                "total[1] = {all.data(0,",
+                "every rank in its own turn", TWOSHOT, "const size_t mine = all.rank", "const size_t mine = blockIdx.x"
             ),
+            Mutant("neighbours have the same tile", TWOSHOT, "* 2 + blockIdx.x / (GRID / 2);", "* 2;"),
+            Mutant("last turn left out", TWOSHOT, ".tiles + GRID - 1 - first_tile()", ".tiles - first_tile()"),
+            Mutant("adds the tiles of other blocks", TWOSHOT, "int tile = first_tile();", "int tile = blockIdx.x;"),
+            Mutant("waits for itself", "tile/slab.cuh", "sent() + blockIdx.x - GRID / 2", "sent() + blockIdx.x"),
+            Mutant(
+                "does not tell that it has sent", TWOSHOT, "if (STEP == 0) all.let_second", "if (false) all.let_second"
+            ),
+            Mutant(
+                "sent in the epoch before",
+                "tile/slab.cuh",
+                "sent() + blockIdx.x, epoch",
+                "sent() + blockIdx.x, epoch - 1",
+            ),
+            Mutant("told in the place of the epochs", "tile/slab.cuh", "return epochs() + GRID", "return epochs()"),
             no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
             *IN_FLIGHT,
-            Mutant("first number of the share", "all_reduce_twoshot.cu", "place.first / 8 + tile", "tile"),
+            Mutant(
+                "first number of the share",
+                "all_reduce_twoshot.cu",
+                "Place(n, at.owner).first / 8 + at.group",
+                "at.group",
+            ),
             Mutant(
                 "own sums of the first tile",
                 "all_reduce_twoshot.cu",
@@ -1172,12 +1204,7 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "first tile collected", "all_reduce_twoshot.cu", "Wire::add_up(v, raw[i])", "Wire::add_up(v, raw[0])"
             ),
-            Mutant(
-                "tiles not collected",
-                "all_reduce_twoshot.cu",
-                "const u32 group = (tile + i * GRID)",
-                "const u32 group = (tile + i)",
-            ),
+            Mutant("stride of a tile", TWOSHOT, "number / RANKS * GRID", "number / RANKS"),
         ],
     ),
 }
