@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cutpq.array import array_module, bfloat16, check_array
+from cutpq.array import array_module, bfloat16, check_array, once_per_kind
 
 
 class ForeignArray:
@@ -40,3 +40,25 @@ def test_check_array_returns_what_fits():
 def test_check_array_names_value_and_rule(value, error, message):
     with pytest.raises(error, match=message):
         check_array("x", value, ("M", 4), np.float16, bfloat16)
+
+
+def test_arguments_of_a_kind_are_checked_once_unless_they_fail():
+    seen = []
+
+    @once_per_kind
+    def check(a, b):
+        seen.append((a, b))
+        check_array("b", b, (len(a),), np.float32)
+
+    a, b = np.zeros(3, np.float16), np.zeros(3, np.float32)
+    for _ in range(3):
+        check(a, b)
+    assert len(seen) == 1
+    for other in (np.zeros(4, np.float32), np.zeros(3, np.float16), [0.0] * 3):
+        for _ in range(2):
+            with pytest.raises((TypeError, ValueError), match="b must"):
+                check(a, other)
+    assert len(seen) == 7
+    check(np.zeros(3, np.float32), b)
+    check(np.zeros(3, np.float16).view(np.recarray), b)
+    assert len(seen) == 9, "another dtype, and another type"

@@ -85,12 +85,16 @@ def decode_sum_encode(wires: Array, codec: Layout, n: int) -> Array:
 
 def takes_rows(codec: Layout, residual: Array) -> bool:
     """Whether decode_sum_rmsnorm can take this residual, (M, K) float16 or bfloat16."""
-    xp, K = array_module(residual), residual.shape[1]
-    if not takes(codec, xp, residual.size) or K % 8 or residual.dtype.itemsize != 2:
-        return False
     if not residual.flags.c_contiguous or address(residual) % 16:
         return False
-    return _config(codec, residual.dtype).row_smem_bytes(K) <= kernels.device(xp).smem_limit
+    return _takes_shape(array_module(residual), codec, residual.dtype, *residual.shape)
+
+
+@kernels.kept
+def _takes_shape(xp: ModuleType, codec: Layout, dtype: np.dtype, M: int, K: int) -> bool:
+    if not takes(codec, xp, M * K) or K % 8 or dtype.itemsize != 2:
+        return False
+    return _config(codec, dtype).row_smem_bytes(K) <= kernels.device(xp).smem_limit
 
 
 def decode_sum_rmsnorm(

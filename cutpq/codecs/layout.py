@@ -47,6 +47,9 @@ class Layout:
             name += f"+{len(self.outliers.columns)}of{self.outliers.width}"
         return name
 
+    def __hash__(self) -> int:  # of all fields it would take longer than a launch that is looked up by it
+        return hash(self.name)
+
     def __str__(self) -> str:
         return self.name
 

@@ -106,7 +106,7 @@ class Launch:
     def __call__(self, *arrays: Any) -> None:
         """Launch on these arrays. Raises as Kernel.check does."""
         checked = [check(array) for check, array in zip(self.checks, arrays, strict=True)]
-        self.kernel.launch(self.grid, self.block, (*checked, *self.numbers), self.smem_bytes)
+        self.kernel.function(self.grid, (self.block,), (*checked, *self.numbers), shared_mem=self.smem_bytes)
 
 
 def _array_check(what: str, element: str, types: dict[str, np.dtype]) -> Callable[[Any], Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, ceil_div, check_array
+from ..array import Array, array_module, bfloat16, ceil_div, check_array, once_per_kind
 from ..kernels import load as kernels
 from ..kernels.config import Config, Device, dtype_code
 from ..kernels.workspace import workspace
@@ -86,15 +86,8 @@ def decode_attention(
     rounded once. Deterministic, and a row depends on its own sequence alone. Raises ValueError for a shape, scale or
     max_keys that does not fit, TypeError for another dtype.
     """
-    check_array("q", q, ("B", "KV", "rep", "D"), np.float16, bfloat16)
-    B, KV, rep, D = q.shape
-    check_array("keys", keys, (B, KV, "length", D), q.dtype)
-    length = keys.shape[2]
-    check_array("values", values, keys.shape, q.dtype)
-    check_array("positions", positions, (B,), np.int32)
-    xp = array_module(q, keys, values, positions)
-    if not takes(q.dtype, D, rep, xp):
-        raise ValueError(f"D must be a multiple of 16 from 16 to 256, got D={D}; use the formula for others")
+    _check(q, keys, values, positions)
+    xp, (B, KV, rep, D), length = array_module(q), q.shape, keys.shape[2]
     if not 1 <= max_keys <= length:
         raise ValueError(f"max_keys must be 1 to {length}, the length of the cache, got {max_keys}")
     if not 0 < scale < math.inf:
@@ -105,6 +98,17 @@ def decode_attention(
     launch, floats, counters = _plan(xp, q.shape, q.dtype, length, max_keys, window, scale)
     launch(q, keys, values, positions, y, *workspace(xp, floats, counters))
     return y
+
+
+@once_per_kind
+def _check(q: Array, keys: Array, values: Array, positions: Array) -> None:
+    check_array("q", q, ("B", "KV", "rep", "D"), np.float16, bfloat16)
+    B, KV, rep, D = q.shape
+    check_array("keys", keys, (B, KV, "length", D), q.dtype)
+    check_array("values", values, keys.shape, q.dtype)
+    check_array("positions", positions, (B,), np.int32)
+    if not takes(q.dtype, D, rep, array_module(q, keys, values, positions)):
+        raise ValueError(f"D must be a multiple of 16 from 16 to 256, got D={D}; use the formula for others")
 
 
 @kernels.kept

@@ -7,7 +7,17 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
+from ..array import (
+    Array,
+    aligned,
+    array_module,
+    bfloat16,
+    ceil_div,
+    check_array,
+    once_per_kind,
+    round_to,
+    to_float32,
+)
 from ..kernels import load as kernels
 from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
@@ -48,9 +58,8 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
 
     Raises TypeError for another dtype of perm, ValueError for shapes that do not fit.
     """
-    check_array("x", x, ("M", "K"))
-    check_array("perm", perm, ("columns",), np.int32)
-    xp = array_module(x, perm, out)
+    _check_gather(x, perm)
+    xp = array_module(x, out)
     (M, K), columns = x.shape, len(perm)
     y = xp.empty((M, columns), x.dtype) if out is None else check_array("out", out, (M, columns), x.dtype)
     if y.size == 0:
@@ -60,6 +69,13 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
         return y
     _gather(xp, M, K, columns)(xp.ascontiguousarray(x).view(np.uint16), perm, y)
     return y
+
+
+@once_per_kind
+def _check_gather(x: Array, perm: Array) -> None:
+    check_array("x", x, ("M", "K"))
+    check_array("perm", perm, ("columns",), np.int32)
+    array_module(x, perm)
 
 
 @kernels.kept

@@ -51,6 +51,8 @@ def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array |
 
     Raises TypeError for another dtype or for mixed NumPy and CuPy arrays, ValueError for shapes that do not fit.
     """
+    if out is None and (y := _by_kept_plan(x, w, activation, gated=False)) is not None:
+        return y
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
     shape = (x.shape[0], w.N)
@@ -91,6 +93,8 @@ def gated_matmul(
 
     The engine rounds once, too. The formulas and cuBLAS round gate and up to x's dtype first. Raises as matmul does.
     """
+    if out is None and (y := _by_kept_plan(x, w, activation, gated=True)) is not None:
+        return y
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
     shape = (x.shape[0], w.N // 2)
@@ -274,12 +278,34 @@ class _Plan:
 
 
 def _launch(x: Array, p: PackedWeight, y: Array, xp: ModuleType, activation: str | None, gated: bool) -> None:
-    device = kernels.device(xp)
-    key = (len(x), x.dtype, activation, gated, device)
+    key = _kind(x, xp, activation, gated)
     plan = p.plans.get(key) if kernels.stays(xp) else None
     is_first = not p.plans  # the kernel before it may be the one that has packed this weight
     if plan is None:
-        plan = p.plans[key] = _make_plan(len(x), dtype_code(x.dtype), p, xp, activation, gated, device)
+        made = _make_plan(len(x), dtype_code(x.dtype), p, xp, activation, gated, kernels.device(xp))
+        plan = p.plans[key] = made
+    _launch_plan(plan, x, y, xp, is_first)
+
+
+def _by_kept_plan(x: Array, w: Prepared, activation: str | None, gated: bool) -> Array | None:
+    """The product by the plan of an earlier one of its kind, whose arguments were checked; None without a plan."""
+    if not isinstance(w, PackedWeight) or not isinstance(x, type(w.words)):
+        return None
+    xp = array_module(x)
+    plan = w.plans.get(_kind(x, xp, activation, gated)) if kernels.stays(xp) else None
+    if plan is None:
+        return None
+    y = xp.empty((len(x), w.N // 2 if gated else w.N), x.dtype)
+    _launch_plan(plan, aligned(x), y, xp)
+    return y
+
+
+def _kind(x: Array, xp: ModuleType, activation: str | None, gated: bool) -> tuple[Any, ...]:
+    """What the plans of a weight are kept by."""
+    return x.shape, x.dtype, activation, gated, kernels.device(xp)
+
+
+def _launch_plan(plan: _Plan, x: Array, y: Array, xp: ModuleType, is_first: bool = False) -> None:
     partial_sums, arrivals = workspace(xp, plan.floats, plan.counters)
     arguments = (plan.check_x(x), *plan.weights, plan.check_y(y), partial_sums, arrivals, *plan.sizes)
     launch = plan.kernel.launch_in_order if is_first else plan.kernel.launch

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, check_array, round_to
+from ..array import Array, array_module, bfloat16, check_array, once_per_kind, round_to
 from ..codecs import launch
 from ..codecs.codec import Codec
 from ..codecs.codec import codec as find_codec
@@ -90,10 +90,7 @@ def all_reduce_rmsnorm(
     The bits are those of the three steps. With kernels and a codec without options the last step of the sum does
     all of it in one pass; after a plain sum one kernel does the rest. Raises as all_reduce and rmsnorm_gather do.
     """
-    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
-    check_array("residual", residual, x.shape, x.dtype)
-    residual_norm.check_operands(None, residual, weight, perm)
-    array_module(x, residual)
+    _check_operands(x, residual, weight, perm)
     chosen = _chosen(codec, algo)
     with span("all_reduce"), comm.calling(f"all_reduce of {_call(in_words(x), chosen, algo)}"):
         algo = _agreed(x, comm, chosen, algo)
@@ -106,6 +103,14 @@ def all_reduce_rmsnorm(
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
         return residual_norm.of_checked(total, residual, weight, perm, epsilon)
+
+
+@once_per_kind
+def _check_operands(x: Array, residual: Array, weight: Array, perm: Array) -> None:
+    check_array("x", x, ("M", "K"), np.float16, bfloat16, np.float32)
+    check_array("residual", residual, x.shape, x.dtype)
+    residual_norm.check_operands(None, residual, weight, perm)
+    array_module(x, residual)
 
 
 def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:

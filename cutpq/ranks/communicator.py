@@ -61,6 +61,7 @@ class Communicator(ABC):
         self.rank, self.size, self.reason = rank, size, reason
         self.xp, self.device = xp, device
         self.node_of = tuple(node_of or [0] * size)
+        self._on_other_nodes = [other for other in range(size) if self.node_of[other] != self.node_of[rank]]
         self.origin = tuple(origin or range(size))
         self.sent_bytes = self.cable_bytes = 0
         self.calls, self.call = 0, "nothing yet"
@@ -76,9 +77,9 @@ class Communicator(ABC):
 
     def count_sent(self, nbytes: Sequence[int]) -> None:
         """Add what this rank sends to each rank to `sent_bytes` and `cable_bytes`; its own part counts as nothing."""
-        here = self.node_of[self.rank]
         self.sent_bytes += sum(nbytes) - nbytes[self.rank]
-        self.cable_bytes += sum(n for n, node in zip(nbytes, self.node_of, strict=True) if node != here)
+        if self._on_other_nodes:
+            self.cable_bytes += sum([nbytes[rank] for rank in self._on_other_nodes])
 
     def calling(self, what: str) -> AbstractContextManager[None]:
         """Count and report a collective for as long as the block lasts; one inside another is not counted.
@@ -151,7 +152,7 @@ class Communicator(ABC):
         self.count_sent([x.nbytes] * self.size)
         with self.calling(f"all_gather of {in_words(x) if counts is None else pieces}"):
             out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
-        return out.view(x.dtype).reshape(shape)
+        return (out if x.dtype == np.uint8 else out.view(x.dtype)).reshape(shape)
 
     def all_to_all(
         self, x: Array, send_counts: Sequence[int] | None = None, recv_counts: Sequence[int] | None = None
@@ -271,7 +272,9 @@ def _in_words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
 
 
 def _as_bytes(x: Array) -> Array:
-    """x as a 1-D uint8 array: a view where x is contiguous, else a copy."""
+    """x as a 1-D uint8 array: x itself or a view where x is contiguous, else a copy."""
+    if x.dtype == np.uint8 and x.ndim == 1 and x.flags.c_contiguous:
+        return x
     return array_module(x).ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 

@@ -400,6 +400,33 @@ def test_wrong_operands(x, error, message):
         matmul(x, pack(random_weight(64, 64, 32)))
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_product_by_the_plan_of_an_earlier_one(monkeypatch, xp, gated):
+    """What differs from the earlier one in anything has its own bits, and wrong operands are still refused."""
+    monkeypatch.setattr(kernels, "stays", lambda xp: True)
+    multiply = gated_matmul if gated else matmul
+    halves = [random_weight(64, 64, 32, g_idx=contiguous(64, 32), seed=s).to(xp) for s in (0, 1)]
+    fresh = lambda: pack(interleave(*halves))  # noqa: E731
+    kept = fresh()
+    for M, dtype, activation, seed in [
+        (3, FLOAT16, "silu", 0), (3, FLOAT16, "silu", 1), (3, BFLOAT16, "silu", 1), (3, FLOAT16, "gelu", 1),
+        (5, FLOAT16, "silu", 1), (3, FLOAT16, "silu", 2),
+    ]:  # fmt: skip
+        x = xp.asarray(tokens(M, 64, dtype, seed))
+        y = multiply(x, kept, activation=activation)
+        assert y.dtype == dtype
+        assert_exact(to_numpy(y), to_numpy(multiply(x, fresh(), activation=activation)))
+    assert len(kept.plans) == 4
+    every_other = xp.asarray(tokens(6, 64))[::2]
+    assert_exact(*[to_numpy(multiply(x, kept)) for x in (every_other, xp.ascontiguousarray(every_other))])
+    for wrong, error in [
+        (xp.zeros((3, 72), np.float16), ValueError), (xp.zeros((3, 64), np.float64), TypeError),
+        (xp.zeros(64, np.float16), ValueError), ([[0.0] * 64] * 3, TypeError),
+    ]:  # fmt: skip
+        with pytest.raises(error, match="x must"):
+            multiply(wrong, kept, activation="silu")
+
+
 def test_columns_that_are_no_multiple_of_8_are_dequantized(xp, launched):
     check(xp, random_weight(96, 66, 32), 2)
     check(xp, random_weight(96, 66, 32, bits=8), 2)
