@@ -10,7 +10,8 @@ several ranks the first runs, and what the others would send is zero, so that su
 
 divide    of hidden size, intermediate size and heads: matrices are smaller by its square, and so are the pieces in
           which the quantizer sums and reads
-peak_gb   10^9 bytes
+peak_gb   10^9 bytes; a line for each module tells the largest since the one before, which needs Linux's clear_refs
+cpu_s     of the process, user's and system's together
 projected peak_gb at full size: what is above the memory of the process before it began, times the square of --divide
 ended     whether the run came to its end within --limit seconds; if not, the peak is that until then
 """
@@ -44,6 +45,9 @@ from cutpq.ranks.alone import SelfCommunicator
 
 LAYERS, VOCABULARY = 2, 1024
 
+# A file in --work to which the process adds a line after each module.
+PHASES = "phases.jsonl"
+
 TABLE = Table(
     (
         Column("model", "model", 14),
@@ -53,6 +57,7 @@ TABLE = Table(
         Column("sweeps", "sweeps", 6),
         Column("tokens", "tokens", 6),
         Column("seconds", "seconds", 7, ".0f"),
+        Column("cpu_s", "cpu_s", 6, ".0f"),
         Column("peak_gb", "peak_gb", 7, ".3f"),
         Column("projected_gb", "projected", 9, ".1f"),
         Column("ended", "ended", 5),
@@ -67,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (src / "config.json").exists():
         write_model(src, divided(TRANSFORMERS[args.model], args.divide))
     dst = args.work / "quantized"
+    (args.work / PHASES).write_text("")
     shutil.rmtree(dst, ignore_errors=True)
     shutil.rmtree(dst.with_name("quantized.unfinished"), ignore_errors=True)
     spawn = multiprocessing.get_context("spawn")
@@ -78,11 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ended = child.exitcode == 0
     child.kill()
     child.join()
-    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    row = {"model": args.model, "divide": args.divide, "ranks": args.ranks, "modules": args.modules or "all",
-           "sweeps": args.sweeps, "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
-           "peak_gb": peak_gb, "projected_gb": before.value + (peak_gb - before.value) * args.divide**2,
-           "ended": "yes" if ended else "no"}  # fmt: skip
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    phases = [json.loads(line) for line in (args.work / PHASES).read_text().splitlines()]
+    peak_gb = max([phase["peak_gb"] for phase in phases] + [usage.ru_maxrss * 1024 / 1e9])
+    row = {
+        "model": args.model, "divide": args.divide, "ranks": args.ranks, "modules": args.modules or "all",
+        "sweeps": args.sweeps, "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
+        "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gb": peak_gb,
+        "projected_gb": before.value + (peak_gb - before.value) * args.divide**2, "ended": "yes" if ended else "no",
+        "phases": phases,
+    }  # fmt: skip
     print("\n".join([TABLE.heading(), TABLE.line(row)]))
     if args.json:
         write_json(args.json, [row])
@@ -140,14 +151,29 @@ def quantize(src: Path, dst: Path, args: argparse.Namespace, before: Any) -> Non
     streams._SUM_BYTES //= args.divide**2
     float_model._SHOWN_BYTES //= args.divide**2
     activations._PIECE_BYTES //= args.divide**2
+    activations._KEPT_BYTES //= args.divide**2
+    activations._RETURNED_BYTES //= args.divide**2
     factor._PIECE //= args.divide**2
     alone = SelfCommunicator()
     comm: Any = alone if args.ranks == 1 else SilentCommunicator(args.ranks, alone)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (args.sequences, args.length))
-    cq.quantize(
-        src, dst, tokens, comm, modules=args.modules, sweeps=args.sweeps,
-        progress=lambda name, loss, done, total: print(f"# {name}", file=sys.stderr),
-    )  # fmt: skip
+
+    def tell(name: str, loss: float = 0, done: int = 0, total: int = 0) -> None:
+        peak_gb = peak_since_last()
+        print(f"# {peak_gb:7.3f} GB  {name}", flush=True)
+        with (args.work / PHASES).open("a") as file:
+            file.write(json.dumps({"until": name, "peak_gb": peak_gb}) + "\n")
+
+    peak_since_last()
+    cq.quantize(src, dst, tokens, comm, modules=args.modules, sweeps=args.sweeps, progress=tell)
+    tell("the end")
+
+
+def peak_since_last() -> float:
+    """Largest resident memory of this process since the last call, 10^9 bytes."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

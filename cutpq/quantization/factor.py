@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..array import Array, array_module, to_numpy
+from ..ops.engine.product import each, pieces
 
 # Blocks of at most this size are factored on the host in float64, whatever library the rest belongs to.
 _BASE = 128
@@ -23,7 +24,7 @@ def inverse_factor(H: Array, damp: float) -> tuple[Array, float] | None:
     damp  grows by 0.01 as long as H is not positive definite; None where 1 does not suffice
 
     A, read backwards, is L L^T, and U is L^-1 read backwards: one Cholesky factorization and one inverse of a
-    triangle, in one recursion that is mostly matrix products. Needs one and a half matrices beside H.
+    triangle, in one recursion that is mostly matrix products. U takes its own memory and no more.
     """
     xp = array_module(H)
     diagonal = xp.arange(len(H))
@@ -65,11 +66,23 @@ def _invert_cholesky(A: Array) -> None:
         return
     half = (n // 2 + _BASE - 1) // _BASE * _BASE if n > 2 * _BASE else _BASE
     A11, A21, A22 = A[:half, :half], A[half:, :half], A[half:, half:]
+
+    def times_A11T(rows: slice) -> None:
+        A21[rows] = A21[rows] @ A11.T
+
+    def subtract_square(rows: slice) -> None:
+        A22[rows, : rows.stop] -= A21[rows] @ A21[: rows.stop].T  # nobody reads what is above the diagonal
+
+    def times_A11(rows: slice) -> None:
+        A21[rows] = A21[rows] @ A11
+
+    def minus_A22_times(columns: slice) -> None:
+        A21[:, columns] = -(A22 @ A21[:, columns])
+
     _invert_cholesky(A11)
-    L21 = A21 @ A11.T
-    A22 -= L21 @ L21.T
+    each(xp, times_A11T, pieces(n - half))
+    each(xp, subtract_square, pieces(n - half))
     _invert_cholesky(A22)
-    L21 = L21 @ A11
-    A21[...] = A22 @ L21
-    A21 *= -1
+    each(xp, times_A11, pieces(n - half))
+    each(xp, minus_A22_times, pieces(half))
     A[:half, half:] = 0

@@ -22,7 +22,12 @@ from ..checkpoint.mlp_names import MlpModules, expert_modules, mlp_modules
 from ..convert.reader import Reader
 from ..model import formulas
 from ..model.decoder import Decoder
-from ..ops.formulas import activate, layer_norm, route
+from ..ops import formulas as ops_formulas
+from ..ops.engine import elementwise as engine
+from ..ops.engine.attention import attention as engine_attention
+from ..ops.engine.choice import uses_engine
+from ..ops.engine.product import product
+from ..ops.formulas import route
 
 # So many bytes of the files at most are in memory beside the tensors read from them.
 _SHOWN_BYTES = 1 << 28
@@ -36,7 +41,7 @@ class Linear:
     bias: Array | None
 
     def __call__(self, x: Array) -> Array:
-        y = x @ self.weight
+        y = product(x, self.weight)
         if self.bias is not None:
             y += self.bias
         return y
@@ -185,17 +190,21 @@ class Block:
         """q, k, v (M, ...) of whole sequences, or [q | k | v] -> (M, heads * head_dim)."""
         d, L = self.model.decoder, self.model.length
         xp = array_module(*qkv)
+        fast = uses_engine(xp)
+        rotate = engine.rotate if fast else formulas.rotate
         heads = [part.reshape(len(part), -1, d.head_dim) for part in qkv]
         q, k, v = np.split(heads[0], [d.heads, d.heads + d.kv_heads], axis=1) if len(heads) == 1 else heads
         if self.model.angles is not None:
             cos, sin = (xp.tile(a, (len(q) // L, 1)) for a in self.model.angles)
-            q, k = formulas.rotate(q, cos, sin), formulas.rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = (part.reshape(-1, L, *part.shape[1:]) for part in (q, k, v))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         positions = np.tile(np.arange(L), (len(q), 1))
-        kv_of_head = xp.asarray(np.arange(d.heads) // (d.heads // d.kv_heads))
-        y = formulas.attention(
-            q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions, kv_of_head, d.attention_scale, d.window
-        )
+        if fast:
+            y = engine_attention(q, k, v, positions, d.attention_scale, d.window)
+        else:
+            kv_of_head = xp.asarray(np.arange(d.heads) // (d.heads // d.kv_heads))
+            y = formulas.attention(q, k, v, positions, kv_of_head, d.attention_scale, d.window)
         return y.reshape(-1, d.heads * d.head_dim)
 
     def _choose(self, expert: int, h: Array) -> Tokens:
@@ -219,7 +228,8 @@ def _activate(mlp: MlpModules, outputs: list[Array]) -> Array:
     """gate and up (M, ...), or [gate | up], or up alone -> what down multiplies."""
     if mlp.fused:
         outputs = np.split(outputs[0], 2, axis=1)
-    return activate(mlp.activation, *outputs)
+    compute = engine.activate if uses_engine(array_module(*outputs)) else ops_formulas.activate
+    return compute(mlp.activation, *outputs)
 
 
 class Norm:
@@ -231,8 +241,10 @@ class Norm:
         self.bias = model.vector(name + ".bias") if model.decoder.norm == "layer" else None
 
     def __call__(self, x: Array) -> Array:
+        if uses_engine(array_module(x)):
+            return engine.norm(x, self.weight, self.bias, float(self.eps))
         if self.bias is not None:
-            return layer_norm(x, self.weight, self.bias, float(self.eps))
+            return ops_formulas.layer_norm(x, self.weight, self.bias, float(self.eps))
         xp = array_module(x)
         y = x * (1 / xp.sqrt(xp.square(x).mean(axis=-1, keepdims=True) + self.eps))
         y *= self.weight

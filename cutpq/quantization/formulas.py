@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..array import Array, array_module
-
-
-def round_to_grid(v: Array, scales: Array, zeros: Array, bits: int) -> tuple[Array, Array]:
-    """The nearest numbers that codes can say: code = clip(round(v / scale) + zero, 0, 2**bits - 1).
-
-    v (..., N) float32, scales and zeros alike or broadcast to it, float32; halves are rounded to even
-    -> code and (code - zero) * scale, both float32 of v's shape
-    """
-    xp = array_module(v)
-    code = xp.clip(xp.rint(v / scales) + zeros, 0, 2**bits - 1)
-    return code, (code - zeros) * scales
 
 
 def round_rows(
@@ -21,7 +12,8 @@ def round_rows(
 ) -> tuple[Array, Array, Array]:
     """Round the rows of a block one after the other, each error moved to the rows that follow.
 
-        q[i] = round_to_grid(v[i]);  e[i] = v[i] - q[i], or q[i] - before[i];  v[j] -= coupling[i, j] e[i] for j > i
+        code = clip(round(v[i] / scale) + zero, 0, 2**bits - 1);  q[i] = (code - zero) * scale
+        e[i] = v[i] - q[i], or q[i] - before[i];  v[j] -= coupling[i, j] e[i] for j > i
 
     v         (R, N) float32, what the rows should be; changed in place
     coupling  (R, R) float32, of which the part above the diagonal counts
@@ -31,12 +23,24 @@ def round_rows(
               coupling A[i, j] / A[j, j] (QuantEase, arXiv 2309.01885)
     -> codes (R, N) uint8, q (R, N) float32, e (R, N) float32
 
-    A product and a difference are rounded one by one, never fused: the kernel gives the same bits.
+    Halves are rounded to even. A product and a difference are rounded one by one, never fused: the kernel gives the
+    same bits.
     """
     xp = array_module(v, coupling, scales, zeros, group, before)
     codes, q, e = xp.empty(v.shape, xp.uint8), xp.empty_like(v), xp.empty_like(v)
+    moved = xp.empty_like(v)
+    least, most = np.float32(0), np.float32(2**bits - 1)
     for i, g in enumerate(group.tolist()):
-        codes[i], q[i] = round_to_grid(v[i], scales[g], zeros[g], bits)
-        e[i] = v[i] - q[i] if before is None else q[i] - before[i]
-        v[i + 1 :] -= coupling[i, i + 1 :, None] * e[i]
+        row, later = q[i], slice(i + 1, None)
+        xp.divide(v[i], scales[g], out=row)
+        xp.rint(row, out=row)
+        row += zeros[g]
+        xp.maximum(row, least, out=row)
+        xp.minimum(row, most, out=row)
+        codes[i] = row
+        row -= zeros[g]
+        row *= scales[g]
+        xp.subtract(*((v[i], row) if before is None else (row, before[i])), out=e[i])
+        xp.multiply(coupling[i, later, None], e[i], out=moved[later])
+        v[later] -= moved[later]
     return codes, q, e

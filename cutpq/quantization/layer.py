@@ -70,9 +70,14 @@ def _share(parts: list[slice], rank: int, size: int) -> list[slice]:
     return parts[rank * each : (rank + 1) * each]
 
 
+def own_panels(N: int, comm: Communicator) -> list[slice]:
+    """The panels of a module that this rank solves."""
+    return _share(panels(N), comm.rank, comm.size)
+
+
 def own_columns(N: int, comm: Communicator) -> slice:
-    """The columns of a module that this rank solves."""
-    parts = _share(panels(N), comm.rank, comm.size)
+    """The columns of all these panels."""
+    parts = own_panels(N, comm)
     return slice(parts[0].start, parts[-1].stop) if parts else slice(0, 0)
 
 

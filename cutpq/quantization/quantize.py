@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from ..convert.convert import convert
+from ..ops.engine import threads
 from ..ranks.agree import on_every, on_first
 from ..ranks.alone import SelfCommunicator
 from ..ranks.communicator import Communicator
-from .activations import Store
+from .activations import Store, keep_freed_memory
 from .job import Job, QuantizationError, blocks, check_job, notes
 from .layer import Solved
 from .solver import Options
@@ -77,8 +78,8 @@ def quantize(
     dst     must not exist, or be an empty folder; DST.unfinished beside it is this run's, or an earlier one's that
             goes on
     tokens  (sequences, length) integers, calibration text by the model's tokenizer
-    comm    1, 2, 4 or 8 ranks, which share sequences and columns; the bytes written are the same for all of them, as
-            long as their BLAS and its number of threads are
+    comm    1, 2, 4 or 8 ranks, which share sequences and columns; the bytes written are the same for all of them and
+            for any number of cores, as long as their BLAS is
     bits, group_size, sym, order, damp, scale, sweeps  see solver.Options
     asymmetric_target  each module makes up for the errors of the layers before it
     modules    regular expression; others stay as they are
@@ -96,6 +97,9 @@ def quantize(
     job = check_job(src, tokens, options, asymmetric_target, modules, format)
     if len(job.tokens) < comm.size:
         raise QuantizationError(f"{len(job.tokens)} calibration sequences cannot be shared by {comm.size} ranks")
+    if comm.xp is np:
+        threads.use_for(1)  # each product by one thread, so that its bits do not depend on cores and ranks
+        keep_freed_memory()
     dst = Path(dst).resolve()
     _check_destination(job.src.resolve(), dst)
     with _unfinished(dst, comm) as folder:

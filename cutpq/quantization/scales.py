@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..array import Array, array_module
-from .formulas import round_to_grid
 
 SCALES = ("search", "minmax")
 
@@ -15,7 +14,7 @@ SCALES = ("search", "minmax")
 _FRACTIONS = [1 - i / 100 for i in range(80)]
 
 # The search goes through a group in pieces of so many weights, which stay in the cache.
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 
 # The least scale above zero that float16 has.
 _SMALLEST = np.float32(2.0**-24)
@@ -78,17 +77,23 @@ def _search(
     w: Array, low: Array, high: Array, best: tuple[Array, Array], weight: Array, bits: int, sym: bool, dtype: type
 ) -> tuple[Array, Array]:
     """The candidate of each column with the least weighted squared error; the first of equal ones."""
-    xp = array_module(w)
+    xp, most = array_module(w), np.float32(2**bits - 1)
     scales, zeros = best
     least = xp.full(w.shape[1], np.inf, xp.float32)
+    error = xp.empty_like(w)
     for fraction in _FRACTIONS:
         for scale, zero in _candidates(low, high, fraction, bits, sym, dtype):
-            error = round_to_grid(w, scale, zero, bits)[1]
+            xp.divide(w, scale, out=error)
+            xp.rint(error, out=error)
+            xp.maximum(error, -zero, out=error)
+            xp.minimum(error, most - zero, out=error)
+            error *= scale
             error -= w
             error *= error
             error *= weight[:, None]
             total = error.sum(axis=0)
             better = total < least
-            least = xp.where(better, total, least)
-            scales, zeros = xp.where(better, scale, scales), xp.where(better, zero, zeros)
+            xp.copyto(least, total, where=better)
+            xp.copyto(scales, scale, where=better)
+            xp.copyto(zeros, zero, where=better)
     return scales, zeros

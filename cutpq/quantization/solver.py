@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..array import Array, array_module, ceil_div, check_array
+from ..ops.engine.product import each
 from ..weights.weight import QuantWeight
 from .factor import inverse_factor
 from .order import RowOrder, row_order
@@ -220,16 +221,25 @@ class System:
             codes, Q = _gptq(self, self.U, target.copy(), grid, parts)
             for _ in range(self.options.sweeps):
                 _sweep(self, target, codes, Q, grid, parts)
-        errors = [_errors(self.A, target[:, n], Q[:, n]) for n in parts]
+        errors: dict[int, tuple[float, float]] = {}
+
+        def measure(n: slice) -> None:
+            errors[n.start] = _errors(self.A, target[:, n], Q[:, n])
+
+        each(xp, measure, parts)
         restored = xp.empty_like(codes)
         restored[perm] = codes
-        return Part(restored, grid.scales, grid.zeros.astype(xp.uint8), errors)
+        return Part(restored, grid.scales, grid.zeros.astype(xp.uint8), [errors[n.start] for n in parts])
 
     def _target(self, W: Array, drift: Array | None, parts: Sequence[slice]) -> Array:
         if drift is None or self.U is None:
             return W
-        for n in parts:
-            W[:, n] += self.U.T @ (self.U @ drift[:, n])
+        U = self.U
+
+        def work(n: slice) -> None:
+            W[:, n] += U.T @ (U @ drift[:, n])
+
+        each(array_module(W), work, parts)
         return W
 
 
@@ -317,8 +327,11 @@ def _gptq(system: System, U: Array, W: Array, grid: _Grid, parts: Sequence[slice
             W[rows], U[rows, rows] / pivots, grid.scales, grid.zeros, group[rows], system.options.bits
         )
         e /= pivots
-        for n in parts if block.stop < len(W) else ():
+
+        def move(n: slice, rows: slice = rows, later: slice = later, e: Array = e) -> None:
             W[later, n] -= U[rows, later].T @ e[:, n]
+
+        each(xp, move, parts if block.stop < len(W) else ())
     return codes, Q
 
 
@@ -330,8 +343,11 @@ def _sweep(system: System, target: Array, codes: Array, Q: Array, grid: _Grid, p
         rows = slice(block.start, block.stop)
         diagonal = A[rows, rows].diagonal()
         wanted = xp.empty_like(Q[rows])
-        for n in parts:
+
+        def multiply(n: slice, rows: slice = rows, wanted: Array = wanted) -> None:
             wanted[:, n] = A[rows] @ (Q[:, n] - target[:, n])
+
+        each(xp, multiply, parts)
         wanted /= -diagonal[:, None]
         wanted += Q[rows]
         codes[rows], Q[rows], _ = round_rows(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..array import Array, array_module, to_numpy
+from ..ops.engine.product import fill_symmetric, gram, product
 from ..ops.formulas import dequant
 from ..ranks.agree import on_every
 from ..ranks.communicator import Communicator
@@ -22,7 +23,7 @@ from ..weights.weight import QuantWeight
 from .activations import BLOCKS, Sequences, Store
 from .float_model import Block, FloatModel, Half, Linear, Tokens
 from .job import Job, QuantizationError
-from .layer import Solved, own_columns, solve_together
+from .layer import Solved, own_columns, own_panels, solve_together
 
 # Called with each module's name and what it became.
 Report = Callable[[str, Solved], None]
@@ -91,9 +92,9 @@ class Streams:
         quantized = [self._forward(name, linear, solved) for name, linear in zip(half.read, readers, strict=True)]
         writer = block.linear(half.write)
         middle = self._new(writer.weight.shape[0])
-        missing = self._middle(half, block, tokens, readers, quantized, writer, middle, None if ends else after[1])
+        wanted = self._middle(half, block, tokens, readers, quantized, writer, middle, None if ends else after[1])
         del readers, quantized
-        H, drift = self._sums_of_middle(half, tokens, middle, missing)
+        H, drift = self._sums_of_middle(half, tokens, middle, wanted, writer.weight)
         solved |= self._solve((half.write,), [writer], H, drift, seen, report)
         del H, drift
         last = self._forward(half.write, writer, solved)
@@ -113,18 +114,18 @@ class Streams:
     ) -> tuple[Array, Array | None]:
         """Hessian and drift of what the readers multiply."""
 
-        def terms(rows: slice) -> list[Array]:
+        def inputs(rows: slice) -> tuple[Array, Array | None]:
             some = tokens[rows.start]
             h = some.of(half.norm(self._at(self.x, rows)))
-            if self.x0 is None:
-                return [h.T @ h]
-            return [h.T @ h, h.T @ (some.of(half.norm(self._at(self.x0, rows))) - h)]
+            return h, None if self.x0 is None else some.of(half.norm(self._at(self.x0, rows))) - h
 
-        H, *cross = self._finite(self.sequences.sums(terms), half.read[0])
-        if not cross:
+        K = readers[0].weight.shape[0]
+        H, cross = self._sums(half.read[0], inputs, K, None if self.x0 is None else slice(0, K))
+        if cross is None:
             return H, None
-        drift = [(cross[0] @ linear.weight)[:, self._own(linear.weight.shape[1])] for linear in readers]
-        return H, array_module(H).concatenate(drift, axis=1)
+        own = [linear.weight[:, n] for linear in readers for n in own_panels(linear.weight.shape[1], self.comm)]
+        parts = [product(cross, weight) for weight in own]
+        return H, array_module(H).concatenate(parts, axis=1) if parts else cross[:, :0]
 
     def _middle(
         self, half: Half, block: Block, tokens: dict[int, Tokens], readers: Sequence[Linear],
@@ -132,56 +133,71 @@ class Streams:
     ) -> np.ndarray | None:  # fmt: skip
         """What `write` multiplies, to `middle`; the float stream goes on to `after0`, if any.
 
-        Returns (X0 - X) W, what the output misses for each token, or None without a float stream.
+        Returns X0 W, what the output should be for each token, or None without a float stream.
         """
-        missing = None if self.x0 is None else self._new(writer.weight.shape[1])
+        wanted = None if self.x0 is None else self._new(writer.weight.shape[1])
         for rows in self.sequences.chunks():
             some = tokens[rows.start]
             h = some.of(half.norm(self._at(self.x, rows)))
-            m = half.act([linear(h) for linear in quantized])
-            middle[rows][some.rows] = to_numpy(m)
-            if self.x0 is None or missing is None:
+            middle[rows][some.rows] = to_numpy(half.act([linear(h) for linear in quantized]))
+            if self.x0 is None or wanted is None:
                 continue
             x0 = self._at(self.x0, rows)
             h = half.norm(x0)
 
             def write(of: Tokens, h: Array = h) -> Array:
-                return half.act([linear(of.of(h)) for linear in readers]) @ writer.weight
+                return product(half.act([linear(of.of(h)) for linear in readers]), writer.weight)
 
             y = write(some)
-            missing[rows][some.rows] = to_numpy(y - m @ writer.weight)
+            wanted[rows][some.rows] = to_numpy(y)
             if after0 is not None:
                 others = half.tokens(x0)  # in the float model other tokens may choose this expert
                 y = y if others is some else write(others)
                 self._add(block, after0[rows], others, y if writer.bias is None else y + writer.bias)
-        return missing
+        return wanted
 
     def _sums_of_middle(
-        self, half: Half, tokens: dict[int, Tokens], middle: np.ndarray, missing: np.ndarray | None
+        self, half: Half, tokens: dict[int, Tokens], middle: np.ndarray, wanted: np.ndarray | None, weight: Array
     ) -> tuple[Array, Array | None]:
-        """Hessian and drift of what `write` multiplies, some rows at a time: partial sums stay small."""
-        K = middle.shape[1]
-        H = self.comm.xp.empty((K, K), np.float32)
-        mine = slice(0) if missing is None else self._own(missing.shape[1])
-        drift = None if missing is None else self.comm.xp.empty((K, mine.stop - mine.start), np.float32)
+        """Hessian and drift of what `write` multiplies: X^T (X0 - X) W is X^T (X0 W), less H W."""
+
+        def inputs(rows: slice) -> tuple[Array, Array | None]:
+            some = tokens[rows.start]
+            return some.of(self._at(middle, rows)), None if wanted is None else some.of(self._at(wanted, rows))
+
+        own = own_panels(weight.shape[1], self.comm)
+        columns = None if wanted is None else own_columns(weight.shape[1], self.comm)
+        H, drift = self._sums(half.write, inputs, len(weight), columns)
+        if wanted is not None and columns is not None and drift is not None:
+            self.store.drop(wanted)
+            for n in own:
+                drift[:, n.start - columns.start : n.stop - columns.start] -= product(H, weight[:, n])
+        return H, drift
+
+    def _sums(
+        self, name: str, inputs: Callable[[slice], tuple[Array, Array | None]], K: int, columns: slice | None
+    ) -> tuple[Array, Array | None]:
+        """2/n X^T X, and these columns of 2/n X^T Y, some rows at a time: partial sums stay small.
+
+        inputs   rows of a chunk -> X (n, K) and Y (n, any) or None
+        columns  of Y; None where there is no Y
+        """
+        xp = self.comm.xp
+        H = xp.empty((K, K), np.float32)
+        cross = None if columns is None else xp.empty((K, columns.stop - columns.start), np.float32)
         step = max(8, _SUM_BYTES // (4 * K))
         for start in range(0, K, step):
-            own, later = slice(start, min(start + step, K)), slice(start, K)
+            own = slice(start, min(start + step, K))
 
-            def terms(rows: slice, own: slice = own, later: slice = later) -> list[Array]:
-                some = tokens[rows.start]
-                m = some.of(self._at(middle, rows))
-                products = [m[:, own].T @ m[:, later]]
-                return products if missing is None else [*products, m[:, own].T @ some.of(self._at(missing, rows))]
+            def terms(rows: slice, own: slice = own) -> list[Array]:
+                x, y = inputs(rows)
+                return gram(x, own) if y is None else [*gram(x, own), product(x[:, own].T, y)]
 
-            found = self._finite(self.sequences.sums(terms), half.write)
-            H[own, later] = found[0]
-            H[later, own] = found[0].T
-            if drift is not None:
-                drift[own] = found[1][:, mine]
-        if missing is not None:
-            self.store.drop(missing)
-        return H, drift
+            found = self._finite(self.sequences.sums(terms), name)
+            if cross is not None:
+                cross[own] = found.pop()[:, columns]
+            fill_symmetric(H, own, found)
+        return H, cross
 
     def _add(self, block: Block, x: np.ndarray, tokens: Tokens, y: Array) -> None:
         """Add what a half gives for some tokens to their rows of x, in place."""

@@ -20,3 +20,7 @@ def test_a_row(tmp_path, monkeypatch, ranks, limit, ended):
     assert (row["ranks"], row["tokens"], row["ended"]) == (int(ranks), 128, ended)
     assert 0.01 < row["peak_gb"] <= row["projected_gb"] < 2
     assert (tmp_path / "quantized").exists() == (ended == "yes")
+    assert [phase["until"] for phase in row["phases"]][-2:] == (
+        ["model.layers.1.mlp.down_proj", "the end"] if ended == "yes" else []
+    )
+    assert row["peak_gb"] >= max([phase["peak_gb"] for phase in row["phases"]], default=0)

@@ -19,6 +19,7 @@ from cutpq.ops.engine import memory, threads
 from cutpq.ops.engine.attention import attention
 from cutpq.ops.engine.choice import uses_engine
 from cutpq.ops.engine.elementwise import rotate
+from cutpq.ops.engine.product import fill_symmetric, gram, pieces, product
 from cutpq.ops.engine.weight import EngineWeight
 from cutpq.ops.gather import rmsnorm_gather
 from cutpq.ops.gemm import gated_matmul, matmul, prepare
@@ -42,6 +43,37 @@ def numbers(*shape, seed=0, dtype=np.float32):
 
 
 # ---- products
+
+
+@pytest.mark.parametrize("M", [1, 256, 700])
+def test_a_product_in_pieces_is_the_product_whatever_the_threads(M, monkeypatch):
+    a, b = numbers(M, 300), numbers(300, 77, seed=1)
+    want = a.astype(np.float64) @ b.astype(np.float64)
+    found = []
+    for limit in (1, 3):
+        monkeypatch.setattr(threads._state, "limit", limit)
+        threads.use_for(1)
+        found.append(product(a, b))
+        assert_exact(product(a.T.copy().T, b), found[0])
+    assert_exact(found[1], found[0])
+    assert_bounded(found[0], want, 300 * 2.0**-24 * (np.abs(a).astype(np.float64) @ np.abs(b)))
+
+
+@pytest.mark.parametrize("step", [40, 300, 1000])
+def test_blocks_of_a_square_are_the_square(step):
+    x = numbers(50, 700)
+    H = np.full((700, 700), np.nan, np.float32)
+    for start in range(0, 700, step):
+        columns = slice(start, min(start + step, 700))
+        fill_symmetric(H, columns, gram(x, columns))
+    magnitude = np.abs(x).astype(np.float64)
+    assert_bounded(H, x.T.astype(np.float64) @ x, 50 * 2.0**-24 * (magnitude.T @ magnitude))
+    assert_exact(H, H.T.copy())
+
+
+@pytest.mark.parametrize("n", [0, 1, 256, 700])
+def test_pieces_are_all_once(n):
+    assert [i for part in pieces(n) for i in range(n)[part]] == list(range(n))
 
 
 @pytest.mark.parametrize("dtype", EPS)

@@ -18,6 +18,7 @@ from cutpq.cli.main import main
 from cutpq.model.families import read_decoder
 from cutpq.model.transformer import load_model
 from cutpq.ops.dequant import dequantize
+from cutpq.ops.engine import threads
 from cutpq.quantization import solver, streams, writer
 from cutpq.quantization.factor import inverse_factor
 from cutpq.quantization.float_model import FloatModel, Norm
@@ -81,8 +82,13 @@ def test_every_family(tmp_path, family):
     assert (tmp_path / "dst" / "tokenizer.json").read_text() == "{}"
     for name in set(ckpt.tensors()) & set(model.tensors):  # embedding, norms, biases
         assert_exact(ckpt.tensor(name), model.tensors[name])
-    kl = divergence(logits(tmp_path / "src", tokens[:4]), logits(tmp_path / "dst", tokens[:4]))
-    assert 0 < kl < (5e-3 if family == "mixtral" else 1e-3)  # some token may choose another expert
+    want = logits(tmp_path / "src", tokens[:4])
+    kl = divergence(want, logits(tmp_path / "dst", tokens[:4]))
+    # Some of mixtral's tokens may choose another expert; llama3's draws of calibration scatter from 0.0007 to 0.0013.
+    assert 0 < kl < {"mixtral": 5e-3, "llama3": 2e-3}.get(family, 1e-3)
+    plain = {"sweeps": 0, "scale": "minmax", "asymmetric_target": False}
+    quantize(tmp_path / "src", tmp_path / "plain", tokens, bits=8, group_size=GROUP_SIZE, **plain)
+    assert family == "mixtral" or kl < 0.9 * divergence(want, logits(tmp_path / "plain", tokens[:4]))
     assert not (tmp_path / "dst.unfinished").exists()
 
 
@@ -214,6 +220,16 @@ def test_any_number_of_ranks_writes_the_same_bytes(tmp_path, monkeypatch, ranks,
     quantize(tmp_path / "src", tmp_path / "one", tokens, bits=3, group_size=32)
     run_threads(ranks, lambda comm: quantize(tmp_path / "src", tmp_path / "many", tokens, comm, bits=3, group_size=32))
     assert files(tmp_path / "one") == files(tmp_path / "many")
+
+
+def test_any_number_of_cores_writes_the_same_bytes(tmp_path, monkeypatch):
+    """Matrices large enough for a BLAS to share them among its threads, which makes other bits."""
+    write_model(tmp_path / "src", hidden_size=256, intermediate_size=768, num_hidden_layers=1)
+    for cores in (1, 2):
+        monkeypatch.setattr(threads._state, "limit", cores)
+        threads._state.set_blas(threads.cores())
+        quantize(tmp_path / "src", tmp_path / f"{cores}", calibration(sequences=32), group_size=32)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
 def test_command(tmp_path, capsys):
