@@ -1,6 +1,7 @@
 """The engine for NumPy arrays against the float64 formulas: bounds of float32 sums, exact where nothing is rounded."""
 
 import gc
+import platform
 import sys
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close
+from jobs import run
 from random_weight import random_weight
 
 from cutpq.array import keep_11_bits, round_to, to_float32
@@ -132,6 +134,35 @@ def test_gate_and_up_are_gated_in_float32_and_rounded_once(kind, dtype):
 
 
 # ---- memory, threads, and who computes
+
+
+KEEPS = """
+import resource
+import numpy as np
+from cutpq.ops.engine.weight import EngineWeight
+from cutpq.weights.weight import PlainWeight
+
+EngineWeight(PlainWeight(np.ones((8, 8), np.float32)))
+
+def faults(nbytes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(nbytes, np.uint8).fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for nbytes in 400_000, 1 << 20, 3 << 20:
+    print(faults(nbytes), faults(nbytes))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator decides for itself")
+@pytest.mark.parametrize("chosen", [False, True])
+def test_freed_memory_serves_the_next_array(chosen):
+    """Its pages are there already: writing them faults no more. What a user's MALLOC_ variable chooses stays."""
+    job = run([sys.executable, "-c", KEEPS], **({"MALLOC_TRIM_THRESHOLD_": "131072"} if chosen else {}))
+    assert job.status == 0, job.err
+    for first, second in (map(int, line.split()) for line in job.out.splitlines()):
+        assert first > 50
+        assert (second > 50) == chosen
 
 
 def test_memory_is_given_back_with_the_weight(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 from ...array import keep_11_bits, round_to, to_float32
 
 # Weights dequantized at a time: their float32 and two temporaries stay in a core's cache.
-_PIECE = 1 << 17
+_PIECE = 1 << 18
 
 # Where runs of rows with one group are shorter than this on average, each row gathers its own scales.
 _SHORT_RUN = 16

@@ -30,6 +30,7 @@ class EngineWeight:
             self._codes, self.source = _two_a_byte(w.codes), _without_codes(w)
         self._copy: tuple[np.dtype, np.ndarray] | None = None
         self._reserved: bool | None = None
+        memory.keep_freed()
 
     @property
     def nbytes(self) -> int:
