@@ -12,6 +12,7 @@ from an empty cache, the first token of each not. With --tp the settings run ove
 
 bits        of a weight, scales and zero points included
 kl          mean of KL(float || quantized) in nats over the scored tokens: what settings are ranked by
+kl_others   the same over --others windows that follow them, for settings that were chosen on the first ones
 perplexity  exp of the mean of -ln p(token); equal settings scatter by 0.03 on the small Llama that this was made with
 cpu_s, rss  of the process that quantized
 check       ok: the checkpoint is read back and proven, logits are finite, and KL is at most what `TARGETS` asks for
@@ -63,6 +64,7 @@ TABLE = Table(
         Column("bits", "bits", 6, ".3f"),
         Column("kl", "kl", 9, ".5f"),
         Column("perplexity", "perplexity", 10, ".4f"),
+        Column("kl_others", "kl_others", 9, ".5f"),
         Column("cpu_s", "cpu_s", 7, ".1f"),
         Column("rss_mb", "rss_mb", 7, ".0f"),
         Column("check", "check", 5),
@@ -77,9 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     comm = SelfCommunicator()
     windows = evaluation_windows(args)
     print("\n".join(header(comm)))
-    print(f"# {args.model}: {len(windows)} windows of {args.window} tokens from window {args.first} on, float32")
+    print(
+        f"# {args.model}: {args.windows} windows of {args.window} tokens from window {args.first} on, then "
+        f"{args.others} others; float32; calibration {args.tokens}"
+    )
     plain = logits(args.model, windows, comm)
-    rows = [score("float", open_checkpoint(args.model), plain, plain, windows)]
+    rows = [score("float", args.model, plain, plain, windows, args.windows)]
     print("\n".join([TABLE.heading(), TABLE.line(rows[0])]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in args.checkpoints or args.settings:
@@ -89,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 path = Path(folder) / name
                 cost = quantize(args, SETTINGS[name], path)
             found = cq.run_threads(args.tp, lambda rank, path=path: logits(path, windows, rank, args.codec))[0]
-            row = score(path.name, open_checkpoint(path), found, plain, windows) | cost
+            row = score(path.name, path, found, plain, windows, args.windows) | cost
             if args.targets and row["kl"] > TARGETS.get(path.name, np.inf):
                 row["check"] = "FAIL"
             rows.append(row)
@@ -112,6 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512, metavar="N", help="tokens of a window (512)")
     parser.add_argument("--windows", type=int, default=24, metavar="N", help="how many (24)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (0)")
+    parser.add_argument("--others", type=int, default=0, metavar="N", help="more after them, for kl_others (0)")
     parser.add_argument("--settings", type=settings, default=list(SETTINGS), metavar="S,...", help="default: all")
     parser.add_argument(
         "--checkpoints", type=lambda text: text.split(","), metavar="DIR,...", help="instead of settings"
@@ -134,12 +140,13 @@ def settings(text: str) -> list[str]:
 
 
 def evaluation_windows(args: argparse.Namespace) -> np.ndarray:
-    """(windows, window) integers."""
+    """(windows + others, window) integers."""
     tokens = np.load(args.eval)
-    start, stop = args.first * args.window, (args.first + args.windows) * args.window
+    count = args.windows + args.others
+    start, stop = args.first * args.window, (args.first + count) * args.window
     if tokens.ndim != 1 or len(tokens) < stop:
         raise SystemExit(f"{args.eval}: expected a row of {stop} tokens or more, found shape {tokens.shape}")
-    return tokens[start:stop].astype(np.int64).reshape(args.windows, args.window)
+    return tokens[start:stop].astype(np.int64).reshape(count, args.window)
 
 
 def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
@@ -165,16 +172,20 @@ def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator, codec: cq.C
     return found
 
 
-def score(name: str, ckpt: cq.Checkpoint, found: list[np.ndarray], plain: list[np.ndarray], windows: np.ndarray) -> Row:
-    """A row of the table."""
-    kl = nll = 0.0
-    for q, p, window in zip(found, plain, windows, strict=True):
+def score(
+    name: str, folder: Path, found: list[np.ndarray], plain: list[np.ndarray], windows: np.ndarray, first: int
+) -> Row:
+    """A row of the table; the windows after the first ones are the others."""
+    kl, nll = np.zeros(len(windows)), np.zeros(len(windows))
+    for i, (q, p, window) in enumerate(zip(found, plain, windows, strict=True)):
         q, p = log_softmax(q[:-1]), log_softmax(p[:-1])
-        kl += float((np.exp(p) * (p - q)).sum())
-        nll -= float(q[np.arange(len(q)), window[1:]].sum())
-    scored = windows.size - len(windows)
-    row = {"setting": name, "bits": bits_per_weight(ckpt), "kl": kl / scored, "perplexity": float(np.exp(nll / scored))}
-    return row | {"check": "ok" if np.isfinite(kl) else "FAIL"}
+        kl[i] = (np.exp(p) * (p - q)).sum(axis=1).mean()
+        nll[i] = -q[np.arange(len(q)), window[1:]].mean()
+    row = {"setting": name, "bits": bits_per_weight(open_checkpoint(folder)), "kl": float(kl[:first].mean())}
+    row |= {"perplexity": float(np.exp(nll[:first].mean()))}
+    if len(windows) > first:
+        row["kl_others"] = float(kl[first:].mean())
+    return row | {"check": "ok" if np.isfinite(kl).all() else "FAIL"}
 
 
 def bits_per_weight(ckpt: cq.Checkpoint) -> float:

@@ -50,6 +50,18 @@ def test_figures(models, capsys):
     assert "w8" in capsys.readouterr().out
 
 
+def test_other_windows_have_a_figure_of_their_own(models):
+    def rows(*more):
+        assert bench.main(flags(models, *more)) == 0
+        return [json.loads(line) for line in (models / "rows.json").read_text().splitlines()]
+
+    both = rows("--windows", "2", "--others", "1")[2]
+    first, others = rows("--windows", "2")[2], rows("--windows", "1", "--first", "4")[2]
+    assert "kl_others" not in first
+    assert (both["kl"], both["perplexity"]) == pytest.approx((first["kl"], first["perplexity"]), rel=1e-6)
+    assert both["kl_others"] == pytest.approx(others["kl"], rel=1e-6)
+
+
 def test_a_compressed_run_differs_more(models):
     def kl(*more):
         assert bench.main(flags(models, *more)) == 0
