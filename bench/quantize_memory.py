@@ -40,6 +40,7 @@ from safetensors.numpy import save_file
 
 import cutpq as cq
 from cutpq.cost.transformer import ModelShape
+from cutpq.ops.engine import memory
 from cutpq.quantization import activations, factor, float_model, streams
 from cutpq.ranks.alone import SelfCommunicator
 
@@ -151,8 +152,8 @@ def quantize(src: Path, dst: Path, args: argparse.Namespace, before: Any) -> Non
     streams._SUM_BYTES //= args.divide**2
     float_model._SHOWN_BYTES //= args.divide**2
     activations._PIECE_BYTES //= args.divide**2
-    activations._KEPT_BYTES //= args.divide**2
-    activations._RETURNED_BYTES //= args.divide**2
+    memory._OWN_BYTES //= args.divide**2
+    memory._UNUSED_BYTES //= args.divide**2
     factor._PIECE //= args.divide**2
     alone = SelfCommunicator()
     comm: Any = alone if args.ranks == 1 else SilentCommunicator(args.ranks, alone)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,6 @@ _CHUNK_TOKENS = 1024
 
 # Ranks exchange sums in pieces of so many bytes.
 _PIECE_BYTES = 1 << 26
-
-# What the C library keeps of freed memory for the next chunk, and the size from which an array is returned at once.
-_KEPT_BYTES, _RETURNED_BYTES = 1 << 26, 1 << 25
 
 # Gives, for a chunk (a slice of this rank's rows), the arrays that are added up over all chunks.
 Terms = Callable[[slice], Sequence[Array]]
@@ -149,14 +144,3 @@ class Store:
             Path(array.filename).unlink()
         else:
             self.limit += array.nbytes
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a chunk's arrays took for those of the next one; nothing where there is another C library.
-
-    By itself it returns them to the system, which gives every chunk zeroed pages: a sixth of the processor time.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-        libc.mallopt(M_TRIM_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, _RETURNED_BYTES)

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from ..convert.convert import convert
-from ..ops.engine import threads
+from ..ops.engine import memory, threads
 from ..ranks.agree import on_every, on_first
 from ..ranks.alone import SelfCommunicator
 from ..ranks.communicator import Communicator
-from .activations import Store, keep_freed_memory
+from .activations import Store
 from .job import Job, QuantizationError, blocks, check_job, notes
 from .layer import Solved
 from .solver import Options
@@ -99,7 +99,7 @@ def quantize(
         raise QuantizationError(f"{len(job.tokens)} calibration sequences cannot be shared by {comm.size} ranks")
     if comm.xp is np:
         threads.use_for(1)  # each product by one thread, so that its bits do not depend on cores and ranks
-        keep_freed_memory()
+        memory.keep_freed()  # a chunk's arrays serve the next one
     dst = Path(dst).resolve()
     _check_destination(job.src.resolve(), dst)
     with _unfinished(dst, comm) as folder:
@@ -172,8 +172,8 @@ def _run(
     """The layers that are not done yet."""
     if state.layers == job.decoder.layers:
         return
-    memory = _quarter_of_memory() if memory_gb is None else memory_gb * 1e9
-    streams = Streams(job, comm, Store(memory, folder / f"activations-{comm.rank}"))
+    limit = _quarter_of_memory() if memory_gb is None else memory_gb * 1e9
+    streams = Streams(job, comm, Store(limit, folder / f"activations-{comm.rank}"))
     kept = folder / "kept"
     if state.layers:
         on_every(comm, lambda: streams.restore(kept / str(state.layers)))
