@@ -78,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     comm = cq.init()
     rows = measure(args, comm)
-    kernels = codec_kernels.rows(args.codecs, comm.xp) if comm.xp is not np and comm.size == 1 else []
+    kernels = []
+    if comm.xp is not np and comm.size == 1:
+        small = {"sizes": codec_kernels.SMOKE_SIZES, "spread": 0} if args.smoke else {}
+        kernels = codec_kernels.rows(args.codecs, comm.xp, **small)
     if comm.rank == 0:
         projected = list(project(args, comm.size))
         print("\n".join([*header(comm), *table(rows, projected, args), *codec_kernels.lines(kernels)]))
