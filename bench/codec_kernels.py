@@ -37,7 +37,7 @@ from predict.peers import predict as predict_sum
 from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
-from cutpq.codecs.config import encode_config, wire_config
+from cutpq.codecs.config import WireConfig, encode_config, sum_encode_config, wire_config
 from cutpq.kernels import load as kernels
 from cutpq.kernels.config import FLOAT16
 from cutpq.kernels.source import source_digest
@@ -287,9 +287,7 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         *(("decode_sum", r) for r in RANKS),
         *(("decode_sum_encode", r) for r in RANKS),
     ]:
-        facts = codec.element, codec.block, codec.scale, codec.rule
-        is_encode = kernel == "encode"
-        config = encode_config(*facts, FLOAT16) if is_encode else wire_config(*facts, FLOAT16, ranks)
+        config = _config(kernel, codec, ranks)
         code = tile_code(kernel, config, machine.arch)
         numbers = 32 * (16 if getattr(config, "PACKED", False) else 8)  # numbers of a tile that one warp handles
         tiles_of_block = 32 * n / (numbers * config.THREADS) / config.blocks(n)
@@ -306,6 +304,16 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
             "instructions": instructions, "integer": integers, "bytes": moved, "gb_s": limits[bound],
             "of_copy": limits[bound] / machine.copy_gb_s, "bound": bound, "projected": True,
         }  # fmt: skip
+
+
+def _config(kernel: str, codec: Codec, ranks: int) -> WireConfig:
+    """What the library launches this kernel with."""
+    facts = codec.element, codec.block, codec.scale, codec.rule
+    if kernel == "encode":
+        return encode_config(*facts, FLOAT16)
+    if kernel == "decode_sum_encode":
+        return sum_encode_config(*facts, ranks)
+    return wire_config(*facts, FLOAT16, ranks)
 
 
 def print_prediction(args: argparse.Namespace) -> int:

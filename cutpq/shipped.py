@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .array import bfloat16
-from .codecs.config import EncodeConfig, WireConfig, encode_config, wire_config
+from .codecs.config import EncodeConfig, WireConfig, encode_config, sum_encode_config, wire_config
 from .codecs.formats import ELEMENTS, SCALES
 from .kernels.config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .model.attention import RotateConfig, softmax_config
@@ -48,7 +48,8 @@ def _shipped_wires() -> list[tuple[str, Config]]:
     made += [("encode", encoder(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
     made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
     made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
-    made += [("decode_sum_encode", config(codec, FLOAT16, 8)) for codec in _SHIPPED_CODECS[:4]]
+    for element, block, scale, rule in _SHIPPED_CODECS[:4]:
+        made.append(("decode_sum_encode", sum_encode_config(ELEMENTS[element], block, SCALES[scale], rule, 8)))
     facts = ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor"
     for kernel, steps in ("all_reduce_oneshot", range(3)), ("all_reduce_twoshot", range(4)):
         made += [(kernel, peer_config(facts, FLOAT16, 8, step)) for step in steps]

@@ -135,6 +135,6 @@ def _instructions(kernel: str, codec: Codec | None, ranks: int, n: int, arch: st
     if codec is None:
         return 0.0
     config = wire_config(codec.element, codec.block, codec.scale, codec.rule, FLOAT16, ranks)
-    if kernel == "encode":
+    if kernel != "decode_sum":
         config = EncodeConfig(**vars(config), PACKED=False)
     return machine_code.tile_code(kernel, config, arch).instructions * n / 256

@@ -22,11 +22,10 @@ struct BlockWire {
   }
   static __device__ __forceinline__ size_t bytes(int blocks) { return elements_bytes(blocks) + scales_bytes(blocks); }
 
-  // Encodes tile number `tile` of a share of `blocks` codec blocks; v holds the eight numbers of this thread. All
-  // threads of the block call it together; those beyond the share write nothing.
-  static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
-    const u32 group = tile * THREADS + threadIdx.x, block = group / GROUPS_OF_BLOCK;
-    const bool inside = block < u32(blocks);
+  // Encodes group number `group` of a share of `blocks` codec blocks but for its scale, which it returns; v holds the
+  // eight numbers. All threads of a warp call it together, with neighbouring groups; groups beyond the share are not
+  // written.
+  static __device__ __forceinline__ u32 put_codes(u8* wire, int blocks, u32 group, const float* v) {
     u32 amax = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) amax = max(amax, __float_as_uint(v[i]) & FLOAT_MAGNITUDE);
@@ -47,8 +46,16 @@ struct BlockWire {
       codes[w] = element_codes(field, signed_by);
     }
     const u64 packed = scale == u32(SCALE_NAN) ? 0 : pack(codes);
-    store_codes(wire, group, packed, inside, elements_bytes(blocks));
+    store_codes(wire, group, packed, group / GROUPS_OF_BLOCK < u32(blocks), elements_bytes(blocks));
+    return scale;
+  }
 
+  // Encodes tile number `tile` of a share of `blocks` codec blocks; v holds the eight numbers of this thread. All
+  // threads of the block call it together; those beyond the share write nothing.
+  static __device__ __forceinline__ void put(u8* wire, int blocks, int tile, const float* v, u16* smem_scales) {
+    const u32 group = tile * THREADS + threadIdx.x, block = group / GROUPS_OF_BLOCK;
+    const bool inside = block < u32(blocks);
+    const u32 scale = put_codes(wire, blocks, group, v);
     u8* scales = wire + elements_bytes(blocks);
     if constexpr (SCALE_BITS == 8) {  // a scale is a whole byte: the first thread of a codec block stores it
       if (inside && group % GROUPS_OF_BLOCK == 0) scales[block] = u8(scale);

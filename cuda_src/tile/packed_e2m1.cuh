@@ -53,7 +53,37 @@ struct PackedFactor {
   }
 };
 
-// The eight codes of four pairs of scaled numbers, the first in the lowest bits.
+// The codes of four scaled numbers, a byte each.
+DEVICE u32 code_bytes(half2 first, half2 second) {
+  const half2 steps = as_pair<half2>(0x60006000);  // 512: the last bit of 512 * binade is the step of E2M1
+  const half2 pairs[2] = {first, second};
+  u32 fields[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const u32 bits = as_u32(pairs[i]);
+    const half2 magnitude = as_pair<half2>(bits & 0x7fff7fff);
+    const half2 binade = __hmax2(as_pair<half2>(bits & 0x7c007c00), as_pair<half2>(0x3c003c00));  // at least 1
+    const half2 raised = __hfma2(binade, steps, magnitude);
+    const half2 rounded = __hfma2(__hneg2(binade), steps, raised);
+    const half2 saturated = __hmin2(rounded, as_pair<half2>(0x46004600));                     // 6
+    fields[i] = as_u32(__hmul2(saturated, as_pair<half2>(0x04000400)));  // times 2^-14: the fields of E2M1 itself
+  }
+  // Upper bytes: bits 1 to 3 are exponent and mantissa, bit 7 is the sign.
+  const u32 field = prmt(fields[0], fields[1], 0x7531), sign = prmt(as_u32(first), as_u32(second), 0x7531);
+  return (field >> 1 & 0x07070707) | (sign >> 4 & 0x08080808);
+}
+
+// Eight codes, the first in the lowest bits, of pairs of scaled numbers: those of even places, then those of odd ones.
+DEVICE u32 codes_of_parted(const half2* even, const half2* odd) {
+  if constexpr (HAS_FP4) {
+    const float2 a = __half22float2(even[0]), b = __half22float2(even[1]);
+    const float2 c = __half22float2(odd[0]), d = __half22float2(odd[1]);
+    return e2m1_bytes({c.x, c.y, d.x, d.y}, {a.x, a.y, b.x, b.y});
+  }
+  return code_bytes(even[0], even[1]) | code_bytes(odd[0], odd[1]) << 4;
+}
+
+// The eight codes of four pairs of numbers times the factor, the first in the lowest bits.
 DEVICE u32 packed_codes(const u32* pairs, const PackedFactor& factor) {
   if constexpr (HAS_FP4) {
     float low[4], high[4];
@@ -64,25 +94,9 @@ DEVICE u32 packed_codes(const u32* pairs, const PackedFactor& factor) {
     }
     return e2m1_bytes(high, low);
   }
-  const half2 steps = as_pair<half2>(0x60006000);  // 512: the last bit of 512 * binade is the step of E2M1
-  u32 fields[4], signs[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const u32 bits = as_u32(factor.times(pairs[i]));
-    const half2 magnitude = as_pair<half2>(bits & 0x7fff7fff);
-    const half2 binade = __hmax2(as_pair<half2>(bits & 0x7c007c00), as_pair<half2>(0x3c003c00));  // at least 1
-    const half2 raised = __hfma2(binade, steps, magnitude);
-    const half2 rounded = __hfma2(__hneg2(binade), steps, raised);
-    const half2 saturated = __hmin2(rounded, as_pair<half2>(0x46004600));                     // 6
-    fields[i] = as_u32(__hmul2(saturated, as_pair<half2>(0x04000400)));  // times 2^-14: the fields of E2M1 itself
-    signs[i] = pairs[i];
-  }
   u32 bytes[2];
 #pragma unroll
-  for (int i = 0; i < 2; i++) {  // upper bytes: bits 1 to 3 are exponent and mantissa, bit 7 is the sign
-    const u32 field = prmt(fields[2 * i], fields[2 * i + 1], 0x7531), sign = prmt(signs[2 * i], signs[2 * i + 1], 0x7531);
-    bytes[i] = (field >> 1 & 0x07070707) | (sign >> 4 & 0x08080808);
-  }
+  for (int i = 0; i < 2; i++) bytes[i] = code_bytes(factor.times(pairs[2 * i]), factor.times(pairs[2 * i + 1]));
   return prmt(bytes[0], bytes[1], 0x6420) | prmt(bytes[0], bytes[1], 0x7531) << 4;
 }
 

@@ -30,8 +30,8 @@ struct PackedSum {
     unit = __fmul_rn(scale_of_fields(lowest), __uint_as_float(u32(SPREAD - 15 + 127) << 23));
   }
 
-  // pairs += the fields of a word of codes times the scale's factor; for the first term, without the sum so far.
-  __device__ __forceinline__ void add(half2 (&pairs)[2], u32 codes, u32 scale, bool first) const {
+  // Two pairs += the fields of a word of codes times the scale's factor; for the first term, without the sum so far.
+  __device__ __forceinline__ void add(half2* pairs, u32 codes, u32 scale, bool first) const {
     const half2 factor = as_pair<half2>(scale * 0x04000400u + factor_of_zero);
     half2 fields[2];
     element_pairs(fields, codes);

@@ -58,7 +58,10 @@ class WireConfig(Config):
 
 @dataclass(frozen=True)
 class EncodeConfig(WireConfig):
-    """encode; PACKED: sixteen numbers a thread through half2 (tile/packed_e2m1.cuh), not eight through float32."""
+    """encode and decode_sum_encode; PACKED: sixteen numbers a thread through half2, not eight through float32.
+
+    See tile/packed_e2m1.cuh and tile/packed_adding.cuh.
+    """
 
     PACKED: bool = False
 
@@ -71,6 +74,15 @@ def encode_config(element: Element, block: int, scale: Scale, rule: str, dtype: 
     """The constants of encode: packed for MXFP4, and other blocks of 16 or more, out of float16."""
     packed = (element.name, scale.name, dtype) == ("e2m1", "e8m0", FLOAT16) and block % 16 == 0
     return EncodeConfig(**vars(wire_config(element, block, scale, rule, dtype)), PACKED=packed)
+
+
+def sum_encode_config(element: Element, block: int, scale: Scale, rule: str, ranks: int) -> EncodeConfig:
+    """The constants of decode_sum_encode: packed for MXFP4, and other blocks of 16 or more, of 2 to 21 ranks.
+
+    More than 21 largest elements would leave no room for scales that differ (tile/packed_sum.cuh).
+    """
+    packed = (element.name, scale.name) == ("e2m1", "e8m0") and block % 16 == 0 and 2 <= ranks <= 21
+    return EncodeConfig(**vars(wire_config(element, block, scale, rule, FLOAT16, ranks)), PACKED=packed)
 
 
 def wire_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int = 1) -> WireConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from ..array import Array, address, aligned, array_module
 from ..kernels import load as kernels
 from ..kernels.config import MOST_ELEMENTS, payload_code
-from .config import WireConfig, encode_config, wire_config
+from .config import EncodeConfig, WireConfig, encode_config, sum_encode_config, wire_config
 from .layout import Layout
 
 
@@ -76,7 +76,7 @@ def decode_sum_encode(wires: Array, codec: Layout, n: int) -> Array:
     xp = array_module(wires)
     wires = xp.ascontiguousarray(wires)
     total = xp.empty(wires.shape[1], np.uint8)
-    config = _config(codec, np.float16, len(wires))  # dtype is unused: this kernel reads and writes wires only
+    config = _sum_encode_config(codec, len(wires))
     kernel = kernels.load("decode_sum_encode", config, xp)
     grid, blocks = (config.blocks(n),), n // codec.block
     kernel(grid, config.THREADS, wires, total, wires.shape[1], blocks, smem_bytes=config.scratch_bytes)
@@ -129,6 +129,11 @@ def _norming(
     kernel = kernels.load("decode_sum_rmsnorm", config, xp)
     numbers = wires[1], shares, M * K, K, epsilon
     return kernel.settled((M,), config.THREADS, *numbers, smem_bytes=config.row_smem_bytes(K))
+
+
+@cache
+def _sum_encode_config(codec: Layout, ranks: int) -> EncodeConfig:
+    return sum_encode_config(codec.element, codec.block, codec.scale, codec.rule, ranks)
 
 
 @cache

@@ -72,6 +72,7 @@ ROWS = "tile/scales_by_row.cuh"
 NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
 SUM = "tile/packed_sum.cuh"
+ADDING = "tile/packed_adding.cuh"
 TWOSHOT = "all_reduce_twoshot.cu"
 SMALL = "ptx/convert_small.cuh"
 PREFETCH = "prefetch_l2.cu"
@@ -1051,6 +1052,45 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             ),
             Mutant("no end of the scales", "tile/block_wire.cuh", "if (at < scales_bytes(blocks)) scales", "scales"),
             Mutant("scales a block further", "decode_sum_encode.cu", "blocks, group);", "blocks + 1, group);"),
+        ],
+    ),
+    "decode_sum_encode: packed": (
+        [
+            *codec_tests("sum_of_scales_that", "sum_of_scales", "sum_equals", "blocks_of", "sum_has"),
+            "-k",
+            "twoshot or scales",
+        ],
+        [
+            Mutant("terms of rank 0", ADDING, "wires + rank * wire_bytes", "wires"),
+            Mutant("second eight as the first", ADDING, "i / 2 ? codes[rank].y : codes[rank].x", "codes[rank].x"),
+            Mutant("odd numbers as even ones", ADDING, "words[i % 2]", "words[0]"),
+            Mutant("first term kept", ADDING, "scales[rank], rank == 0", "scales[rank], false"),
+            Mutant("scale of the last rank", ADDING, "highest = max(highest, scales[rank])", "highest = scales[rank]"),
+            Mutant("lowest of the last rank", ADDING, "lowest = min(lowest, scales[rank])", "lowest = scales[rank]"),
+            Mutant("each lane for itself", ADDING, "!__all_sync(FULL_WARP, aligned && exact)", "!(aligned && exact)"),
+            Mutant("always exact", ADDING, "__all_sync(FULL_WARP, aligned && exact)", "__all_sync(FULL_WARP, aligned)"),
+            Mutant(
+                "always aligned", ADDING, "is_aligned(wires, 8) && is_aligned(total, 8) && wire_bytes % 8 == 0", "true"
+            ),
+            Mutant("stride of any size", ADDING, " && wire_bytes % 8 == 0", ""),
+            Mutant("scale of the half sum", ADDING, "__fmul_rn(largest, sum.unit)", "largest"),
+            Mutant("factor of another scale", ADDING, "+ SPREAD_OF_RANKS - ELEMENT_BIAS", "+ SPREAD_OF_RANKS"),
+            Mutant(
+                "even and odd swapped", ADDING, "codes_of_parted(pairs, pairs + 2)", "codes_of_parted(pairs + 2, pairs)"
+            ),
+            Mutant("codes of a parted half", PACKED, "code_bytes(odd[0], odd[1]) << 4", "code_bytes(odd[0], odd[1])"),
+            Mutant(
+                "scale of every sixteen",
+                ADDING,
+                "total[scales_at + block] = u8(scale);\n  }\n}",
+                "total[scales_at + sixteen] = u8(scale);\n  }\n}",
+            ),
+            Mutant("no end of the share", ADDING, "if (!inside) continue;", ""),
+            Mutant("tiles overlap", ADDING, "tile += gridDim.x", "tile += gridDim.x + 1"),
+            Mutant("first half of a warp's groups", ADDING, "round < 2", "round < 1"),
+            Mutant("the same groups twice", ADDING, "round++, group += 32", "round++, group += 0"),
+            Mutant("groups of another warp", ADDING, "(sixteen - threadIdx.x % 32) * 2", "sixteen - threadIdx.x % 32"),
+            Mutant("scale of one group only", ADDING, "mine % GROUPS_OF_BLOCK == 0", "mine % 32 == 0"),
         ],
     ),
     "decode_sum_rmsnorm": (

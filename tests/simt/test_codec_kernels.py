@@ -258,6 +258,16 @@ def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
                 total += term
         have = launch.decode_sum(checked_xp.asarray(wires), c, n, np.float32)
         assert_same_numbers(to_numpy(have), total)
+        again = formulas(monkeypatch, lambda: c.encode(total))  # noqa: B023
+        assert_exact(to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, n)), again)
+
+
+def test_sum_of_scales_that_is_just_above_a_tie(monkeypatch, checked_xp):
+    """5 lies between 4 and 6 of E2M1; the first rank's 2^-9 decides, which half2 loses beside it."""
+    c = codec("mxfp4")
+    wires = formulas(monkeypatch, lambda: np.stack([c.encode(np.full(256, x, np.float32)) for x in (2.0**-9, 4, 1)]))
+    have = to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, 256))
+    assert_exact(formulas(monkeypatch, lambda: c.decode(have)), np.full(256, 6, np.float32))
 
 
 def test_sum_of_special_values(monkeypatch, xp):
