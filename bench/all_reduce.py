@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure(args, comm)
     kernels = []
     if comm.xp is not np and comm.size == 1:
-        small = {"sizes": codec_kernels.SMOKE_SIZES, "spread": 0} if args.smoke else {}
+        small: Row = {"sizes": codec_kernels.SMOKE_SIZES, "spread": 0} if args.smoke else {}
         kernels = codec_kernels.rows(args.codecs, comm.xp, **small)
     if comm.rank == 0:
         projected = list(project(args, comm.size))

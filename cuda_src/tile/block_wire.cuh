@@ -88,30 +88,12 @@ struct BlockWire {
   // sum = the decoded terms, added in the order of the array.
   template <int COUNT>
   static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
-    u32 lowest = terms[0].scale, highest = lowest;
+    const ScalesOfGroups<COUNT> scales(terms);
+    const bool ordinary = int(scales.highest) <= ORDINARY_SCALE;
+    if constexpr (ScalesOfGroups<COUNT>::PACKED) {
+      if (ordinary && scales.sum_is_exact()) {
 #pragma unroll
-    for (int i = 1; i < COUNT; i++) {
-      lowest = min(lowest, terms[i].scale);
-      highest = max(highest, terms[i].scale);
-    }
-    const bool ordinary = int(highest) <= ORDINARY_SCALE;
-    if constexpr (PackedSum<COUNT>::POSSIBLE) {
-      if (ordinary && PackedSum<COUNT>::is_exact(lowest, highest)) {
-        const PackedSum<COUNT> packed(lowest);
-#pragma unroll
-        for (int w = 0; w < 2; w++) {
-          half2 pairs[2];
-#pragma unroll
-          for (int i = 0; i < COUNT; i++) {
-            u32 codes[2];
-            unpack(codes, terms[i].packed);
-            packed.add(pairs, codes[w], terms[i].scale, i == 0);
-          }
-          float numbers[4];
-          packed.numbers(numbers, pairs);
-#pragma unroll
-          for (int i = 0; i < 4; i++) sum[code_at(w, i)] = numbers[i];
-        }
+        for (int w = 0; w < 2; w++) add_word(sum, terms, scales, w);
         return;
       }
     }
@@ -125,6 +107,28 @@ struct BlockWire {
   }
 
  private:
+  // The sum of the codes of word w, of a few ranks at a time in half2.
+  template <int COUNT>
+  static __device__ __forceinline__ void add_word(float* sum, const Raw (&terms)[COUNT],
+                                                  const ScalesOfGroups<COUNT>& scales, int w) {
+    constexpr int SIZE = ScalesOfGroups<COUNT>::SIZE;
+    float numbers[4];
+#pragma unroll
+    for (int group = 0; group * SIZE < COUNT; group++) {
+      const PackedSum<SIZE> packed(scales.lowest_of[group]);
+      half2 pairs[2];
+#pragma unroll
+      for (int i = group * SIZE; i < COUNT && i < (group + 1) * SIZE; i++) {
+        u32 codes[2];
+        unpack(codes, terms[i].packed);
+        packed.add(pairs, codes[w], terms[i].scale, i == group * SIZE);
+      }
+      packed.add_to(numbers, pairs, group == 0);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[code_at(w, i)] = numbers[i];
+  }
+
   // sum += decoded raw, or sum = decoded raw for the first term. ORDINARY promises scales up to ORDINARY_SCALE, for
   // which a fused multiply-add rounds like a multiplication and an addition (tile/block_scale.cuh).
   template <bool ORDINARY>

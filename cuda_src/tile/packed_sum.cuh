@@ -39,13 +39,49 @@ struct PackedSum {
     for (int i = 0; i < 2; i++) pairs[i] = first ? __hmul2(fields[i], factor) : __hfma2(fields[i], factor, pairs[i]);
   }
 
-  // v = the sums in float32.
-  __device__ __forceinline__ void numbers(float (&v)[4], const half2 (&pairs)[2]) const {
+  // v += the sums, exact in float32 where the terms are; v = the sums if they are the first.
+  __device__ __forceinline__ void add_to(float (&v)[4], const half2* pairs, bool first) const {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float2 both = __half22float2(pairs[i]);
-      v[2 * i] = __fmul_rn(both.x, unit);
-      v[2 * i + 1] = __fmul_rn(both.y, unit);
+      v[2 * i] = first ? __fmul_rn(both.x, unit) : fmaf(both.x, unit, v[2 * i]);
+      v[2 * i + 1] = first ? __fmul_rn(both.y, unit) : fmaf(both.y, unit, v[2 * i + 1]);
     }
+  }
+};
+
+// The scales of a block from COUNT ranks, four neighbouring ranks at a time: under act-order ranks hold groups in the
+// order of their importance, so that scales fall from the first rank to the last, but by little from one to the next.
+// Sums of four ranks are exact in half2, and the sums of these in float32: four terms are at most 2^8 steps of their own
+// scales (SPREAD is at least 3), 2^18 of a scale WHOLE binades below, and 64 such groups 2^24.
+template <int COUNT>
+struct ScalesOfGroups {
+  static constexpr int SIZE = COUNT < 4 ? COUNT : 4, GROUPS = (COUNT + SIZE - 1) / SIZE, WHOLE = 10;
+  static constexpr bool PACKED = PackedSum<SIZE>::POSSIBLE && GROUPS <= 64;
+
+  u32 lowest_of[GROUPS], highest_of[GROUPS], lowest, highest;
+
+  template <class Raw>
+  __device__ __forceinline__ explicit ScalesOfGroups(const Raw (&terms)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      u32 &low = lowest_of[i / SIZE], &high = highest_of[i / SIZE];
+      low = i % SIZE ? min(low, terms[i].scale) : terms[i].scale;
+      high = i % SIZE ? max(high, terms[i].scale) : terms[i].scale;
+    }
+    lowest = lowest_of[0], highest = highest_of[0];
+#pragma unroll
+    for (int group = 1; group < GROUPS; group++) {
+      lowest = min(lowest, lowest_of[group]);
+      highest = max(highest, highest_of[group]);
+    }
+  }
+
+  __device__ __forceinline__ bool sum_is_exact() const {
+    bool exact = highest - lowest <= WHOLE;
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+      exact = exact && PackedSum<SIZE>::is_exact(lowest_of[group], highest_of[group]);
+    return exact;
   }
 };

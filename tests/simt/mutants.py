@@ -951,8 +951,26 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("rank 0 twice", "tile/block_wire.cuh", "add<true>(sum, terms[i], i", "add<true>(sum, terms[0], i"),
             Mutant("fused beyond float32", "tile/block_wire.cuh", "if (ordinary) {", "if (true) {"),
             Mutant("room for fields only", "tile/block_scale.cuh", "MAX_EXPONENT + 1 > 15", "-1 > 15"),
-            Mutant("not a sum's room", "tile/block_wire.cuh", "highest = max(highest, terms", "highest = (terms"),
-            Mutant("lowest of two", "tile/block_wire.cuh", "lowest = min(lowest, terms", "lowest = (terms"),
+            Mutant("not a sum's room", SUM, "highest = max(highest, highest_of[group])", "highest = highest_of[group]"),
+            Mutant(
+                "lowest of the last group", SUM, "lowest = min(lowest, lowest_of[group])", "lowest = lowest_of[group]"
+            ),
+            Mutant("highest of a group", SUM, "i % SIZE ? max(high, terms[i].scale)", "i % SIZE ? high"),
+            Mutant("lowest of a group", SUM, "i % SIZE ? min(low, terms[i].scale)", "i % SIZE ? low"),
+            Mutant("any distance of groups", SUM, "highest - lowest <= WHOLE", "true"),
+            Mutant(
+                "first group alone exact",
+                SUM,
+                "is_exact(lowest_of[group], highest_of[group])",
+                "is_exact(lowest_of[0], highest_of[0])",
+            ),
+            Mutant(
+                "unit of the first group",
+                "tile/block_wire.cuh",
+                "packed(scales.lowest_of[group])",
+                "packed(scales.lowest_of[0])",
+            ),
+            Mutant("last group alone", "tile/block_wire.cuh", "pairs, group == 0)", "pairs, true)"),
             Mutant("a binade too far", SUM, "highest - lowest <= SPREAD", "highest - lowest <= SPREAD + 1"),
             Mutant("room for one term", SUM, "int(2048 / STEPS) / COUNT", "int(2048 / STEPS)"),
             Mutant("a larger element", SUM, "EXPONENT > 0 ? EXPONENT - 1 : 0", "0"),
@@ -963,11 +981,16 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("unit of another factor", SUM, "u32(SPREAD - 15 + 127)", "u32(SPREAD - 14 + 127)"),
             Mutant("first term doubled", SUM, "first ? __hmul2(fields[i], factor)", "first ? fields[i]"),
             Mutant("pair of the other half", SUM, "__hfma2(fields[i], factor", "__hfma2(fields[0], factor"),
-            Mutant("numbers of a pair swapped", SUM, "v[2 * i] = __fmul_rn(both.x", "v[2 * i] = __fmul_rn(both.y"),
+            Mutant(
+                "numbers of a pair swapped",
+                SUM,
+                "v[2 * i] = first ? __fmul_rn(both.x",
+                "v[2 * i] = first ? __fmul_rn(both.y",
+            ),
             Mutant(
                 "words swapped", "tile/block_wire.cuh", "packed.add(pairs, codes[w]", "packed.add(pairs, codes[1 - w]"
             ),
-            Mutant("packed beyond float32", "tile/block_wire.cuh", "if (ordinary && PackedSum", "if (PackedSum"),
+            Mutant("packed beyond float32", "tile/block_wire.cuh", "if (ordinary && scales", "if (scales"),
             Mutant(
                 "NaN codes are numbers", "tile/element_code.cuh", "if (LARGEST_CODE < int(MAGNITUDES))", "if (false)"
             ),

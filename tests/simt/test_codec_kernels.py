@@ -239,13 +239,18 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m0-b8-e5m0", "int4", "int8-b8", "e3m0-b64"])
 def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
-    """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not."""
+    """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not.
+
+    Of every fourth block the scales fall from rank to rank, as under act-order.
+    """
     rng, c, n = np.random.default_rng(11), codec(name), 2048
     largest, blocks = c.scale.largest_code, n // c.block
     for ranks in 2, 3, 4, 8:
         spread, base = rng.integers(0, 9, blocks), rng.integers(0, largest, blocks)
         codes = base + rng.integers(0, spread + 1, (ranks, blocks))
-        codes[rng.integers(ranks, size=blocks), np.arange(blocks)] = base + spread
+        falling = np.outer(np.arange(ranks)[::-1], rng.integers(0, 4, blocks)) + rng.integers(0, 3, (ranks, blocks))
+        codes[:, ::4] = (base + falling)[:, ::4]
+        codes[rng.integers(ranks, size=blocks), np.arange(blocks)] += spread // 2
         elements = rng.integers(0, 256, (ranks, n * c.element.bits // 8), dtype=np.uint8)
         elements[:, : elements.shape[1] // 2] = elements[0, : elements.shape[1] // 2]  # alike: the largest sums
         bits = np.unpackbits(np.minimum(codes, largest).astype("<u2").view(np.uint8), bitorder="little")
