@@ -120,22 +120,30 @@ def _sum_over_ranks(array: Array, comm: Communicator) -> Array:
 class Store:
     """Rows of float32 numbers in memory up to a limit, beyond it in memory-mapped files of a folder.
 
-    limit  bytes; what was dropped counts no longer
+    limit  bytes; the memory of what was dropped serves the next arrays
     """
 
     def __init__(self, limit: float, folder: Path):
         self.limit, self.folder = limit, folder
+        self._spare: list[np.ndarray] = []
         self._made = 0
 
     def new(self, rows: int, width: int) -> np.ndarray:
         """An array (rows, width) float32, not initialized."""
-        nbytes = 4 * rows * width
-        if nbytes <= self.limit:
-            self.limit -= nbytes
-            return np.empty((rows, width), np.float32)
-        self._made += 1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return np.memmap(self.folder / f"rows-{self._made}", np.float32, "w+", shape=(rows, max(1, width)))
+        size = rows * width
+        flat = next((spare for spare in self._spare if spare.size >= size), None)
+        if flat is None:
+            self.limit += sum(spare.nbytes for spare in self._spare)
+            self._spare.clear()
+            if 4 * size > self.limit:
+                self._made += 1
+                self.folder.mkdir(parents=True, exist_ok=True)
+                return np.memmap(self.folder / f"rows-{self._made}", np.float32, "w+", shape=(rows, max(1, width)))
+            flat = np.empty(size, np.float32)
+            self.limit -= flat.nbytes
+        else:
+            self._spare = [spare for spare in self._spare if spare is not flat]
+        return flat[:size].reshape(rows, width)
 
     def drop(self, array: np.ndarray) -> None:
         """The array is not used any more."""
@@ -143,4 +151,5 @@ class Store:
             assert array.filename is not None
             Path(array.filename).unlink()
         else:
-            self.limit += array.nbytes
+            assert array.base is not None
+            self._spare = sorted([*self._spare, array.base], key=len)

@@ -67,22 +67,29 @@ def _invert_cholesky(A: Array) -> None:
     half = (n // 2 + _BASE - 1) // _BASE * _BASE if n > 2 * _BASE else _BASE
     A11, A21, A22 = A[:half, :half], A[half:, :half], A[half:, half:]
 
+    # Half of a triangle is zeros: each block is multiplied by the other half alone, and overwritten when no block to
+    # come reads it.
+    left, lower = pieces(half), pieces(n - half)
+
     def times_A11T(rows: slice) -> None:
-        A21[rows] = A21[rows] @ A11.T
+        for own in reversed(left):
+            A21[rows, own] = A21[rows, : own.stop] @ A11[own, : own.stop].T
 
     def subtract_square(rows: slice) -> None:
         A22[rows, : rows.stop] -= A21[rows] @ A21[: rows.stop].T  # nobody reads what is above the diagonal
 
     def times_A11(rows: slice) -> None:
-        A21[rows] = A21[rows] @ A11
+        for own in left:
+            A21[rows, own] = A21[rows, own.start :] @ A11[own.start :, own]
 
     def minus_A22_times(columns: slice) -> None:
-        A21[:, columns] = -(A22 @ A21[:, columns])
+        for own in reversed(lower):
+            A21[own, columns] = -(A22[own, : own.stop] @ A21[: own.stop, columns])
 
     _invert_cholesky(A11)
-    each(xp, times_A11T, pieces(n - half))
-    each(xp, subtract_square, pieces(n - half))
+    each(xp, times_A11T, lower)
+    each(xp, subtract_square, lower)
     _invert_cholesky(A22)
-    each(xp, times_A11, pieces(n - half))
-    each(xp, minus_A22_times, pieces(half))
+    each(xp, times_A11, lower)
+    each(xp, minus_A22_times, left)
     A[:half, half:] = 0

@@ -8,7 +8,7 @@ there are experts the second half is as many, each for the tokens that choose it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -60,15 +60,17 @@ class FloatModel:
         self.ckpt, self.decoder, self.length, self.xp = ckpt, decoder, length, xp
         self._reader = Reader(ckpt.folder, _SHOWN_BYTES)
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """The rows of the embedding for some sequences' tokens (n,), in host memory: (n, hidden) float32."""
+    def embed(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The embedding of the tokens (n,) of each chunk of whole sequences, in host memory: (n, hidden) float32."""
         d = self.decoder
-        x = self._tensor(d.embedding + ".weight", (d.vocabulary, d.hidden))[tokens].astype(np.float32)
-        if d.positions is not None:
-            positions = self._tensor(d.positions + ".weight", (d.max_positions, d.hidden))
-            x += np.tile(positions[: self.length].astype(np.float32), (len(tokens) // self.length, 1))
-        x *= np.float32(d.embedding_scale)
-        return x
+        table = self._tensor(d.embedding + ".weight", (d.vocabulary, d.hidden))
+        for tokens in chunks:
+            x = table[tokens].astype(np.float32)
+            if d.positions is not None:
+                positions = self._tensor(d.positions + ".weight", (d.max_positions, d.hidden))
+                x += np.tile(positions[: self.length].astype(np.float32), (len(tokens) // self.length, 1))
+            x *= np.float32(d.embedding_scale)
+            yield x
 
     def block(self, layer: int) -> Block:
         """One decoder layer."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..array import Array, array_module, ceil_div, check_array
-from ..ops.engine.product import each
+from ..ops.engine.product import each, pieces
 from ..weights.weight import QuantWeight
 from .factor import inverse_factor
 from .order import RowOrder, row_order
@@ -234,12 +234,17 @@ class System:
     def _target(self, W: Array, drift: Array | None, parts: Sequence[slice]) -> Array:
         if drift is None or self.U is None:
             return W
-        U = self.U
+        U, xp = self.U, array_module(W)
+        blocks = pieces(len(U))
 
         def work(n: slice) -> None:
-            W[:, n] += U.T @ (U @ drift[:, n])
+            product = xp.empty_like(drift[:, n])
+            for own in blocks:  # U has zeros below its diagonal
+                product[own] = U[own, own.start :] @ drift[own.start :, n]
+            for own in blocks:
+                W[own, n] += U[: own.stop, own].T @ product[: own.stop]
 
-        each(array_module(W), work, parts)
+        each(xp, work, parts)
         return W
 
 

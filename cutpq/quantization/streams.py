@@ -56,8 +56,9 @@ class Streams:
     def start(self) -> None:
         """Both streams begin as the embedding of the tokens."""
         tokens = self.sequences.mine
-        for rows in self.sequences.chunks():
-            self.x[rows] = self.model.embed(tokens[rows])
+        chunks = list(self.sequences.chunks())
+        for rows, x in zip(chunks, self.model.embed(tokens[rows] for rows in chunks), strict=True):
+            self.x[rows] = x
             if self.x0 is not None:
                 self.x0[rows] = self.x[rows]
 

@@ -49,7 +49,7 @@ def test_float_model_is_the_model(tmp_path, family):
     ckpt = open_checkpoint(tmp_path)
     decoder, tokens = read_decoder(ckpt), calibration(sequences=3)
     model = FloatModel(ckpt, decoder, tokens.shape[1], np)
-    x = model.embed(tokens.ravel())
+    [x] = model.embed([tokens.ravel()])
     for layer in range(decoder.layers):
         block = model.block(layer)
         for halves in ([block.attention], block.mlp):
@@ -327,7 +327,7 @@ def test_an_expert_is_solved_for_the_tokens_that_choose_it(tmp_path):
     quantize(tmp_path / "src", tmp_path / "dst", tokens, asymmetric_target=False, modules=r"\.w[13]$", **settings)
     ckpt = open_checkpoint(tmp_path / "src")
     model = FloatModel(ckpt, read_decoder(ckpt), tokens.shape[1], np)
-    block, x = model.block(0), model.embed(tokens.ravel())
+    block, [x] = model.block(0), model.embed([tokens.ravel()])
     qkv = [block.linear(name)(block.attention.norm(x)) for name in block.attention.read]
     x = x + block.linear(block.attention.write)(block.attention.act(qkv))
     h = block.mlp[0].norm(x).astype(np.float64)

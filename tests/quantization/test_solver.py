@@ -116,11 +116,12 @@ def column_errors(W, A, codes, w):
     return (E * (A @ E)).sum(axis=0)
 
 
-def test_drift_is_made_up_for():
+@pytest.mark.parametrize("K", [128, 640])
+def test_drift_is_made_up_for(K):
     """Inputs that the layers before have changed: the target is the output of the unchanged ones."""
-    W, H, X = layer(128, 32, seed=7)
+    W, H, X = layer(K, 32, seed=7)
     rng = np.random.default_rng(8)
-    X0 = X + 0.3 * X @ rng.standard_normal((128, 128)) / 128
+    X0 = X + 0.3 * X @ rng.standard_normal((K, K)) / np.sqrt(128 * K)
     drift = (2 / len(X) * X.T @ ((X0 - X) @ W)).astype(np.float32)
     wanted = X0 @ W
 
@@ -159,13 +160,14 @@ def test_without_a_positive_definite_hessian_weights_are_rounded_to_the_nearest(
     assert np.abs(dequantize(solved.weight) - W).max() <= 0.5 * float(solved.weight.scales.max()) + 2e-3
 
 
-def test_factor_is_that_of_the_inverse(xp):
-    _, H, _ = layer(300, 8, seed=4)
+@pytest.mark.parametrize("K", [300, 900], ids=["one_piece", "pieces"])
+def test_factor_is_that_of_the_inverse(xp, K):
+    _, H, _ = layer(K, 8, seed=4)
     U, damp = inverse_factor(xp.asarray(H), 0.01)
     U = to_numpy(U).astype(np.float64)
-    A = H + damp * np.diag(H).mean() * np.eye(300)
-    assert_exact(np.tril(U, -1), np.zeros((300, 300)))
-    np.testing.assert_allclose(U.T @ U @ A, np.eye(300), atol=1e-3)
+    A = H + damp * np.diag(H).mean() * np.eye(K)
+    assert_exact(np.tril(U, -1), np.zeros((K, K)))
+    np.testing.assert_allclose(U.T @ U @ A, np.eye(K), atol=1e-3)
 
 
 @pytest.mark.parametrize("sym", [True, False])
