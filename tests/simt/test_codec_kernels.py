@@ -241,7 +241,8 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
 def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
     """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not.
 
-    Of every fourth block the scales fall from rank to rank, as under act-order.
+    Of every fourth block the scales fall from rank to rank, as under act-order; of others one half of the ranks lies
+    beyond what float32 holds beside the other.
     """
     rng, c, n = np.random.default_rng(11), codec(name), 2048
     largest, blocks = c.scale.largest_code, n // c.block
@@ -250,6 +251,8 @@ def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
         codes = base + rng.integers(0, spread + 1, (ranks, blocks))
         falling = np.outer(np.arange(ranks)[::-1], rng.integers(0, 4, blocks)) + rng.integers(0, 3, (ranks, blocks))
         codes[:, ::4] = (base + falling)[:, ::4]
+        codes[: ranks // 2, 1::4] += 22
+        codes[ranks // 2 :, 2::4] += 22
         codes[rng.integers(ranks, size=blocks), np.arange(blocks)] += spread // 2
         elements = rng.integers(0, 256, (ranks, n * c.element.bits // 8), dtype=np.uint8)
         elements[:, : elements.shape[1] // 2] = elements[0, : elements.shape[1] // 2]  # alike: the largest sums
