@@ -206,6 +206,18 @@ def test_ranks_share_the_cores(monkeypatch):
     assert threads.limit() == 8
 
 
+@pytest.mark.parametrize("limit, pieces", [(1, 3), (2, 1), (2, 3)])
+def test_pieces_have_a_blas_of_one_thread(monkeypatch, limit, pieces):
+    """Also those that nobody shares: after a large product the threads of the BLAS would fight over small ones."""
+    monkeypatch.setattr(threads._state, "limit", 2)
+    threads.use_for(threads.SMALL_FLOPS)
+    assert threads._state.of_blas == 2
+    monkeypatch.setattr(threads._state, "limit", limit)
+    found = []
+    threads.each(lambda piece: found.append(threads._state.of_blas), range(pieces))
+    assert found == [1] * pieces
+
+
 def test_every_piece_is_worked_on_and_errors_arrive(monkeypatch):
     monkeypatch.setattr(threads._state, "limit", 2)
     seen = []

@@ -89,11 +89,11 @@ def use_for(flops: int) -> None:
 def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
     """work(piece) for every piece, on as many threads as this process computes with; each with a BLAS of one thread."""
     todo = list(pieces)
+    _state.set_blas(1)
     if _state.limit == 1 or len(todo) < 2:
         for piece in todo:
             work(piece)
         return
-    _state.set_blas(1)
     if _state.pool is None:
         _state.pool = ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
     for done in [_state.pool.submit(work, piece) for piece in todo]:
