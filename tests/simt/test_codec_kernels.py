@@ -271,11 +271,14 @@ def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
 
 
 def test_sum_of_scales_that_is_just_above_a_tie(monkeypatch, checked_xp):
-    """5 lies between 4 and 6 of E2M1; the first rank's 2^-9 decides, which half2 loses beside it."""
+    """5 lies between 4 and 6 of E2M1; one rank's 2^-9 decides, which half2 loses beside it."""
     c = codec("mxfp4")
-    wires = formulas(monkeypatch, lambda: np.stack([c.encode(np.full(256, x, np.float32)) for x in (2.0**-9, 4, 1)]))
-    have = to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, 256))
-    assert_exact(formulas(monkeypatch, lambda: c.decode(have)), np.full(256, 6, np.float32))
+    encoded = {x: formulas(monkeypatch, lambda: c.encode(np.full(256, x, np.float32))) for x in (2.0**-9, 4, 1)}  # noqa: B023
+    for terms in itertools.permutations(encoded):
+        wires = np.stack([encoded[x] for x in terms])
+        have = to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, 256))
+        numbers = formulas(monkeypatch, lambda: c.decode(have))  # noqa: B023
+        assert_exact(numbers, np.full(256, 6, np.float32))
 
 
 def test_sum_of_special_values(monkeypatch, xp):
