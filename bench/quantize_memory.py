@@ -21,12 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     child = spawn.Process(target=quantize, args=(src, dst, args, before))
     began = time.monotonic()
     child.start()
-    child.join(args.limit)
-    ended = child.exitcode == 0
-    child.kill()
-    child.join()
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not wait([child.sentinel], args.limit):
+        child.kill()
+    assert child.pid is not None  # it has started
+    _, status, usage = os.wait4(child.pid, 0)  # of this process alone; join() would throw its usage away
+    ended = status == 0
     phases = [json.loads(line) for line in (args.work / PHASES).read_text().splitlines()]
     peak_gb = max([phase["peak_gb"] for phase in phases] + [usage.ru_maxrss * 1024 / 1e9])
     row = {

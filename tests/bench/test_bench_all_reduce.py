@@ -536,7 +536,16 @@ def test_instructions_of_a_tile_are_those_of_its_usual_way() -> None:
 
 
 def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 25, 0))
+    def count(integer: int) -> None:
+        """100 instructions for eight numbers a thread, so many of them integer ones; a packed tile has sixteen."""
+
+        def tile_code(kernel: str, config: Any, arch: str) -> TileCode:
+            times = 2 if getattr(config, "PACKED", False) else 1
+            return TileCode(100 * times, integer * times, 0)
+
+        monkeypatch.setattr(codec_kernels, "tile_code", tile_code)
+
+    count(25)
     h200 = codec_kernels.MACHINES["h200"]
     found = {(r["kernel"], r["ranks"]): r for r in codec_kernels.predicted(codec("mxfp4"), h200)}
     slots = 132 * 4 * 1.83 * 0.75
@@ -545,7 +554,7 @@ def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypa
     assert adding["gb_s"] == pytest.approx(3 * 136 * slots / 100)
     assert found["decode_sum", 8]["bound"] == "memory"
     assert found["decode_sum", 8]["of_copy"] == 1
-    monkeypatch.setattr(codec_kernels, "tile_code", lambda kernel, config, arch: TileCode(100, 75, 0))
+    count(75)
     found = {(r["kernel"], r["ranks"]): r for r in codec_kernels.predicted(codec("mxfp4"), h200)}
     assert found["decode_sum_encode", 2]["bound"] == "integer"
 

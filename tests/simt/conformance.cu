@@ -113,6 +113,7 @@ CONFORMANCE(system_flags) {
   out[1] = ld_acquire_sys(out);
   st_relaxed_sys(out + 2, in[1]);
   out[3] = ld_acquire_sys(out + 2);
+  out[4] = ld_relaxed(out + 2);
 }
 
 CONFORMANCE(timer) {
