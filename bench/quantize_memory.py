@@ -22,7 +22,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import time
@@ -83,13 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     child = spawn.Process(target=quantize, args=(src, dst, args, before))
     began = time.monotonic()
     child.start()
-    if not wait([child.sentinel], args.limit):
-        child.kill()
     assert child.pid is not None  # it has started
+    unfinished_gb = 0.0  # peak of the phase in which it was killed
+    if not wait([child.sentinel], args.limit):
+        unfinished_gb = peak_resident(child.pid)
+        child.kill()
     _, status, usage = os.wait4(child.pid, 0)  # of this process alone; join() would throw its usage away
     ended = status == 0
     phases = [json.loads(line) for line in (args.work / PHASES).read_text().splitlines()]
-    peak_gb = max([phase["peak_gb"] for phase in phases] + [usage.ru_maxrss * 1024 / 1e9])
+    peak_gb = max([phase["peak_gb"] for phase in phases] + [unfinished_gb])
     row = {
         "model": args.model, "divide": args.divide, "ranks": args.ranks, "modules": args.modules or "all",
         "sweeps": args.sweeps, "tokens": args.sequences * args.length, "seconds": time.monotonic() - began,
@@ -150,7 +151,7 @@ def quantize(src: Path, dst: Path, args: argparse.Namespace, before: Any) -> Non
     """What the process does whose memory is measured; `before` becomes what it had at the beginning."""
     square = np.ones((1024, 1024), np.float32)
     square @ square  # BLAS takes buffers of its own, whatever the sizes
-    before.value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    before.value = peak_resident(os.getpid())
     streams._SUM_BYTES //= args.divide**2
     float_model._SHOWN_BYTES //= args.divide**2
     activations._PIECE_BYTES //= args.divide**2
@@ -162,21 +163,28 @@ def quantize(src: Path, dst: Path, args: argparse.Namespace, before: Any) -> Non
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (args.sequences, args.length))
 
     def tell(name: str, loss: float = 0, done: int = 0, total: int = 0) -> None:
-        peak_gb = peak_since_last()
+        peak_gb = peak_resident(os.getpid())
+        forget_peak()
         print(f"# {peak_gb:7.3f} GB  {name}", flush=True)
         with (args.work / PHASES).open("a") as file:
             file.write(json.dumps({"until": name, "peak_gb": peak_gb}) + "\n")
 
-    peak_since_last()
+    forget_peak()
     cq.quantize(src, dst, tokens, comm, modules=args.modules, sweeps=args.sweeps, progress=tell)
     tell("the end")
 
 
-def peak_since_last() -> float:
-    """Largest resident memory of this process since the last call, 10^9 bytes."""
-    status = Path("/proc/self/status").read_text()
-    Path("/proc/self/clear_refs").write_text("5")
+def peak_resident(pid: int) -> float:
+    """Largest resident memory of the process since `forget_peak`, 10^9 bytes.
+
+    getrusage's ru_maxrss would not do: it also counts the process that started this one.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":
