@@ -42,6 +42,12 @@ def divergence(p, q):
     return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
+def relative_error(want, got):
+    """Root mean square of the logits' differences, by that of the logits; a constant added to a row counts nowhere."""
+    want, got = (v - v.mean(1, keepdims=True) for v in (want, got))
+    return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_float_model_is_the_model(tmp_path, family):
     """Through the blocks that are quantized one at a time, the same logits as load_model's."""
@@ -83,12 +89,13 @@ def test_every_family(tmp_path, family):
     for name in set(ckpt.tensors()) & set(model.tensors):  # embedding, norms, biases
         assert_exact(ckpt.tensor(name), model.tensors[name])
     want = logits(tmp_path / "src", tokens[:4])
-    kl = divergence(want, logits(tmp_path / "dst", tokens[:4]))
-    # Some of mixtral's tokens may choose another expert; llama3's draws of calibration scatter from 0.0007 to 0.0013.
-    assert 0 < kl < {"mixtral": 5e-3, "llama3": 2e-3}.get(family, 1e-3)
+    got = logits(tmp_path / "dst", tokens[:4])
+    # Of the logits' own spread: the models' differ 500 times in variance (0.14 to 70), and divergences as much.
+    assert 0 < relative_error(want, got) < (0.05 if family == "mixtral" else 0.013)  # a token may choose another expert
     plain = {"sweeps": 0, "scale": "minmax", "asymmetric_target": False}
     quantize(tmp_path / "src", tmp_path / "plain", tokens, bits=8, group_size=GROUP_SIZE, **plain)
-    assert family == "mixtral" or kl < 0.9 * divergence(want, logits(tmp_path / "plain", tokens[:4]))
+    kl, plain_kl = divergence(want, got), divergence(want, logits(tmp_path / "plain", tokens[:4]))
+    assert family == "mixtral" or 0 < kl < 0.9 * plain_kl
     assert not (tmp_path / "dst.unfinished").exists()
 
 
