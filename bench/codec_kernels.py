@@ -37,7 +37,7 @@ from predict.peers import predict as predict_sum
 from cutpq.array import Array, ceil_div, to_numpy
 from cutpq.codecs import launch as wire
 from cutpq.codecs.codec import Codec
-from cutpq.codecs.config import WireConfig, encode_config, sum_encode_config, wire_config
+from cutpq.codecs.config import WireConfig, encode_config, sum_config, sum_encode_config
 from cutpq.kernels import load as kernels
 from cutpq.kernels.config import FLOAT16
 from cutpq.kernels.source import source_digest
@@ -70,6 +70,7 @@ PREDICTED_TABLE = Table(
     (
         Column("machine", "machine", 7),
         *COLUMNS[1:4],
+        Column("scales", "scales", 6),
         Column("instructions", "instructions", 12, ".0f"),
         Column("integer", "integer", 7, ".0f"),
         Column("bytes", "bytes", 6, ".0f"),
@@ -278,6 +279,8 @@ def lines(found: list[Row]) -> list[str]:
 def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[Row]:
     """What a machine should reach at so many bytes of float16: the slower of its issue slots and its memory.
 
+    scales                 of the ranks: near enough for sums in half2, or far apart (tile/packed_sum.cuh), which is
+                           counted for decode_sum only
     instructions, integer  of a warp for a tile of 256 numbers, with its part of what a block begins with
     bytes                  that such a tile must read and write
     """
@@ -288,22 +291,28 @@ def predicted(codec: Codec, machine: Machine, size: int = SIZES[0]) -> Iterator[
         *(("decode_sum_encode", r) for r in RANKS),
     ]:
         config = _config(kernel, codec, ranks)
-        code = tile_code(kernel, config, machine.arch)
-        numbers = 32 * (16 if getattr(config, "PACKED", False) else 8)  # numbers of a tile that one warp handles
+        ways = {"near": tile_code(kernel, config, machine.arch)}
+        if kernel == "decode_sum":
+            ways["far"] = tile_code(kernel, config, machine.arch, far=True)
+        numbers = 32 * 8 * config.groups  # numbers of a tile that one warp handles
         tiles_of_block = 32 * n / (numbers * config.THREADS) / config.blocks(n)
-        instructions = (code.instructions + code.outside / tiles_of_block) * 256 / numbers
-        integers = code.integer * 256 / numbers
         one = codec.bits / 8
         moved = 256 * {"encode": 2 + one, "decode_sum": ranks * one + 2, "decode_sum_encode": (ranks + 1) * one}[kernel]
         a_second = machine.device.sms * 4 * machine.clock_ghz * machine.issue_fraction  # warp instructions, 10^9
-        issue, integer = moved * a_second / instructions, moved * a_second / (2 * integers)
-        limits = {"memory": machine.copy_gb_s, "issue": issue, "integer": integer}
-        bound = min(limits, key=lambda name: limits[name])
-        yield {
-            "machine": machine.name, "kernel": kernel, "codec": codec.name, "ranks": ranks, "size": size,
-            "instructions": instructions, "integer": integers, "bytes": moved, "gb_s": limits[bound],
-            "of_copy": limits[bound] / machine.copy_gb_s, "bound": bound, "projected": True,
-        }  # fmt: skip
+        packs = kernel == "decode_sum_encode" and getattr(config, "PACKED", False)
+        if len(set(ways.values())) == 1 and not packs:
+            ways = {"any": ways["near"]}
+        for scales, code in ways.items():
+            instructions = (code.instructions + code.outside / tiles_of_block) * 256 / numbers
+            integers = code.integer * 256 / numbers
+            issue, integer = moved * a_second / instructions, moved * a_second / (2 * integers)
+            limits = {"memory": machine.copy_gb_s, "issue": issue, "integer": integer}
+            bound = min(limits, key=lambda name: limits[name])
+            yield {
+                "machine": machine.name, "kernel": kernel, "codec": codec.name, "ranks": ranks, "scales": scales,
+                "size": size, "instructions": instructions, "integer": integers, "bytes": moved,
+                "gb_s": limits[bound], "of_copy": limits[bound] / machine.copy_gb_s, "bound": bound, "projected": True,
+            }  # fmt: skip
 
 
 def _config(kernel: str, codec: Codec, ranks: int) -> WireConfig:
@@ -313,7 +322,7 @@ def _config(kernel: str, codec: Codec, ranks: int) -> WireConfig:
         return encode_config(*facts, FLOAT16)
     if kernel == "decode_sum_encode":
         return sum_encode_config(*facts, ranks)
-    return wire_config(*facts, FLOAT16, ranks)
+    return sum_config(*facts, FLOAT16, ranks)
 
 
 def print_prediction(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ decode_sum_encode(const u8* __restrict__ wires,  // wires of RANKS ranks
   for (int tile = blockIdx.x; tile * BLOCKS_OF_TILE < blocks; tile += gridDim.x) {
     const u32 group = tile * THREADS + threadIdx.x;
     float sum[8] = {};
-    if (group / GROUPS_OF_BLOCK < u32(blocks)) sum_of_ranks<BlockWire>(sum, wires, wire_bytes, blocks, group);
+    if (group / GROUPS_OF_BLOCK < u32(blocks)) sum_of_ranks(sum, wires, wire_bytes, blocks, group);
     BlockWire::put(total, blocks, tile, sum, smem_scales);
   }
 }

@@ -38,7 +38,7 @@ decode_sum_rmsnorm(const u8* __restrict__ wires,      // wires of RANKS ranks
     const Share share = share_of<BlockWire>(n, shares, share_with<BlockWire>(n, shares, block));
     const int group = int((row + k) / 8) - share.first * GROUPS_OF_BLOCK;
     float sum[8], v[8];
-    sum_of_ranks<BlockWire>(sum, wires + share.offset, wire_bytes, share.granules, group);
+    sum_of_ranks(sum, wires + share.offset, wire_bytes, share.granules, group);
     load_eight(v, residual, row + k, n);
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = __fadd_rn(v[i], to_float(Number<DTYPE>::one(sum[i])));

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .array import bfloat16
-from .codecs.config import EncodeConfig, WireConfig, encode_config, sum_encode_config, wire_config
+from .codecs.config import encode_config, sum_config, sum_encode_config, wire_config
 from .codecs.formats import ELEMENTS, SCALES
 from .kernels.config import BFLOAT16, FLOAT16, FLOAT32, Config, Device
 from .model.attention import RotateConfig, softmax_config
@@ -34,27 +34,18 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 
 
 def _shipped_wires() -> list[tuple[str, Config]]:
-    def config(codec: tuple[str, int, str, str], dtype: int, ranks: int = 1) -> WireConfig:
-        element, block, scale, rule = codec
-        return wire_config(ELEMENTS[element], block, SCALES[scale], rule, dtype, ranks)
-
-    mxfp4, dtypes = _SHIPPED_CODECS[0], (FLOAT16, BFLOAT16, FLOAT32)
-
-    def encoder(codec: tuple[str, int, str, str], dtype: int) -> EncodeConfig:
-        element, block, scale, rule = codec
-        return encode_config(ELEMENTS[element], block, SCALES[scale], rule, dtype)
-
-    made: list[tuple[str, Config]] = [("encode", encoder(mxfp4, dtype)) for dtype in dtypes[1:]]
-    made += [("encode", encoder(codec, FLOAT16)) for codec in _SHIPPED_CODECS]
-    made += [("decode_sum", config(mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
-    made += [("decode_sum", config(codec, FLOAT16, 4)) for codec in _SHIPPED_CODECS]
-    for element, block, scale, rule in _SHIPPED_CODECS[:4]:
-        made.append(("decode_sum_encode", sum_encode_config(ELEMENTS[element], block, SCALES[scale], rule, 8)))
-    facts = ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor"
+    codecs = [(ELEMENTS[element], block, SCALES[scale], rule) for element, block, scale, rule in _SHIPPED_CODECS]
+    mxfp4, dtypes = codecs[0], (FLOAT16, BFLOAT16, FLOAT32)
+    made: list[tuple[str, Config]] = [("encode", encode_config(*mxfp4, dtype)) for dtype in dtypes[1:]]
+    made += [("encode", encode_config(*codec, FLOAT16)) for codec in codecs]
+    made += [("decode_sum", sum_config(*mxfp4, dtype, ranks)) for dtype in dtypes for ranks in (1, 8)]
+    made += [("decode_sum", sum_config(*codec, FLOAT16, 4)) for codec in codecs]
+    made += [("decode_sum_encode", sum_encode_config(*codec, 8)) for codec in codecs[:4]]
     for kernel, steps in ("all_reduce_oneshot", range(3)), ("all_reduce_twoshot", range(4)):
-        made += [(kernel, peer_config(facts, FLOAT16, 8, step)) for step in steps]
+        made += [(kernel, peer_config(mxfp4, FLOAT16, 8, step)) for step in steps]
         made += [(kernel, peer_config(None, dtype, 4)) for dtype in dtypes]
-    return made + [("decode_sum_rmsnorm", config(mxfp4, dtype, ranks)) for dtype in dtypes[:2] for ranks in (1, 8)]
+    norms = [(dtype, ranks) for dtype in dtypes[:2] for ranks in (1, 8)]
+    return made + [("decode_sum_rmsnorm", wire_config(*mxfp4, dtype, ranks)) for dtype, ranks in norms]
 
 
 def shipped(arch: int) -> list[tuple[str, Config]]:

@@ -111,7 +111,7 @@ def count(text: str, loads: int) -> UnitCode:
 
 @dataclass(frozen=True)
 class TileCode:
-    """Instructions of one warp for one tile of encode, decode_sum or decode_sum_encode: eight numbers of a thread.
+    """Instructions of one warp for one tile of encode, decode_sum or decode_sum_encode: what a thread takes at a time.
 
     instructions  all that are issued, predicated ones too
     integer       those of half rate
@@ -124,25 +124,27 @@ class TileCode:
 
 
 @cache
-def tile_code(kernel: str, config: WireConfig, arch: str) -> TileCode:
-    """The counts for aligned wires, finite numbers and whole blocks."""
-    return count_tile(_disassemble(compile_kernel(kernel, config, arch).path))
+def tile_code(kernel: str, config: WireConfig, arch: str, far: bool = False) -> TileCode:
+    """The counts for aligned wires, finite numbers and whole blocks; `far` as for count_tile."""
+    return count_tile(_disassemble(compile_kernel(kernel, config, arch).path), far)
 
 
-def count_tile(text: str) -> TileCode:
+def count_tile(text: str, far: bool = False) -> TileCode:
     """The counts of the loop over tiles in nvdisasm's text, on its usual way.
 
     Of all ways through the loop it is the one with most loads and stores of whole words; among equals the one with
-    fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest additions and conversions in
-    float32 (scales near its limits, or far apart between the ranks); then the longest. An inner loop counts as one
-    pass. Raises ValueError where there is no loop.
+    fewest loads and stores of bytes and halves (ragged ends, unaligned wires) and fewest of the instructions that
+    another way would have; then the longest. Additions that are not fused belong to scales near float32's limits. Of
+    ranks whose scales are far apart the way has no arithmetic in half2, else no conversions to float32. An inner loop
+    counts as one pass. Raises ValueError where there is no loop.
     """
+    avoided = ("FADD", "HFMA2", "HMUL2") if far else ("FADD", "HADD2.F32")
     code, labels = _instructions(text)
     ways = [_next(code, labels, at) for at in range(len(code))]
     best = [(0, -1)] * len(code)  # from each instruction on: the greatest weight of a way, and its first step
     for at in reversed(range(len(code))):
         weight, to = max(((best[to][0], to) for to in ways[at] if to > at), default=(0, -1))
-        best[at] = (_weight(code[at][0]) + weight, to)
+        best[at] = (_weight(code[at][0], avoided) + weight, to)
     path, at = [], 0
     while at >= 0:
         path.append(at)
@@ -155,9 +157,9 @@ def count_tile(text: str) -> TileCode:
     return TileCode(len(inside), sum(op in HALF_RATE for op in inside), len(path) - len(inside))
 
 
-def _weight(opcode: str) -> int:
+def _weight(opcode: str, avoided: tuple[str, ...]) -> int:
     if not opcode.startswith(("LDG.", "STG.")):
-        return -10 if opcode in ("FADD", "HADD2.F32") else 1
+        return -10 if opcode.startswith(avoided) else 1
     return -50 if {"U8", "U16", "S16"} & set(opcode.split(".")) else 1000
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cutpq.codecs.codec import Codec
-from cutpq.codecs.config import EncodeConfig, wire_config
+from cutpq.codecs.config import EncodeConfig, SumConfig, wire_config
 from cutpq.cost.links import LINKS
 from cutpq.kernels.config import FLOAT16
 from cutpq.ranks.slab import GRID
@@ -135,6 +135,5 @@ def _instructions(kernel: str, codec: Codec | None, ranks: int, n: int, arch: st
     if codec is None:
         return 0.0
     config = wire_config(codec.element, codec.block, codec.scale, codec.rule, FLOAT16, ranks)
-    if kernel != "decode_sum":
-        config = EncodeConfig(**vars(config), PACKED=False)
-    return machine_code.tile_code(kernel, config, arch).instructions * n / 256
+    kind = SumConfig if kernel == "decode_sum" else EncodeConfig
+    return machine_code.tile_code(kernel, kind(**vars(config)), arch).instructions * n / 256

@@ -70,72 +70,87 @@ struct BlockWire {
     __syncthreads();  // all threads have read smem_scales, which the next tile overwrites
   }
 
-  // An encoded group in registers.
-  struct Raw {
-    u64 packed;
+  // Encoded groups of one codec block in registers.
+  template <int GROUPS>
+  struct RawGroups {
+    u64 packed[GROUPS];
     u32 scale;
   };
+  using Raw = RawGroups<1>;
 
   static __device__ __forceinline__ bool is_aligned(const u8* wire) { return ::is_aligned(wire, CODES_UNIT); }
 
-  // Loads group number `group` of a share. ALIGNED promises is_aligned(wire).
-  template <bool ALIGNED>
-  static __device__ __forceinline__ Raw load(const u8* wire, int blocks, u32 group) {
-    const u64 packed = load_codes<ALIGNED>(wire + size_t(group) * CODES_BYTES);
-    return {packed, load_scale(wire + elements_bytes(blocks), group / GROUPS_OF_BLOCK)};
+  // Loads group number `group` of a share, and others of its codec block at equal distances behind it. ALIGNED promises
+  // is_aligned(wire).
+  template <bool ALIGNED, int GROUPS = 1>
+  static __device__ __forceinline__ RawGroups<GROUPS> load(const u8* wire, int blocks, u32 group) {
+    RawGroups<GROUPS> raw;
+    const u8* codes = wire + size_t(group) * CODES_BYTES;
+#pragma unroll
+    for (int i = 0; i < GROUPS; i++)
+      raw.packed[i] = load_codes<ALIGNED>(codes + i * (GROUPS_OF_BLOCK / GROUPS) * CODES_BYTES);
+    raw.scale = load_scale(wire + elements_bytes(blocks), group / GROUPS_OF_BLOCK);
+    return raw;
   }
 
-  // sum = the decoded terms, added in the order of the array.
-  template <int COUNT>
-  static __device__ __forceinline__ void add_up(float* sum, const Raw (&terms)[COUNT]) {
-    const ScalesOfGroups<COUNT> scales(terms);
+  // sum = the decoded terms, added in the order of the array; eight numbers for each group.
+  template <int COUNT, int GROUPS>
+  static __device__ __forceinline__ void add_up(float* sum, const RawGroups<GROUPS> (&terms)[COUNT]) {
+    const ScalesOfRanks<COUNT> scales(terms);
     const bool ordinary = int(scales.highest) <= ORDINARY_SCALE;
-    if constexpr (ScalesOfGroups<COUNT>::PACKED) {
+    if constexpr (ScalesOfRanks<COUNT>::PACKED) {
       if (ordinary && scales.sum_is_exact()) {
 #pragma unroll
-        for (int w = 0; w < 2; w++) add_word(sum, terms, scales, w);
+        for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+          for (int w = 0; w < 2; w++) add_word(sum + 8 * group, terms, scales, group, w);
         return;
       }
     }
-    if (ordinary) {
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) add<true>(sum, terms[i], i == 0);
-    } else {
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) add<false>(sum, terms[i], i == 0);
-    }
+    if (ordinary) add_in_float<true>(sum, terms);
+    else add_in_float<false>(sum, terms);
   }
 
  private:
-  // The sum of the codes of word w, of a few ranks at a time in half2.
-  template <int COUNT>
-  static __device__ __forceinline__ void add_word(float* sum, const Raw (&terms)[COUNT],
-                                                  const ScalesOfGroups<COUNT>& scales, int w) {
-    constexpr int SIZE = ScalesOfGroups<COUNT>::SIZE;
+  // The sum of the codes of a group's word w, of a few ranks at a time in half2.
+  template <int COUNT, int GROUPS>
+  static __device__ __forceinline__ void add_word(float* sum, const RawGroups<GROUPS> (&terms)[COUNT],
+                                                  const ScalesOfRanks<COUNT>& scales, int group, int w) {
+    constexpr int SIZE = ScalesOfRanks<COUNT>::SIZE;
     float numbers[4];
 #pragma unroll
-    for (int group = 0; group * SIZE < COUNT; group++) {
-      const PackedSum<SIZE> packed(scales.lowest_of[group]);
+    for (int few = 0; few * SIZE < COUNT; few++) {
+      const PackedSum<SIZE> packed(scales.lowest_of[few]);
       half2 pairs[2];
 #pragma unroll
-      for (int i = group * SIZE; i < COUNT && i < (group + 1) * SIZE; i++) {
+      for (int i = few * SIZE; i < COUNT && i < (few + 1) * SIZE; i++) {
         u32 codes[2];
-        unpack(codes, terms[i].packed);
-        packed.add(pairs, codes[w], terms[i].scale, i == group * SIZE);
+        unpack(codes, terms[i].packed[group]);
+        packed.add(pairs, codes[w], terms[i].scale, i == few * SIZE);
       }
-      packed.add_to(numbers, pairs, group == 0);
+      packed.add_to(numbers, pairs, few == 0);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) sum[code_at(w, i)] = numbers[i];
   }
 
-  // sum += decoded raw, or sum = decoded raw for the first term. ORDINARY promises scales up to ORDINARY_SCALE, for
-  // which a fused multiply-add rounds like a multiplication and an addition (tile/block_scale.cuh).
+  // The sum in float32. ORDINARY promises scales up to ORDINARY_SCALE, for which a fused multiply-add rounds like a
+  // multiplication and an addition (tile/block_scale.cuh).
+  template <bool ORDINARY, int COUNT, int GROUPS>
+  static __device__ __forceinline__ void add_in_float(float* sum, const RawGroups<GROUPS> (&terms)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const float X = ORDINARY ? scale_of_fields(terms[i].scale) : scale_value(terms[i].scale);
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++) add<ORDINARY>(sum + 8 * group, terms[i].packed[group], X, i == 0);
+    }
+  }
+
+  // sum += the decoded group, or sum = it for the first term; X is its scale.
   template <bool ORDINARY>
-  static __device__ __forceinline__ void add(float* sum, Raw raw, bool first) {
-    const float X = ORDINARY ? scale_of_fields(raw.scale) : scale_value(raw.scale);
+  static __device__ __forceinline__ void add(float* sum, u64 packed, float X, bool first) {
     u32 codes[2];
-    unpack(codes, raw.packed);
+    unpack(codes, packed);
 #pragma unroll
     for (int w = 0; w < 2; w++) {
       float field[4];

@@ -13,7 +13,7 @@ DEVICE void add_in_float(const u8* wires, u8* total, size_t wire_bytes, int bloc
     const u32 mine = group + threadIdx.x % 32, block = mine / GROUPS_OF_BLOCK;
     const bool inside = block < u32(blocks);
     float sum[8] = {};
-    if (inside) sum_of_ranks<BlockWire>(sum, wires, wire_bytes, blocks, mine);
+    if (inside) sum_of_ranks(sum, wires, wire_bytes, blocks, mine);
     const u32 scale = BlockWire::put_codes(total, blocks, mine, sum);
     if (inside && mine % GROUPS_OF_BLOCK == 0) total[BlockWire::elements_bytes(blocks) + block] = u8(scale);
   }

@@ -55,14 +55,14 @@ struct PackedSum {
 // Sums of four ranks are exact in half2, and the sums of these in float32: four terms are at most 2^8 steps of their own
 // scales (SPREAD is at least 3), 2^18 of a scale WHOLE binades below, and 64 such groups 2^24.
 template <int COUNT>
-struct ScalesOfGroups {
+struct ScalesOfRanks {
   static constexpr int SIZE = COUNT < 4 ? COUNT : 4, GROUPS = (COUNT + SIZE - 1) / SIZE, WHOLE = 10;
   static constexpr bool PACKED = PackedSum<SIZE>::POSSIBLE && GROUPS <= 64;
 
   u32 lowest_of[GROUPS], highest_of[GROUPS], lowest, highest;
 
   template <class Raw>
-  __device__ __forceinline__ explicit ScalesOfGroups(const Raw (&terms)[COUNT]) {
+  __device__ __forceinline__ explicit ScalesOfRanks(const Raw (&terms)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       u32 &low = lowest_of[i / SIZE], &high = highest_of[i / SIZE];

@@ -44,12 +44,17 @@ class WireConfig(Config):
         """Shared memory of what encodes: two bytes for each scale of a tile."""
         return 2 * self.THREADS * 8 // self.BLOCK
 
+    @property
+    def groups(self) -> int:
+        """Groups of eight numbers that a thread takes at a time."""
+        return 1
+
     def blocks(self, n: int) -> int:
-        """Blocks of the grid for n numbers: tiles of eight a thread, and of many tiles several a block.
+        """Blocks of the grid for n numbers: of what its threads take at a time a block has several where n is large.
 
         What a block begins with, as the bounds of its share, is then paid for once. MOST_BLOCKS fill a device twice.
         """
-        return min(max(1, ceil_div(n, 8 * self.THREADS)), MOST_BLOCKS)
+        return min(max(1, ceil_div(n, 8 * self.groups * self.THREADS)), MOST_BLOCKS)
 
     def row_smem_bytes(self, K: int) -> int:
         """decode_sum_rmsnorm: shared memory for a row of K."""
@@ -65,9 +70,29 @@ class EncodeConfig(WireConfig):
 
     PACKED: bool = False
 
-    def blocks(self, n: int) -> int:
-        """Blocks of the grid for n numbers, as WireConfig.blocks."""
-        return min(max(1, ceil_div(n, (16 if self.PACKED else 8) * self.THREADS)), MOST_BLOCKS)
+    @property
+    def groups(self) -> int:
+        return 2 if self.PACKED else 1
+
+
+@dataclass(frozen=True)
+class SumConfig(WireConfig):
+    """decode_sum; a thread takes GROUPS_OF_THREAD groups of the same codec block."""
+
+    GROUPS_OF_THREAD: int = 1
+
+    @property
+    def groups(self) -> int:
+        return self.GROUPS_OF_THREAD
+
+
+def sum_config(element: Element, block: int, scale: Scale, rule: str, dtype: int, ranks: int) -> SumConfig:
+    """The constants of decode_sum: two groups a thread where two threads at least have a codec block.
+
+    So the 16 bytes that these store of float16 are neighbours, and fill the 32 that memory is written by.
+    """
+    groups = 2 if block >= 32 else 1
+    return SumConfig(**vars(wire_config(element, block, scale, rule, dtype, ranks)), GROUPS_OF_THREAD=groups)
 
 
 def encode_config(element: Element, block: int, scale: Scale, rule: str, dtype: int) -> EncodeConfig:

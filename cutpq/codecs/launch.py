@@ -15,7 +15,7 @@ import numpy as np
 from ..array import Array, address, aligned, array_module
 from ..kernels import load as kernels
 from ..kernels.config import MOST_ELEMENTS, payload_code
-from .config import EncodeConfig, WireConfig, encode_config, sum_encode_config, wire_config
+from .config import EncodeConfig, SumConfig, WireConfig, encode_config, sum_config, sum_encode_config, wire_config
 from .layout import Layout
 
 
@@ -62,7 +62,7 @@ def decode_sum(wires: Array, codec: Layout, n: int, dtype: Any, shares: int = 1)
     xp = array_module(wires)
     wires = xp.ascontiguousarray(wires)
     y = xp.empty(n, dtype)
-    config = _config(codec, y.dtype, len(wires))
+    config = _sum_config(codec, y.dtype, len(wires))
     grid = config.blocks(codec.shares(n, shares)[0]), shares
     kernels.load("decode_sum", config, xp)(grid, config.THREADS, wires, y, wires.shape[1], n)
     return y
@@ -129,6 +129,11 @@ def _norming(
     kernel = kernels.load("decode_sum_rmsnorm", config, xp)
     numbers = wires[1], shares, M * K, K, epsilon
     return kernel.settled((M,), config.THREADS, *numbers, smem_bytes=config.row_smem_bytes(K))
+
+
+@cache
+def _sum_config(codec: Layout, dtype: Any, ranks: int) -> SumConfig:
+    return sum_config(codec.element, codec.block, codec.scale, codec.rule, payload_code(dtype), ranks)
 
 
 @cache

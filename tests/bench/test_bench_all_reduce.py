@@ -535,13 +535,35 @@ def test_instructions_of_a_tile_are_those_of_its_usual_way() -> None:
         count_tile("        /*0000*/   IMAD R0, R1, R2, R3 ;\n        /*0010*/   EXIT ;\n")
 
 
+# The same for a loop of two ways to add: fused in half2, or, where a branch says so, converted and fused in float32.
+TWO_WAYS = """
+.L_x_1:
+        /*0020*/                   LDG.E.CONSTANT R6, desc[UR4][R2.64] ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/                   HADD2.F32 R8, -RZ, R6.H0_H0 ;
+        /*0050*/                   FFMA R9, R8, R7, R9 ;
+        /*0060*/                   FFMA R10, R8, R7, R9 ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*0080*/                   HFMA2.MMA R9, R6, R7, R9 ;
+.L_x_3:
+        /*00a0*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*00c0*/              @!P1 BRA `(.L_x_1) ;
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_instructions_of_a_tile_whose_scales_are_far_apart() -> None:
+    assert count_tile(TWO_WAYS) == TileCode(instructions=5, integer=0, outside=1)
+    assert count_tile(TWO_WAYS, far=True) == TileCode(instructions=8, integer=0, outside=1)
+
+
 def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(integer: int) -> None:
-        """100 instructions for eight numbers a thread, so many of them integer ones; a packed tile has sixteen."""
+        """100 instructions for eight numbers a thread, so many of them integer ones."""
 
-        def tile_code(kernel: str, config: Any, arch: str) -> TileCode:
-            times = 2 if getattr(config, "PACKED", False) else 1
-            return TileCode(100 * times, integer * times, 0)
+        def tile_code(kernel: str, config: Any, arch: str, far: bool = False) -> TileCode:
+            return TileCode(100 * config.groups, integer * config.groups, 0)
 
         monkeypatch.setattr(codec_kernels, "tile_code", tile_code)
 
