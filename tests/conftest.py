@@ -12,6 +12,7 @@ for folder in (ROOT / "bench", ROOT / "tests" / "helpers"):
 
 import harness.blas_single  # noqa: E402, F401  before NumPy: ranks are threads in most tests
 import numpy as np  # noqa: E402
+import processes  # noqa: E402
 import pytest  # noqa: E402
 from harness.gpu_clock import NoGpu, gpu_module  # noqa: E402
 
@@ -20,6 +21,13 @@ def pytest_runtest_setup(item):
     """Skips from one place, which the summary makes one line of."""
     if item.get_closest_marker("gpu") and (reason := without_gpu()):
         pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    """Shares the files among processes; a GPU's context would not survive that, and stays with pytest's own loop."""
+    wanted = processes.count(session)
+    return processes.run(session, wanted) if wanted > 1 and without_gpu() else None
 
 
 @cache

@@ -1360,6 +1360,7 @@ def main(kernels: list[str], record: bool) -> int:
     # Once: each mutant's process is a copy of this one, which has loaded what all need.
     executor.library()
     nvrtc.find()
+    os.environ["CUTPQ_TEST_PROCESSES"] = "1"  # a mutant's process has its core already
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
     with redirect_stdout(StringIO()):
         pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)])
