@@ -98,7 +98,7 @@ def quantize(
     if len(job.tokens) < comm.size:
         raise QuantizationError(f"{len(job.tokens)} calibration sequences cannot be shared by {comm.size} ranks")
     if comm.xp is np:
-        threads.use_for(1)  # each product by one thread, so that its bits do not depend on cores and ranks
+        threads.use_one_for_blas()  # each product by one thread, so that its bits do not depend on cores and ranks
         memory.keep_freed()  # a chunk's arrays serve the next one
     dst = Path(dst).resolve()
     _check_destination(job.src.resolve(), dst)

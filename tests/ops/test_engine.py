@@ -11,6 +11,7 @@ import pytest
 from assertions import assert_bounded, assert_exact, assert_gemm_close
 from jobs import run
 from random_weight import random_weight
+from threadpoolctl import ThreadpoolController
 
 from cutpq.array import keep_11_bits, round_to, to_float32
 from cutpq.model import formulas as model_formulas
@@ -54,7 +55,6 @@ def test_a_product_in_pieces_is_the_product_whatever_the_threads(M, monkeypatch)
     found = []
     for limit in (1, 3):
         monkeypatch.setattr(threads._state, "limit", limit)
-        threads.use_for(1)
         found.append(product(a, b))
         assert_exact(product(a.T.copy().T, b), found[0])
     assert_exact(found[1], found[0])
@@ -206,16 +206,24 @@ def test_ranks_share_the_cores(monkeypatch):
     assert threads.limit() == 8
 
 
-@pytest.mark.parametrize("limit, pieces", [(1, 3), (2, 1), (2, 3)])
-def test_pieces_have_a_blas_of_one_thread(monkeypatch, limit, pieces):
-    """Also those that nobody shares: after a large product the threads of the BLAS would fight over small ones."""
-    monkeypatch.setattr(threads._state, "limit", 2)
-    threads.use_for(threads.SMALL_FLOPS)
-    assert threads._state.of_blas == 2
-    monkeypatch.setattr(threads._state, "limit", limit)
-    found = []
-    threads.each(lambda piece: found.append(threads._state.of_blas), range(pieces))
-    assert found == [1] * pieces
+def test_a_product_takes_one_thread_of_the_blas():
+    """The threads of a BLAS would spin after it, beside those that share the next work."""
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    for library in libraries:
+        library.set_num_threads(2)
+    threads.use_one_for_blas.cache_clear()
+    EngineWeight(PlainWeight(numbers(8, 8))).product(numbers(1, 8))
+    assert {library.num_threads for library in libraries} == {1}
+
+
+@pytest.mark.parametrize("M, N", [(600, 100), (100, 600), (700, 650), (1, 1 << 16)])
+def test_a_product_is_whole_for_any_number_of_threads(monkeypatch, M, N):
+    x, w = numbers(M, 300), numbers(300, N, seed=1)
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(w)
+    for limit in (1, 2, 3, 40):
+        monkeypatch.setattr(threads._state, "limit", limit)
+        y = EngineWeight(PlainWeight(w)).product(x)
+        assert_bounded(y, x.astype(np.float64) @ w, 300 * 2.0**-24 * magnitude)
 
 
 def test_every_piece_is_worked_on_and_errors_arrive(monkeypatch):
@@ -223,8 +231,9 @@ def test_every_piece_is_worked_on_and_errors_arrive(monkeypatch):
     seen = []
     threads.each(seen.append, range(50))
     assert sorted(seen) == list(range(50))
-    with pytest.raises(ZeroDivisionError):
-        threads.each(lambda piece: 1 // piece, [1, 0])
+    for wrong in range(4):
+        with pytest.raises(ZeroDivisionError):
+            threads.each(lambda piece, wrong=wrong: 1 // (piece - wrong), range(4))
 
 
 def test_who_computes_is_chosen_by_the_environment(monkeypatch):

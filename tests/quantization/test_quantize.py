@@ -12,6 +12,7 @@ from assertions import assert_exact
 from calibration import calibration, files
 from make_model import CONFIGS, write_model
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController
 
 from cutpq.checkpoint.folder import open_checkpoint
 from cutpq.cli.main import main
@@ -234,7 +235,9 @@ def test_any_number_of_cores_writes_the_same_bytes(tmp_path, monkeypatch):
     write_model(tmp_path / "src", hidden_size=256, intermediate_size=768, num_hidden_layers=1)
     for cores in (1, 2):
         monkeypatch.setattr(threads._state, "limit", cores)
-        threads._state.set_blas(threads.cores())
+        for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+            library.set_num_threads(threads.cores())
+        threads.use_one_for_blas.cache_clear()
         quantize(tmp_path / "src", tmp_path / f"{cores}", calibration(sequences=32), group_size=32)
     assert files(tmp_path / "1") == files(tmp_path / "2")
 

@@ -1,22 +1,22 @@
 """How many cores a rank computes with, and work that is shared among them.
 
-A BLAS starts a thread a core in every process, and its threads spin while they wait: eight ranks on two cores would
-run sixteen of them. Ranks of one machine therefore share the cores, and small products take one thread.
+The threads are this module's own. Those of a BLAS spin while they wait, and take the cores from whatever comes between
+two products: a BLAS is therefore set to one thread, and large products are cut into parts. Ranks of one machine share
+the cores: eight ranks on two cores would run sixteen threads.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import cache
+from typing import TypeVar
+
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
-
-# Below this a second thread costs more than it brings: a product of a third of a millisecond on one core.
-SMALL_FLOPS = 1 << 25
 
 _NAMES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -27,34 +27,12 @@ def cores() -> int:
 
 
 class _Threads:
-    """The number of threads that this process computes with, and the one that its BLAS is set to."""
+    """The number of threads that this process computes with, and the pool of those beside the one that asks."""
 
     def __init__(self) -> None:
         asked = [int(os.environ[name]) for name in _NAMES if os.environ.get(name, "").isdigit()]
         self.limit = min([*asked, cores()])
-        self.of_blas = 0  # not set yet
-        self.lock = threading.Lock()
         self.pool: ThreadPoolExecutor | None = None
-        self._libraries: list[Any] | None = None
-
-    def set_blas(self, count: int) -> None:
-        if count == self.of_blas:
-            return
-        with self.lock:
-            for library in self.libraries():
-                library.set_num_threads(count)
-            self.of_blas = count
-
-    def libraries(self) -> list[Any]:
-        """The BLAS libraries of the process; none without threadpoolctl, which finds them."""
-        if self._libraries is None:
-            try:
-                from threadpoolctl import ThreadpoolController
-            except ImportError:
-                self._libraries = []
-            else:
-                self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-        return self._libraries
 
 
 _state = _Threads()
@@ -81,20 +59,30 @@ def sharing_cores(ranks: int) -> Iterator[None]:
         _state.limit = before
 
 
-def use_for(flops: int) -> None:
-    """Set the BLAS to as many threads as a product of so many operations is worth."""
-    _state.set_blas(_state.limit if flops >= SMALL_FLOPS else 1)
+@cache
+def use_one_for_blas() -> None:
+    """From now on a product takes the thread that asks for it, in every BLAS library that the process has loaded."""
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        library.set_num_threads(1)
 
 
 def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """work(piece) for every piece, on as many threads as this process computes with; each with a BLAS of one thread."""
+    """work(piece) for every piece, on as many threads as this process computes with, of which the caller's is one."""
     todo = list(pieces)
-    _state.set_blas(1)
-    if _state.limit == 1 or len(todo) < 2:
-        for piece in todo:
+    use_one_for_blas()
+    rest = iter(todo)  # the next piece goes to the thread that is ready first
+
+    def work_on() -> None:
+        for piece in rest:
             work(piece)
-        return
-    if _state.pool is None:
-        _state.pool = ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
-    for done in [_state.pool.submit(work, piece) for piece in todo]:
-        done.result()
+
+    helpers = []
+    if _state.limit > 1 and len(todo) > 1:
+        _state.pool = _state.pool or ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
+        helpers = [_state.pool.submit(work_on) for _ in range(min(_state.limit, len(todo)) - 1)]
+    try:
+        work_on()
+    finally:  # also after an error: no piece may be worked on when the caller goes on
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...array import bfloat16, round_to, to_float32
+from ...array import bfloat16, ceil_div, round_to, to_float32
 from ...weights.weight import PlainWeight, QuantWeight, Weight
 from . import memory, threads
 from .dequant import dequant_float32
 
 # Weights dequantized for one product: 4 MiB of float32, which stay in the last cache until they are multiplied.
 _PIECE = 1 << 20
+
+# Below this a second thread costs more than it brings: a product of a third of a millisecond on one core.
+_SHARED_FLOPS = 1 << 25
+
+# A thread's part of a product is a multiple of so many rows or columns: whole tiles of a BLAS.
+_PART = 64
 
 
 class EngineWeight:
@@ -46,14 +52,13 @@ class EngineWeight:
         """x (M, K) @ weight + bias in float32, (M, N); weights are rounded as formulas.gemm rounds them."""
         dtype = self._rounds_to(x.dtype)
         v = to_float32(x)
-        threads.use_for(2 * x.shape[0] * self.K * self.N)
         whole = self._float32(dtype)
         if whole is not None:
-            y = v @ whole
+            y = _product(v, whole)
         else:
             y = np.empty((x.shape[0], self.N), np.float32)
             for columns in self._pieces():
-                y[:, columns] = v @ self._dequantized(columns, dtype)
+                y[:, columns] = _product(v, self._dequantized(columns, dtype))
         if self.bias is not None:
             y += self.bias
         return y
@@ -91,6 +96,25 @@ class EngineWeight:
             return to_float32(round_to(to_float32(w.weight[:, columns]), dtype))
         codes = w.codes[:, columns] if self._codes is None else _one_a_byte(self._codes[:, columns], self.K)
         return dequant_float32(codes, w.scales[:, columns], w.zeros[:, columns], w.g_idx, w.bits, dtype)
+
+
+def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w, of which each thread makes an even part: of the rows, or of the columns where there are more of these."""
+    (M, K), N = x.shape, w.shape[1]
+    y = np.empty((M, N), np.float32)
+
+    def work(start: int) -> None:
+        part = slice(start, start + step)
+        if M > N:
+            np.matmul(x[part], w, out=y[part])
+        else:
+            np.matmul(x, w[:, part], out=y[:, part])
+
+    longer = max(M, N)
+    parts = threads.limit() if 2 * M * K * N >= _SHARED_FLOPS else 1
+    step = max(_PART, ceil_div(longer, parts * _PART) * _PART)
+    threads.each(work, range(0, longer, step))
+    return y
 
 
 def _two_a_byte(codes: np.ndarray) -> np.ndarray:
