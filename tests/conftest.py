@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import threading
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,14 @@ import numpy as np  # noqa: E402
 import processes  # noqa: E402
 import pytest  # noqa: E402
 from harness.gpu_clock import NoGpu, gpu_module  # noqa: E402
+
+
+def pytest_configure(config):
+    """Tests start hundreds of processes: where the environment wants no compiled modules, they have them elsewhere."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        folder = tempfile.TemporaryDirectory(prefix="cutpq-pycache-")
+        os.environ["PYTHONPYCACHEPREFIX"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_runtest_setup(item):
