@@ -84,10 +84,15 @@ def agree(y, comm):
 
 
 def every_size_is_right_and_equal_on_all_ranks(comm):
+    """And sends the bytes that are published."""
     for name in CODECS:
+        c = codec(name)
         for n in SIZES:
             for algo in ALGOS:
-                y = all_reduce(term(comm.rank, n), comm, name, algo)
+                comm.reset_sent()
+                y = all_reduce(term(comm.rank, n), comm, c, algo)
+                sent = oneshot_sent(n, comm.size, c)
+                assert comm.sent_bytes == (sent if algo == "oneshot" else twoshot_sent(n, comm.size, comm.rank, c))
                 agree(y, comm)
                 assert_exact(y + np.float16(0), expected_of_terms(comm.size, n, name, algo) + np.float16(0))
 
@@ -102,24 +107,20 @@ def every_dtype_and_shape(comm):
 
 
 def errors_are_within_the_stated_bound(comm):
-    for name in CODECS:
-        for dtype, roundoff in ROUNDOFF.items():
+    """Beyond three ranks each codec with one of the dtypes, which enters before and after what the ranks do."""
+    for k, name in enumerate(CODECS):
+        for dtype in list(ROUNDOFF) if comm.size <= 3 else [list(ROUNDOFF)[(k + comm.size) % 3]]:
             exact, limits = exact_and_limits(comm.size, 500, name, dtype)
             for algo in ALGOS:
-                y = all_reduce(term(comm.rank, 500, dtype), comm, name, algo)
-                assert_bounded(y.astype(np.float64), exact, limits[algo] + roundoff * (np.abs(exact) + limits[algo]))
+                y = all_reduce(term(comm.rank, 500, dtype), comm, name, algo).astype(np.float64)
+                assert_bounded(y, exact, limits[algo] + ROUNDOFF[dtype] * (np.abs(exact) + limits[algo]))
 
 
-def sent_bytes_are_the_published_ones(comm):
+def even_sums_send_a_share_of_their_bytes(comm):
+    """S bytes of float16 in whole blocks on every rank: times these factors."""
     for name in CODECS:
         c = codec(name)
-        for n in SIZES:
-            for algo in ALGOS:
-                comm.reset_sent()
-                all_reduce(term(comm.rank, n), comm, c, algo)
-                sent = oneshot_sent(n, comm.size, c)
-                assert comm.sent_bytes == (sent if algo == "oneshot" else twoshot_sent(n, comm.size, comm.rank, c))
-        even = comm.size * 8 * c.block  # S bytes of float16 in whole blocks on every rank
+        even = comm.size * 8 * c.block
         S = 2 * even
         for algo, times in ("oneshot", comm.size - 1), ("twoshot", 2 * (comm.size - 1) / comm.size):
             comm.reset_sent()
@@ -158,7 +159,7 @@ def a_block_with_nan_is_nan_everywhere(comm):
 
 
 def auto_is_the_same_on_all_ranks(comm):
-    for n in (64, 1 << 20):
+    for n in (64, 1 << 18):
         x = term(comm.rank, n)
         y = all_reduce(x, comm, "mxfp4")
         agree(y, comm)
@@ -172,7 +173,7 @@ CASES = {
         every_size_is_right_and_equal_on_all_ranks,
         every_dtype_and_shape,
         errors_are_within_the_stated_bound,
-        sent_bytes_are_the_published_ones,
+        even_sums_send_a_share_of_their_bytes,
         options_work_on_all_ranks,
         a_block_with_nan_is_nan_everywhere,
         auto_is_the_same_on_all_ranks,
