@@ -143,7 +143,7 @@ _FEW = 1 << 12
 
 
 def _float16_to_float32(a: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    """Shift the bits to a float32's places; a product moves the exponent's bias, and is exact for subnormals too."""
+    """`spread_float16`, whose product with 2^112 is exact for subnormals too."""
     if a.size <= _FEW:
         if out is None:
             return a.astype(np.float32)
@@ -151,17 +151,27 @@ def _float16_to_float32(a: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         return out
     flat = np.ascontiguousarray(a).reshape(-1)
     v = np.empty(flat.size, np.float32) if out is None else out.reshape(-1)
-    bits = v.view(np.int32)
     for start in range(0, flat.size, _PIECE):
         piece = slice(start, start + _PIECE)
-        np.copyto(bits[piece], flat[piece].view(np.int16))  # the sign fills the upper half
-        bits[piece] <<= 13
-        bits[piece] &= -0x70002000  # keep sign, five bits of exponent and ten of mantissa
+        finite = spread_float16(flat[piece], v[piece])
         v[piece] *= np.float32(2.0**112)
-        if (flat[piece].view(np.uint16) & 0x7C00).max() == 0x7C00:  # Inf and NaN keep the largest exponent
+        if not finite:  # Inf and NaN keep the largest exponent
             special = np.abs(v[piece]) >= 65536
-            bits[piece][special] |= 0x7F800000
+            v.view(np.int32)[piece][special] |= 0x7F800000
     return v.reshape(a.shape)
+
+
+def spread_float16(a: np.ndarray, out: np.ndarray) -> bool:
+    """out[:] = a 2^-112, exactly: float16's bits in a float32's places. False where Inf or NaN became 65536 and more.
+
+    a (n,) float16, contiguous; out (n,) float32. A product with 2^112 would move the exponent's bias.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, a.view(np.int16))  # the sign fills the upper half
+    bits <<= 13
+    bits &= -0x70002000  # keep sign, five bits of exponent and ten of mantissa
+    # As integers, what is not finite is the largest of the positive numbers, and of the negative ones without a sign.
+    return bool(a.view(np.int16).max() < 0x7C00 and a.view(np.uint16).max() < 0xFC00)
 
 
 def keep_11_bits(v: np.ndarray, scratch: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, ceil_div, check_array, to_float32, to_numpy
+from ..array import Array, array_module, bfloat16, ceil_div, check_array, round_to, to_float32, to_numpy
 from ..ops.engine.choice import uses_engine
 from . import engine, formulas, launch
 from .formats import Bound, Scale, error_bound
@@ -75,7 +75,7 @@ class Codec(Layout):
         """The numbers of a wire, in the flat order of the array that was encoded: (n,) float32.
 
         wire  (wire_bytes(n),) uint8, made by an equal codec
-        out   (n,) float32
+        out   (n,) float32, or float16, to which each number is rounded once more
 
         Raises ValueError for a length that no wire of this codec has.
         """
@@ -83,22 +83,25 @@ class Codec(Layout):
         check_array("wire", wire, ("bytes",), xp.uint8)
         n = self.count(wire)
         if out is not None:
-            check_array("out", out, (n,), xp.float32)
+            check_array("out", out, (n,), xp.float32, xp.float16)
+        dtype = np.dtype(np.float32) if out is None else out.dtype
         if launch.takes(self, xp, n):
-            v = launch.decode_sum(wire.reshape(1, -1), self, n, np.float32)
+            v = launch.decode_sum(wire.reshape(1, -1), self, n, dtype)
         else:
             elements = len(self.sections(wire, n)[0]) * self.block
-            in_place = out is not None and out.size == elements and out.flags.c_contiguous
-            v = self._decode(wire, n, out if in_place else xp.empty(elements, xp.float32))
+            direct = uses_engine(xp) and not self.rotate and engine.decodes_to(dtype, self.scale)
+            decoded = dtype if direct else np.dtype(np.float32)
+            in_place = out is not None and out.dtype == decoded and out.size == elements and out.flags.c_contiguous
+            v = self._decode(wire, n, out if in_place else xp.empty(elements, decoded))
             if in_place:
                 return out
         if out is None:
             return v
-        out[:] = v
+        out[:] = round_to(v, dtype)
         return out
 
     def _decode(self, wire: Array, n: int, numbers: Array) -> Array:
-        """The n numbers of a wire, in `numbers`: whole blocks of float32, contiguous."""
+        """The n numbers of a wire, in `numbers`: whole blocks of float32, or what the engine decodes to, contiguous."""
         xp = array_module(wire)
         elements, scales, outliers = self.sections(wire, n)
         scale_codes = _unpack_scales(scales, self.scale)

@@ -142,13 +142,11 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
     if algo == "hierarchical" and not by_kernels:
         return hierarchical.all_reduce(x, comm, codec)
     if codec is None:
-        total = add_rows(comm.all_gather(flat(x)))
-    else:
-        wires, shares = EXCHANGES[algo](flat(x), comm, codec)
-        if by_kernels:
-            return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
-        total = decode_sum(wires, codec, x.size, shares)
-    return round_to(total[: x.size], x.dtype).reshape(x.shape)
+        return round_to(add_rows(comm.all_gather(flat(x))), x.dtype).reshape(x.shape)
+    wires, shares = EXCHANGES[algo](flat(x), comm, codec)
+    if by_kernels:
+        return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
+    return decode_sum(wires, codec, x.size, shares, x.dtype)[: x.size].reshape(x.shape)
 
 
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:

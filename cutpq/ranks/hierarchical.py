@@ -38,8 +38,9 @@ def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
         else:
             counts, wires, shares = _exchange(x, comm, codec, found)
             mine = wires.shape[1] and counts[found.inside.rank]
-            numbers = decode_sum(wires, codec, mine, shares)[:mine] if mine else array_module(x).empty(0, np.float32)
-            total = round_to(numbers, x.dtype)
+            total = (
+                decode_sum(wires, codec, mine, shares, x.dtype)[:mine] if mine else array_module(x).empty(0, x.dtype)
+            )
         gathered = found.inside.all_gather(total, _for_all(counts, found))
     return gathered[: x.size].reshape(x.shape)
 

@@ -7,8 +7,11 @@ order in float32, and the owner of a share takes its sum from its own wire, as a
 from __future__ import annotations
 
 from itertools import accumulate, chain, pairwise
+from typing import Any
 
-from ..array import Array, array_module
+import numpy as np
+
+from ..array import Array, array_module, round_to
 from ..codecs import launch
 from ..codecs.codec import Codec
 from .communicator import Communicator
@@ -47,8 +50,8 @@ def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
     return codec.encode(decode_sum(wires, codec, n, 1))
 
 
-def decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
-    """(ranks, bytes) -> (padded n,) float32, the sum over ranks of their `shares` wires, decoded."""
+def decode_sum(wires: Array, codec: Codec, n: int, shares: int, dtype: Any = np.float32) -> Array:
+    """(ranks, bytes) -> (padded n,), the sum over ranks of their `shares` wires, decoded; rounded once to dtype."""
     counts = codec.shares(codec.padded(n), shares)
     sizes = [codec.wire_bytes(count) for count in counts]
 
@@ -58,9 +61,11 @@ def decode_sum(wires: Array, codec: Codec, n: int, shares: int) -> Array:
         return out
 
     xp = array_module(wires)
+    if len(wires) == 1 and dtype == np.float16:
+        return decoded(wires[0], xp.empty(sum(counts), dtype))
     total = decoded(wires[0], xp.empty(sum(counts), xp.float32))
     term = xp.empty_like(total) if len(wires) > 1 else total
-    return add(chain([total], (decoded(of_rank, term) for of_rank in wires[1:])))
+    return round_to(add(chain([total], (decoded(of_rank, term) for of_rank in wires[1:]))), dtype)
 
 
 def flat(x: Array) -> Array:

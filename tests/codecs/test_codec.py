@@ -156,12 +156,36 @@ def test_engine_makes_the_bits_of_the_formulas(element, scale, rule, monkeypatch
     ties[:, 0] = rng.choice(grid[1:], 64)  # else all may be zero
     normal = np.ldexp(ties, rng.integers(-10, 10, (64, 1))).astype(np.float32)
     for x in normal, every_kind_of_float32(rng, (64, 8)):
-        monkeypatch.delenv("CUTPQ_HOST", raising=False)
-        wire = c.encode(x)
-        numbers = c.decode(wire)
-        monkeypatch.setenv("CUTPQ_HOST", "formulas")
-        assert np.array_equal(wire, c.encode(x))
-        assert_same_bits(numbers, c.decode(wire))
+        assert_engine_equals_formulas(c, x, monkeypatch)
+
+
+@pytest.mark.parametrize("scale", POWERS_OF_TWO)
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_engine_where_its_quick_steps_end(element, scale, monkeypatch):
+    """Blocks of one binade each call: where the scale's codes end, float32's exponents, and room for 2^23 steps."""
+    c = codec(f"{element}-b8-{scale}")
+    e, s = c.element, c.scale
+    grid = values(e)[: e.largest_code + 1]
+    ties = np.sort(np.concatenate([grid, (grid[1:] + grid[:-1]) / 2]))
+    ties = np.concatenate([ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(9e9))])
+    blocks = np.concatenate([np.resize(ties, (3 * len(grid), 7)), np.full((3 * len(grid), 1), e.largest)], axis=1)
+    ends = -s.bias, s.largest_code - s.bias, -126 - e.min_exponent, 127 - 23 + e.mantissa_bits - e.max_exponent, 0
+    for exponent in [end + step for end in ends for step in (-1, 0, 1)]:
+        with np.errstate(over="ignore"):
+            x = np.ldexp(blocks, exponent).astype(np.float32)
+        assert_engine_equals_formulas(c, np.concatenate([x, -x]), monkeypatch)
+
+
+def assert_engine_equals_formulas(c: Codec, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wires bit for bit, and what they decode to, in float32 and in float16."""
+    monkeypatch.delenv("CUTPQ_HOST", raising=False)
+    wire = c.encode(x)
+    numbers, rounded = c.decode(wire), c.decode(wire, out=np.empty(x.size, np.float16))
+    monkeypatch.setenv("CUTPQ_HOST", "formulas")
+    assert np.array_equal(wire, c.encode(x))
+    assert_same_bits(numbers, c.decode(wire))
+    with np.errstate(over="ignore"):
+        assert_same_bits(rounded, c.decode(wire).astype(np.float16))
 
 
 def every_kind_of_float32(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

@@ -8,6 +8,7 @@ from mpi_worker import normal
 
 from cutpq.array import bfloat16
 from cutpq.ranks.all_reduce import all_reduce
+from cutpq.ranks.sums import add_rows
 from cutpq.ranks.threads import run_threads
 
 # Half the distance from 1 to the next number.
@@ -97,3 +98,21 @@ def test_result_is_not_the_input():
 def test_out_that_does_not_fit(out, error, text):
     with pytest.raises(error, match=text):
         run_threads(2, lambda comm: all_reduce(np.ones(6, np.float16), comm, out=out))
+
+
+def test_rows_of_float16_are_added_in_float32():
+    """Subnormal numbers, cancellation, and a lone Inf or NaN, in rows longer than a piece: what NumPy makes."""
+    rng = np.random.default_rng(12)
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite, small = every[np.isfinite(every)], every[np.abs(every) < 2.0**-12]
+    for numbers, bad in (small, None), (finite, None), *((finite, bits) for bits in (0x7C00, 0x7C01, 0xFC00, 0xFFFF)):
+        for ranks in 1, 2, 5:
+            terms = rng.choice(numbers, (ranks, 150_000))
+            if bad:
+                terms[-1, rng.integers(150_000)] = every[bad]
+            want = terms[0].astype(np.float32)
+            for term in terms[1:]:
+                want += term
+            have, number = add_rows(terms), ~np.isnan(want)
+            assert_exact(have[number], want[number])
+            assert np.isnan(have[~number]).all()
