@@ -225,6 +225,10 @@ class Block:
         scale = self.model.decoder.residual_scale
         return x + (y if scale == 1 else y * np.float32(scale))
 
+    def lacking(self, x: Array, x0: Array) -> Array:
+        """The y with which `add` would make x0 of x."""
+        return (x0 - x) / np.float32(self.model.decoder.residual_scale)
+
 
 def _activate(mlp: MlpModules, outputs: list[Array]) -> Array:
     """gate and up (M, ...), or [gate | up], or up alone -> what down multiplies."""

@@ -6,8 +6,9 @@ Rows are rounded one after the other, and rows that follow make up for each erro
 allows (Frantar et al., arXiv 2210.17323). Beyond that, and by default:
 
 - The target is not W but what makes up for the errors of the layers before: with X the inputs of the quantized model
-  and X0 those of the float model, W* = W + (H + damp)^-1 2/n X^T (X0 - X) W minimizes ||X W* - X0 W||. GPTAQ
-  (arXiv 2504.02692) uses this term row by row, QEP (arXiv 2504.09629) before GPTQ, as here. `drift` holds it.
+  and Y the output that is wanted, W* = W + (H + damp)^-1 2/n X^T (Y - X W) minimizes ||X W* - Y||. With Y the output of
+  the float model, GPTAQ (arXiv 2504.02692) uses this term row by row, QEP (arXiv 2504.09629) before GPTQ, as here.
+  `drift` holds it.
 - Scales are searched with each row's error weighed by 1 / U[i, i]^2, which is what it costs after the later rows have
   made up for it, and rounded to float16 before any code is chosen.
 - Sweeps of coordinate descent over all rows follow, each code again the best one for all others as they are
@@ -104,7 +105,7 @@ def quantize_weight(
 
     W            (K, N) float16, bfloat16 or float32, all finite
     H            (K, K) float32, 2/n X^T X of the inputs X (n, K)
-    drift        (K, N) float32, 2/n X^T (X0 - X) W where X0 would have been the input in the float model; None: 0
+    drift        (K, N) float32, 2/n X^T (Y - X W) where Y (n, N) is the output that is wanted; None: 0
     scale_dtype  float16, or float32 for comparisons
 
     NumPy or CuPy arrays, all alike; deterministic. A row whose input is always 0 gets weight 0. Raises ValueError for

@@ -1,8 +1,11 @@
 """The two streams of activations through a model that is being quantized, one half of a block after the other.
 
 x is what the quantized layers give, x0 what the float model would have given. A module reads X in the first stream and
-X0 in the second. Two sums over all tokens are taken: H = 2/n X^T X, and drift = 2/n X^T (X0 - X) W, the error that
-earlier layers cause in the module's output. Then the module is solved, and x passes through its dequantized weight.
+X0 in the second. Two sums over all tokens are taken: H = 2/n X^T X, and drift = 2/n X^T (Y - X W), what its output X W
+lacks of the output Y that is wanted. Then the module is solved, and x passes through its dequantized weight.
+
+Y is X0 W, the output in the float model. The output of a half's last module is added to x, which has the errors of all
+layers before: there Y is X0 W + x0 - x, so that the sum comes as near to the float model's as the module can bring it.
 """
 
 from __future__ import annotations
@@ -134,7 +137,7 @@ class Streams:
     ) -> np.ndarray | None:  # fmt: skip
         """What `write` multiplies, to `middle`; the float stream goes on to `after0`, if any.
 
-        Returns X0 W, what the output should be for each token, or None without a float stream.
+        Returns what the output of `write` should be for each token, or None without a float stream.
         """
         wanted = None if self.x0 is None else self._new(writer.weight.shape[1])
         for rows in self.sequences.chunks():
@@ -150,7 +153,9 @@ class Streams:
                 return product(half.act([linear(of.of(h)) for linear in readers]), writer.weight)
 
             y = write(some)
-            wanted[rows][some.rows] = to_numpy(y)
+            # What x lacks is shared by all experts of a token: none of them makes up for it.
+            lacking = 0 if half.choose else block.lacking(self._at(self.x, rows), x0)
+            wanted[rows][some.rows] = to_numpy(y + lacking)
             if after0 is not None:
                 others = half.tokens(x0)  # in the float model other tokens may choose this expert
                 y = y if others is some else write(others)
@@ -160,7 +165,7 @@ class Streams:
     def _sums_of_middle(
         self, half: Half, tokens: dict[int, Tokens], middle: np.ndarray, wanted: np.ndarray | None, weight: Array
     ) -> tuple[Array, Array | None]:
-        """Hessian and drift of what `write` multiplies: X^T (X0 - X) W is X^T (X0 W), less H W."""
+        """Hessian and drift of what `write` multiplies: X^T (Y - X W) is X^T Y, less H W."""
 
         def inputs(rows: slice) -> tuple[Array, Array | None]:
             some = tokens[rows.start]

@@ -22,7 +22,7 @@ from cutpq.ops.dequant import dequantize
 from cutpq.ops.engine import threads
 from cutpq.quantization import solver, streams, writer
 from cutpq.quantization.factor import inverse_factor
-from cutpq.quantization.float_model import FloatModel, Norm
+from cutpq.quantization.float_model import ALL, FloatModel, Linear, Norm
 from cutpq.quantization.quantize import quantize
 from cutpq.ranks.alone import SelfCommunicator
 from cutpq.ranks.threads import run_threads
@@ -199,6 +199,46 @@ def test_the_target_makes_up_for_the_layers_before(tmp_path):
         quantize(tmp_path / "src", dst, tokens, bits=3, group_size=32, asymmetric_target=target)
         kl[target] = divergence(logits(tmp_path / "src", tokens[:8]), logits(dst, tokens[:8]))
     assert kl[True] < 0.9 * kl[False]
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "mixtral"])
+def test_the_last_module_of_a_half_makes_up_for_what_the_sum_lacks(tmp_path, monkeypatch, family):
+    """The drift of the first down_proj, from both models' activations; an expert makes up for its own input alone."""
+    write_model(tmp_path / "src", family)
+    tokens, drifts = calibration(sequences=64), []
+    solve = streams.solve_together
+
+    def record(weights, H, drift, *others):
+        drifts.append(drift.copy())
+        return solve(weights, H, drift, *others)
+
+    monkeypatch.setattr(streams, "solve_together", record)
+    quantize(tmp_path / "src", tmp_path / "dst", tokens, bits=4, group_size=32)
+    ckpt, solved = open_checkpoint(tmp_path / "src"), open_checkpoint(tmp_path / "dst")
+    decoder = read_decoder(ckpt)
+    model = FloatModel(ckpt, decoder, tokens.shape[1], np)
+    block, [embedded] = model.block(0), model.embed([tokens.ravel()])
+
+    def linear(name, weight):
+        plain = block.linear(name)
+        return plain if weight is None else Linear(dequantize(weight(name)).astype(np.float32), plain.bias)
+
+    def inputs(half, x, weight, some):
+        return half.act([linear(name, weight)(some.of(half.norm(x))) for name in half.read])
+
+    def through_attention(weight):
+        half = block.attention
+        return block.add(embedded, linear(half.write, weight)(inputs(half, embedded, weight, ALL)))
+
+    x, x0 = through_attention(solved.weight), through_attention(None)
+    half = block.mlp[0]
+    some = half.tokens(x)
+    X, X0 = inputs(half, x, solved.weight, some), inputs(half, x0, None, some)
+    lacking = 0 if decoder.experts else (x0 - x) / decoder.residual_scale
+    assert np.abs(x0 - x).max() > 0.01 * np.abs(x).max()
+    W = block.linear(half.write).weight.astype(np.float64)
+    want = 2 / tokens.size * X.T @ (X0 @ W + lacking - X @ W)
+    assert np.abs(drifts[3] - want).max() < 1e-4 * np.abs(want).max()
 
 
 def test_activations_beyond_the_memory_are_in_files(tmp_path):
