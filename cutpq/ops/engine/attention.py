@@ -8,8 +8,12 @@ import numpy as np
 
 from . import threads
 
-# Scores that a thread has at a time: a MiB, with what exp and the second product read of them.
-_SCORES = 1 << 18
+# Scores that a thread has at a time: of 8 heads, 64 queries and 512 keys, twice. With fewer a step is so short that
+# threads wait for each other's Python in between.
+_SCORES = 1 << 19
+
+# So few rows a BLAS multiplies sooner one by one, as vectors: for a matrix it would first copy the keys.
+_VECTORS = 3
 
 # Fewer queries than this at a time would read the keys too often. Of more than that, too many would see half of a
 # square of scores: those above the diagonal are computed and hidden.
@@ -40,17 +44,28 @@ def attention(
         keys = slice(first, int(where.max()) + 1)
         block = queries[sequences, heads, rows]
         shape = (*block.shape[:2], -1, D)
-        scores = np.matmul(block.reshape(shape), k[sequences, heads, keys].swapaxes(2, 3))
+        scores = _products(block.reshape(shape), k[sequences, heads, keys].swapaxes(2, 3))
         _hide(scores.reshape(*block.shape[:4], -1), where, keys, window)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
-        found = np.matmul(scores, v[sequences, heads, keys])
+        found = _products(scores, v[sequences, heads, keys])
         found /= total
         y[sequences, heads, rows] = found.reshape(block.shape)
 
     threads.each(work, _pieces(B, KV, T, rep, k.shape[2]))
     return y.swapaxes(1, 2).reshape(B, T, H, D)
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b of every sequence and head."""
+    rows = a.shape[2]
+    if rows > _VECTORS:
+        return np.matmul(a, b)
+    y = np.empty((*a.shape[:3], b.shape[3]), np.float32)
+    for row in range(rows):
+        np.matmul(a[:, :, row : row + 1], b, out=y[:, :, row : row + 1])
+    return y
 
 
 def _pieces(B: int, KV: int, T: int, rep: int, S: int) -> Iterator[tuple[slice, slice, slice]]:
