@@ -22,6 +22,15 @@ def checked_xp(request, monkeypatch):
     return np
 
 
+@pytest.fixture(params=["check", pytest.param("gpu", marks=pytest.mark.gpu)])
+def race_checked_xp(request, monkeypatch):
+    """As checked_xp without the mode of numbers alone: for tests where each case compiles kernels of its own."""
+    if request.param == "gpu":
+        return gpu_module()
+    monkeypatch.setattr(executor, "default_mode", request.param)
+    return np
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _mutated_sources():
     """Take the kernels from another folder: mutants.py plants its bugs there."""

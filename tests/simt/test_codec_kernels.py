@@ -172,17 +172,17 @@ def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m2-b16-e5m0-rceil"])
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-def test_blocks_of_several_tiles(monkeypatch, checked_xp, name, algo):
+def test_blocks_of_several_tiles(monkeypatch, race_checked_xp, name, algo):
     """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
     monkeypatch.setattr("cutpq.codecs.config.MOST_BLOCKS", 2)
-    assert_kernels_follow(monkeypatch, checked_xp, name, real(5 * 2048 + 77))
+    assert_kernels_follow(monkeypatch, race_checked_xp, name, real(5 * 2048 + 77))
 
     def on_rank(comm):
         x = comm.xp.asarray(real(3 * 5 * 2048, seed=comm.rank))
         return to_numpy(all_reduce(x, comm, codec=name, algo=algo))
 
     want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
-    for total in run_threads(3, on_rank, xp=checked_xp):
+    for total in run_threads(3, on_rank, xp=race_checked_xp):
         assert_same_numbers(total, want)
 
 
@@ -238,7 +238,7 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m0-b8-e5m0", "int4", "int8-b8", "e3m0-b64"])
-def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
+def test_sum_of_scales_near_and_far(monkeypatch, race_checked_xp, name):
     """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not.
 
     Of every fourth block the scales fall from rank to rank, as under act-order; of others one half of the ranks lies
@@ -264,10 +264,10 @@ def test_sum_of_scales_near_and_far(monkeypatch, checked_xp, name):
             total = terms[0].copy()
             for term in terms[1:]:
                 total += term
-        have = launch.decode_sum(checked_xp.asarray(wires), c, n, np.float32)
+        have = launch.decode_sum(race_checked_xp.asarray(wires), c, n, np.float32)
         assert_same_numbers(to_numpy(have), total)
         again = formulas(monkeypatch, lambda: c.encode(total))  # noqa: B023
-        assert_exact(to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, n)), again)
+        assert_exact(to_numpy(launch.decode_sum_encode(race_checked_xp.asarray(wires), c, n)), again)
 
 
 def test_sum_of_scales_that_is_just_above_a_tie(monkeypatch, checked_xp):
@@ -354,8 +354,8 @@ def normed_on_ranks(size, M, K, dtype, name, algo, xp=np):
         (2, 64, np.float32, "mxfp4"),
     ],
 )
-def test_fused_end_equals_its_steps(checked_xp, M, K, dtype, name, algo):
-    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo, checked_xp), strict=True):
+def test_fused_end_equals_its_steps(race_checked_xp, M, K, dtype, name, algo):
+    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo, race_checked_xp), strict=True):
         for have, want in zip(together, apart, strict=True):
             assert_exact(have, want)
 

@@ -141,20 +141,20 @@ GROUPS = {
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", GROUPS)
-def test_every_kind_of_groups(checked_xp, cut, shape, name, symmetric):
+def test_every_kind_of_groups(race_checked_xp, cut, shape, name, symmetric):
     cut(1), shape(gemm_config._SMALLER, 32)  # so that a block goes down several units
-    check(checked_xp, random_weight(**GROUPS[name], symmetric=symmetric), 3)
+    check(race_checked_xp, random_weight(**GROUPS[name], symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups", "act_order"])
-def test_every_kind_of_groups_in_bfloat16(checked_xp, cut, shape, name):
+def test_every_kind_of_groups_in_bfloat16(race_checked_xp, cut, shape, name):
     cut(1), shape(gemm_config._SMALLER, 32)
-    check(checked_xp, random_weight(**GROUPS[name]), 3, BFLOAT16)
+    check(race_checked_xp, random_weight(**GROUPS[name]), 3, BFLOAT16)
 
 
-def test_units_that_reach_beyond_the_rows_of_an_act_order(checked_xp, shape):
+def test_units_that_reach_beyond_the_rows_of_an_act_order(race_checked_xp, shape):
     shape(gemm_config._NARROW, 32)  # 256 rows, of which there are 72
-    check(checked_xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
+    check(race_checked_xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -198,20 +198,20 @@ def test_parts_of_a_column(checked_xp, cut, M, N, cuts):
 @pytest.mark.parametrize("slab", [64, 32])
 @pytest.mark.parametrize("M", [5, 13])
 @pytest.mark.parametrize("name", ["_MEDIUM", "_NARROW", "_LONG", "_LONG_NARROW", "_SMALLER"])
-def test_every_shape_of_block(checked_xp, shape, name, M, slab):
+def test_every_shape_of_block(race_checked_xp, shape, name, M, slab):
     """Each that the device has shared memory for; Hopper has it for all, and the others are refused with the reason."""
     shape(getattr(gemm_config, name), slab)
     w = random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True)
-    device = kernels.device(checked_xp)
+    device = kernels.device(race_checked_xp)
     problem = gemm_config.GemmProblem(M, 256, 1408, FLOAT16_CODE, "uniform", 64, 8)
     ((config,),) = gemm_config.candidates(problem)
     objections = gemm_config.with_stages(config, device).objections(device)
     if not objections:
-        check(checked_xp, w, M)
+        check(race_checked_xp, w, M)
         return
     assert device.smem_limit < Device(90, 1).smem_limit, objections
     with pytest.raises(ValueError, match=r"shared memory exceed|of a multiprocessor"):
-        check(checked_xp, w, M)
+        check(race_checked_xp, w, M)
 
 
 @pytest.mark.parametrize("M", [1, 16])
@@ -302,9 +302,9 @@ def test_eight_bits_at_every_tile_of_tokens(xp, launched, M, dtype):
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", ["groups_of_32", "groups_of_128", "one_group", "sparse_groups", "act_order"])
-def test_eight_bits_in_every_kind_of_groups(checked_xp, cut, shape, name, symmetric):
+def test_eight_bits_in_every_kind_of_groups(race_checked_xp, cut, shape, name, symmetric):
     cut(1), shape(gemm_config._SMALLER, 32)  # so that a block goes down several units
-    check(checked_xp, random_weight(**GROUPS[name], bits=8, symmetric=symmetric), 3)
+    check(race_checked_xp, random_weight(**GROUPS[name], bits=8, symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
@@ -334,7 +334,7 @@ def test_exact_sums(xp, multiprocessors, M, dtype):
 
 
 @pytest.mark.parametrize("activation", EXACT)
-def test_activated(checked_xp, activation):
+def test_activated(race_checked_xp, activation):
     w = random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True)
     x = 4 * tokens(9, 128)
     v = x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
@@ -342,18 +342,18 @@ def test_activated(checked_xp, activation):
     assert v.max() > 3
     exact = EXACT[activation](v)
     # steepness below 1.13, times what the sums may be off; the exponential's own error grows with its argument
-    y = to_numpy(matmul(checked_xp.asarray(x), pack(w.to(checked_xp)), activation=activation))
+    y = to_numpy(matmul(race_checked_xp.asarray(x), pack(w.to(race_checked_xp)), activation=activation))
     assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + 2.0**-18 * (1 + v * v))
 
 
 @pytest.mark.parametrize(
     ("bits", "M", "activation"), [(4, M, kind) for M in (1, 19) for kind in EXACT] + [(8, 19, "silu")]
 )
-def test_gated(checked_xp, bits, M, activation):
+def test_gated(race_checked_xp, bits, M, activation):
     gate, up = (random_weight(128, 72, 32, bits=bits, g_idx=contiguous(128, 32), bias=True, seed=s) for s in (0, 1))
     x = 4 * tokens(M, 128)
-    p = pack(interleave(gate.to(checked_xp), up.to(checked_xp)))
-    y = to_numpy(gated_matmul(checked_xp.asarray(x), p, activation=activation))
+    p = pack(interleave(gate.to(race_checked_xp), up.to(race_checked_xp)))
+    y = to_numpy(gated_matmul(race_checked_xp.asarray(x), p, activation=activation))
     a, b = (
         x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
         for w in (gate, up)
