@@ -13,7 +13,6 @@ for folder in (ROOT / "bench", ROOT / "tests" / "helpers"):
 
 import harness.blas_single  # noqa: E402, F401  before NumPy: ranks are threads in most tests
 import numpy as np  # noqa: E402
-import processes  # noqa: E402
 import pytest  # noqa: E402
 from harness.gpu_clock import NoGpu, gpu_module  # noqa: E402
 
@@ -32,11 +31,12 @@ def pytest_runtest_setup(item):
         pytest.skip(reason)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session):
-    """Shares the files among processes; a GPU's context would not survive that, and stays with pytest's own loop."""
-    wanted = processes.count(session)
-    return processes.run(session, wanted) if wanted > 1 and without_gpu() else None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """What -n auto means, which pyproject.toml says: a process for each core, but none for one file or with a GPU."""
+    files = {arg.partition("::")[0] for arg in config.args}
+    one = len(files) == 1 and Path(*files).is_file()
+    return 0 if one or not without_gpu() else min(8, len(os.sched_getaffinity(0)))
 
 
 @cache

@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # For each suite and bug the test that saw it when this was recorded: no more than an order in which to try.
 CAUGHT_BY = Path(__file__).with_name("caught_by.json")
 
+# Flags of pytest: none of pyproject.toml, which ask for pytest-xdist; a plugin left out collects garbage at each end.
+QUICK = ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+
 # The wrong memory operations that some bugs call, in front of every mutated file.
 WEAKER = ROOT / "tests" / "softgpu" / "include" / "weaker_order.cuh"
 COMMENT = re.compile(r"//[^\n]*")
@@ -1335,10 +1338,9 @@ def run_tests(mutant: Mutant, tests: list[str], likely: str | None) -> tuple[int
         (sources / mutant.file).write_text(WEAKER.read_text() + mutated)
         os.environ["CUTPQ_MUTATED_SOURCES"] = str(sources)
         os.chdir(Path(__file__).parent)
-        quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line"]  # the latter collects garbage
         first, status = FirstFailure(), 0
         for chosen in ([[str(ROOT / likely)]] if likely else []) + [tests]:
-            status = pytest.main(["-x", "-q", *quick, "-m", "not gpu", *chosen], plugins=[first])
+            status = pytest.main([*QUICK, "-x", "-q", "--tb=line", "-m", "not gpu", *chosen], plugins=[first])
             if status == 1:
                 break
     return int(status), first.test, said.getvalue()
@@ -1360,10 +1362,9 @@ def main(kernels: list[str], record: bool) -> int:
     # Once: each mutant's process is a copy of this one, which has loaded what all need.
     executor.library()
     nvrtc.find()
-    os.environ["CUTPQ_TEST_PROCESSES"] = "1"  # a mutant's process has its core already
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and they take longer than most tests here
     with redirect_stdout(StringIO()):
-        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)])
+        pytest.main([*QUICK, "--collect-only", "-q", str(Path(__file__).parent)])
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUTPQ_CACHE_DIR", folder)  # the kernels without a bug are compiled once for all
         missed, total = plant_all(suites, caught_by)
