@@ -13,9 +13,11 @@ from cutpq.ranks.failures import witness
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="inotify is Linux's")
 
-RANK = """
+# The module alone, as the witness itself runs it: importing the package would take longer than all else here.
+RANK = f"""
 import sys, time
-from cutpq.ranks.failures.witness import Presence
+sys.path.insert(0, {os.path.dirname(witness.__file__)!r})
+from witness import Presence
 presence = Presence(sys.argv[1], int(sys.argv[2]))
 for how in sys.argv[3:]:
     presence.end(how)
