@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -109,21 +110,33 @@ FORMATS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory):
+    """A folder for each format, made once: the others are compared with gptq_v2's."""
+    folder = tmp_path_factory.mktemp("solved")
+    write_model(folder / "src", num_hidden_layers=1, head_dim=16)
+
+    @cache
+    def of(format, sym, bits):
+        dst = folder / f"{format}-{sym}-{bits}"
+        quantize(folder / "src", dst, calibration(), bits=bits, group_size=32, sym=sym, format=format)
+        return dst
+
+    return of
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("format, sym", FORMATS)
-def test_formats_say_what_was_solved(tmp_path, format, sym, bits):
+def test_formats_say_what_was_solved(solved, format, sym, bits):
     """The same numbers in every format, as the slow reader of the formats finds them."""
-    write_model(tmp_path / "src", num_hidden_layers=1, head_dim=16)
-    quantize(tmp_path / "src", tmp_path / "dst", calibration(), bits=bits, group_size=32, sym=sym, format=format)
-    quantize(tmp_path / "src", tmp_path / "v2", calibration(), bits=bits, group_size=32, sym=sym, format="gptq_v2")
-    ckpt, tensors = open_checkpoint(tmp_path / "dst"), oracle.load(tmp_path / "dst")
+    ckpt, tensors = open_checkpoint(solved(format, sym, bits)), oracle.load(solved(format, sym, bits))
     name = "model.layers.0.mlp.down_proj"
     if format == "compressed-tensors":
         want = oracle.compressed(tensors, name, bits, 32)
     else:
         want = oracle.gptq(tensors, name, bits, 32, sym, format)
     oracle.assert_same_weight(ckpt.weight(name), want)
-    assert_exact(want.codes, open_checkpoint(tmp_path / "v2").weight(name).codes)
+    assert_exact(want.codes, open_checkpoint(solved("gptq_v2", sym, bits)).weight(name).codes)
     assert ckpt.inspect(name).sym == sym
     assert want.codes.max() > 2 ** (bits - 1)
 
@@ -260,7 +273,7 @@ def test_a_hessian_in_pieces_is_that_in_one(tmp_path, monkeypatch):
     assert some.losses[name] == pytest.approx(one.losses[name], rel=1e-3)
 
 
-@pytest.mark.parametrize(("ranks", "family"), [(2, "llama"), (4, "llama"), (8, "llama"), (4, "mixtral")])
+@pytest.mark.parametrize(("ranks", "family"), [(2, "llama"), (8, "llama"), (4, "mixtral")])
 def test_any_number_of_ranks_writes_the_same_bytes(tmp_path, monkeypatch, ranks, family):
     monkeypatch.setattr(streams, "_SUM_BYTES", 4 * 96 * 40)  # of Hessians with 96 rows: three pieces
     write_model(tmp_path / "src", family, head_dim=16)
