@@ -6,7 +6,8 @@
     python bench/nodes.py --nodes 3+5 --rates none --cut 1:5 --run python job.py         node 1 loses its cable at 5 s
 
 Needs what harness/namespaces.py needs, and an MPICH built with UCX, as the wheel is. mpirun reaches the nodes by a
-launcher command, as it does by ssh (harness/cluster.py). A row is one algo and codec at one size, of float16:
+launcher command, as it does by ssh (harness/cluster.py). CUTPQ_BETWEEN, unless it is set, names the cable that is most
+like the rate. A row is one algo and codec at one size, of float16:
 
 time(us)      of one sum: the slowest rank's, and of --n of these the median
 speedup       time of plain over this one's
@@ -44,6 +45,7 @@ from truth.verifiable import term
 
 import cutpq as cq
 from cutpq.cost.nodes import CABLES, Nodes, cable_sent, choose_shots
+from cutpq.ranks import auto
 from cutpq.ranks.communicator import Communicator
 
 ROWS = "CUTPQ_NODES_ROWS"  # set where the script calls itself on each rank
@@ -167,10 +169,21 @@ def run_rows(sizes: list[int], rate: str, argv: Sequence[str]) -> dict[str, Any]
     """What the ranks measure over such nodes: see `measure`."""
     with tempfile.TemporaryDirectory() as folder, cluster.cluster(sizes, rate, Path(folder)) as start:
         rows = Path(folder, "rows.json")
-        status = cluster.run(start, [sys.executable, __file__, *argv], **{ROWS: str(rows)}).wait()
+        told = {ROWS: str(rows), "CUTPQ_BETWEEN": os.environ.get("CUTPQ_BETWEEN") or cable_like(rate)}
+        status = cluster.run(start, [sys.executable, __file__, *argv], **told).wait()
         if status:
             sys.exit(f"nodes.py: the ranks ended with status {status}")
         return json.loads(rows.read_text())
+
+
+def cable_like(rate: str) -> str:
+    """The name of the cable in cost/nodes.py that is nearest to a rate of tc's, such as 100mbit; "" for "none"."""
+    number, unit = rate.rstrip("bitkmg"), rate.lstrip("0123456789.")
+    units = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+    if unit not in units:
+        return ""
+    gb_s = float(number) * units[unit] / 8e9
+    return min(CABLES, key=lambda name: abs(math.log(CABLES[name].node_gb_s / gb_s)))
 
 
 # --- what a rank does ----------------------------------------------------------------------------------------------
@@ -209,8 +222,7 @@ def measure_case(algo: str, codec: cq.Codec | None, count: int, comm: Communicat
         cq.all_reduce(x, comm, codec, algo)
         return float(comm.all_gather(np.array((time.perf_counter() - start) * 1e6)).max())
 
-    # The cable that hierarchical sums decide for, unless CUTPQ_BETWEEN is set.
-    shots = choose_shots(count, nodes, codec, CABLES["eth-100g"]) if codec and algo == "hierarchical" else ""
+    shots = choose_shots(count, nodes, codec, auto.cable(comm)) if codec and algo == "hierarchical" else ""
     rel_err, right = judge(cq.all_reduce(x, comm, codec, algo), algo, codec, shots, comm, nodes)
     carried = carried_bytes(x, algo, codec, comm)
     sent = [cable_sent(algo, count, 2, nodes, rank, codec, shots) for rank in range(comm.size)]
