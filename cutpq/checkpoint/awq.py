@@ -83,6 +83,14 @@ def weight(
     )
 
 
+def codes(
+    tensors: Tensors, name: str, spec: ModuleSpec, rows: slice | np.ndarray, columns: slice | np.ndarray
+) -> np.ndarray:
+    """The codes of `weight` alone."""
+    layout = _layout(tensors, name, spec)
+    return _read_codes(tensors, f"{name}.qweight", np.arange(layout.K)[rows], np.arange(layout.N)[columns])
+
+
 def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
     layout = _layout(tensors, name, spec)

@@ -24,10 +24,11 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     words = words.view(np.uint32)
     codes = np.empty((count, *words.shape[1:]), np.uint8)
     period, stride = _period(bits)
+    room = np.empty((ceil_div(count, period), *words.shape[1:]), np.uint32)
     for i in range(min(period, count)):
         target = codes[i::period]
         word, shift = divmod(i * bits, 32)
-        field = words[word::stride][: len(target)] >> np.uint32(shift)
+        field = np.right_shift(words[word::stride][: len(target)], np.uint32(shift), out=room[: len(target)])
         if shift + bits > 32:
             high = words[word + 1 :: stride][: len(target)]
             field |= high << np.uint32(32 - shift)

@@ -89,7 +89,7 @@ def weight(
     layout = _layout(tensors, name, spec)
     group_of_row, _ = _read_g_idx(tensors, layout)
     return QuantWeight(
-        codes=_read_codes(tensors, f"{name}.weight_packed", layout, rows, np.arange(layout.N)[columns]),
+        codes=_read_codes(tensors, f"{name}.weight_packed", layout, rows, columns),
         scales=groups.read_scales(tensors, f"{name}.weight_scale", columns, transposed=True),
         zeros=np.ascontiguousarray(_read_zeros(tensors, layout)[:, columns]),
         g_idx=group_of_row[rows],
@@ -97,6 +97,13 @@ def weight(
         group_size=layout.rows_per_group,
         bias=groups.read_bias(tensors, f"{name}.bias", layout.N, columns),
     )
+
+
+def codes(
+    tensors: Tensors, name: str, spec: ModuleSpec, rows: slice | np.ndarray, columns: slice | np.ndarray
+) -> np.ndarray:
+    """The codes of `weight` alone."""
+    return _read_codes(tensors, f"{name}.weight_packed", _layout(tensors, name, spec), rows, columns)
 
 
 def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
@@ -249,19 +256,29 @@ def _read_zeros(tensors: Tensors, layout: Layout) -> np.ndarray:
 
 
 def _read_codes(
-    tensors: Tensors, tensor: str, layout: Layout, rows: slice | np.ndarray, columns: np.ndarray
+    tensors: Tensors, tensor: str, layout: Layout, rows: slice | np.ndarray, columns: slice | np.ndarray
 ) -> np.ndarray:
     """Codes of some rows and columns, block by block along N, which is the first axis of the file's tensor."""
+    columns = np.arange(layout.N)[columns]
+    first, end = 0, layout.K
+    if isinstance(rows, slice):
+        first, end = rows.start // 32 * 32, rows.stop  # 32 rows are whole words, of any width
+        rows = slice(rows.start - first, end - first)
+    words = slice(first * layout.bits // 32, bitstream.words_for(end, layout.bits))
+    codes = np.empty((len(np.arange(end - first)[rows]), len(columns)), np.uint8)
+    if not codes.size:
+        return codes
     place = np.argsort(columns, kind="stable")
     wanted = columns[place]
-    codes = np.empty((len(np.arange(layout.K)[rows]), len(columns)), np.uint8)
-    step = max(1, _BLOCK // (4 * bitstream.words_for(layout.K, layout.bits)))
-    for start in range(0, layout.N, step):
-        first, last = np.searchsorted(wanted, (start, start + step))
-        if first < last:
-            words = tensors.read(tensor, slice(start, min(start + step, layout.N)))[wanted[first:last] - start]
-            block = bitstream.unpack(np.ascontiguousarray(words.T), layout.bits, layout.K)
-            target = place[first:last]
+    step = max(1, _BLOCK // (4 * (words.stop - words.start)))
+    last = int(wanted[-1]) + 1
+    for start in range(int(wanted[0]), last, step):
+        stop = min(start + step, last)
+        own = slice(*np.searchsorted(wanted, (start, stop)))
+        if own.start < own.stop:
+            packed = tensors.read(tensor, slice(start, stop), words)[wanted[own] - start]
+            block = bitstream.unpack(np.ascontiguousarray(packed.T), layout.bits, end - first)
+            target = place[own]
             if np.array_equal(target, np.arange(target[0], target[0] + len(target))):
                 codes[:, target[0] : target[0] + len(target)] = block[rows]  # ten times faster than the line below
             else:

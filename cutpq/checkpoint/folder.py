@@ -71,6 +71,11 @@ class Checkpoint:
         K, N = self.shape(name)
         return self._ask("weight", name, _selection("rows", rows, K), _selection("columns", columns, N))
 
+    def codes(self, name: str, rows: Selection = None, columns: Selection = None) -> np.ndarray:
+        """The codes of a quantized module alone, (rows, columns) uint8: of a slice no more is read than it needs."""
+        K, N = self.shape(name)
+        return self._ask("codes", name, _selection("rows", rows, K), _selection("columns", columns, N))
+
     def shape(self, name: str) -> tuple[int, int]:
         """(K, N) of a quantized module."""
         return self._ask("shape", name)

@@ -119,7 +119,7 @@ def weight(
     group_of_row, _ = _read_g_idx(tensors, name, layout)
     stored = _stored_zeros(tensors, name, layout)
     return QuantWeight(
-        codes=_read_codes(tensors, name, layout, np.arange(layout.K)[rows], columns),
+        codes=_read_codes(tensors, name, layout, rows, columns),
         scales=groups.read_scales(tensors, f"{name}.scales", columns),
         zeros=np.ascontiguousarray(_true_zeros(stored, zero_convention(stored, spec), layout.bits)[:, columns]),
         g_idx=group_of_row[rows],
@@ -127,6 +127,13 @@ def weight(
         group_size=layout.rows_per_group,
         bias=groups.read_bias(tensors, f"{name}.bias", layout.N, columns),
     )
+
+
+def codes(
+    tensors: Tensors, name: str, spec: ModuleSpec, rows: slice | np.ndarray, columns: slice | np.ndarray
+) -> np.ndarray:
+    """The codes of `weight` alone."""
+    return _read_codes(tensors, name, _layout(tensors, name, spec), rows, columns)
 
 
 def zero_convention(stored: np.ndarray, spec: ModuleSpec) -> ZeroConvention:
@@ -231,21 +238,33 @@ def _true_zeros(stored: np.ndarray, convention: ZeroConvention, bits: int) -> np
 
 
 def _read_codes(
-    tensors: Tensors, name: str, layout: Layout, rows: np.ndarray, columns: slice | np.ndarray
+    tensors: Tensors, name: str, layout: Layout, rows: slice | np.ndarray, columns: slice | np.ndarray
 ) -> np.ndarray:
     """Codes of some rows and columns, block by block along K, so that little beside the result is held."""
-    tensor = f"{name}.qweight"
+    rows = np.arange(layout.K)[rows]
+    of_file = columns if isinstance(columns, slice) else slice(0, layout.N)
+    width = of_file.stop - of_file.start
+    codes = np.empty((len(rows), width if isinstance(columns, slice) else len(columns)), np.uint8)
+    if not codes.size:
+        return codes
+    first, end = int(rows.min()) // 32 * 32, int(rows.max()) + 1  # 32 rows are whole words, of any width
+    step = 32 * max(1, _BLOCK // (4 * layout.bits * width))
+
+    def block(start: int, stop: int) -> np.ndarray:
+        words = slice(start * layout.bits // 32, bitstream.words_for(stop, layout.bits))
+        packed = tensors.read(f"{name}.qweight", words, of_file)
+        chosen = packed if isinstance(columns, slice) else packed.take(columns, axis=1)
+        return bitstream.unpack(chosen, layout.bits, stop - start)
+
+    if end - first <= step:
+        return block(first, end)[rows - first]
     place = np.argsort(rows, kind="stable")
     wanted = rows[place]
-    codes = np.empty((len(rows), len(np.arange(layout.N)[columns])), np.uint8)
-    step = 32 * max(1, _BLOCK // (4 * layout.bits * layout.N))  # 32 rows are whole words, of any width
-    for start in range(0, layout.K, step):
-        first, last = np.searchsorted(wanted, (start, start + step))
-        if first < last:
-            stop = min(start + step, layout.K)
-            words = slice(start * layout.bits // 32, bitstream.words_for(stop, layout.bits))
-            block = bitstream.unpack(tensors.read(tensor, words)[:, columns], layout.bits, stop - start)
-            codes[place[first:last]] = block[wanted[first:last] - start]
+    for start in range(first, end, step):
+        stop = min(start + step, end)
+        own = slice(*np.searchsorted(wanted, (start, stop)))
+        if own.start < own.stop:
+            codes[place[own]] = block(start, stop)[wanted[own] - start]
     return codes
 
 

@@ -88,8 +88,10 @@ class Tensors:
         """The file's own word for the dtype of a tensor: F16, BF16, I32, ..."""
         return str(self._slice(name).get_dtype())
 
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """A tensor, or `rows` of its first axis (a slice of step 1); bfloat16 as ml_dtypes.bfloat16.
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> np.ndarray:
+        """A tensor, or `rows` of its first and `columns` of its second axis; bfloat16 as ml_dtypes.bfloat16.
+
+        rows, columns  slices of step 1; columns with rows alone
 
         Raises CheckpointError for a dtype that NumPy lacks and for data that cannot be read.
         """
@@ -100,6 +102,8 @@ class Tensors:
         start, stop, _ = (rows or slice(None)).indices(shape[0] if shape else 0)
         wanted = (max(0, stop - start), *shape[1:]) if shape else ()
         try:
+            if columns is not None:
+                return self._slice(name)[start:stop, columns]
             if wanted == shape:
                 return self._files[self.file_of(name)].get_tensor(name)
             return self._slice(name)[start:stop]

@@ -12,6 +12,7 @@ from ..array import Array
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules
+from ..ops.engine import threads
 from .raw_tensors import BLOCK, Move, RawFile, RawTensor, byte_blocks, spans
 from .reader import ConversionError, Reader
 
@@ -51,7 +52,7 @@ def prove(
                 if f"{name}.weight" in by_name:
                     _same_plain(old, new, parts[name], columns)
                 else:
-                    _same_weight(old, new, name, rows, cols, largest // 4)
+                    _same_weight(old, new, name, rows, cols)
             except CheckpointError as e:
                 raise ConversionError(f"proof failed: {e}") from e
             count(nbytes)
@@ -71,16 +72,28 @@ def _same_bytes(file: RawFile, copy: Path, moves: dict[str, Move], count: Callab
 
 
 def _same_weight(
-    old: Checkpoint, new: Checkpoint, name: str, rows: np.ndarray | None, columns: np.ndarray | None, budget: int
+    old: Checkpoint, new: Checkpoint, name: str, rows: np.ndarray | None, columns: np.ndarray | None
 ) -> None:
-    """Compare a module's weight with rows and columns of the old one, some columns at a time (`budget` bytes)."""
+    """Compare a module's weight with rows and columns of the old one, of which one is None: in the order they had.
+
+    The codes are compared in pieces along that axis, which stay in a core's cache.
+    """
     K, N = old.shape(name)
-    columns = np.arange(N) if columns is None else columns
-    for start, stop in spans(N, max(BLOCK, budget) // K):
-        a = old.weight(name, rows, columns[start:stop])
-        b = new.weight(name, None, slice(start, stop))
-        for part in ("codes", "scales", "zeros", "g_idx", "bias"):
-            _check(_same_bits(getattr(a, part), getattr(b, part)), f"{name} ({part})", new.folder)
+
+    def check(part: str, a: Array | None, b: Array | None) -> None:
+        _check(_same_bits(a, b), f"{name} ({part})", new.folder)
+
+    def compare_codes(piece: tuple[int, int]) -> None:
+        own = slice(*piece)
+        a = old.codes(name, own, columns) if rows is None else old.codes(name, rows, own)
+        check("codes", a, new.codes(name, own) if rows is None else new.codes(name, None, own))
+
+    check("g_idx", old.g_idx(name)[slice(None) if rows is None else rows], new.g_idx(name))
+    a, b = old.weight(name, slice(0), columns), new.weight(name, slice(0))
+    for part in ("scales", "zeros", "bias"):
+        check(part, getattr(a, part), getattr(b, part))
+    length, other = (K, N) if rows is None else (N, K)
+    threads.each(compare_codes, spans(length, BLOCK // other // 32 * 32))
 
 
 def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], perm: np.ndarray) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..checkpoint import bitstream
 from ..checkpoint.errors import CheckpointError
+from ..ops.engine import threads
 
 # Bytes of a block that is read, permuted and written at once: 2 MiB stay in a core's L2 cache.
 BLOCK = 1 << 21
@@ -80,9 +81,13 @@ class RawTensor:
             for start, stop in spans(count, BLOCK // self.row_bytes):
                 yield whole[move.perm[start:stop]]
             return
-        result = np.empty_like(whole)
-        for start, stop in spans(whole.shape[1], BLOCK // len(move.perm)):
-            result[:, start:stop] = _gather_packed(whole[:, start:stop], move.perm, move.bits)
+        result, perm, bits = np.empty_like(whole), move.perm, move.bits
+
+        def gather(columns: tuple[int, int]) -> None:
+            own = slice(*columns)
+            result[:, own] = _gather_packed(whole[:, own], perm, bits)
+
+        threads.each(gather, spans(whole.shape[1], BLOCK // len(perm)))
         yield result
 
 
