@@ -7,6 +7,18 @@ import numpy as np
 from ..array import Array, array_module
 
 
+def steps_on_grid(v: Array, scale: Array, low: Array, high: Array, out: Array) -> Array:
+    """clip(round(v / scale), low, high): the steps of size `scale` from 0 to the nearest number of a grid.
+
+    low, high  code - zero of the least and the largest code;  out  as v; returned
+    """
+    xp = array_module(v)
+    xp.divide(v, scale, out=out)
+    xp.rint(out, out=out)
+    xp.maximum(out, low, out=out)
+    return xp.minimum(out, high, out=out)
+
+
 def round_rows(
     v: Array, coupling: Array, scales: Array, zeros: Array, group: Array, bits: int, before: Array | None = None
 ) -> tuple[Array, Array, Array]:
@@ -29,16 +41,12 @@ def round_rows(
     xp = array_module(v, coupling, scales, zeros, group, before)
     codes, q, e = xp.empty(v.shape, xp.uint8), xp.empty_like(v), xp.empty_like(v)
     moved = xp.empty_like(v)
-    least, most = np.float32(0), np.float32(2**bits - 1)
+    low, high = -zeros, np.float32(2**bits - 1) - zeros
     for i, g in enumerate(group.tolist()):
-        row, later = q[i], slice(i + 1, None)
-        xp.divide(v[i], scales[g], out=row)
-        xp.rint(row, out=row)
-        row += zeros[g]
-        xp.maximum(row, least, out=row)
-        xp.minimum(row, most, out=row)
-        codes[i] = row
-        row -= zeros[g]
+        later = slice(i + 1, None)
+        row = steps_on_grid(v[i], scales[g], low[g], high[g], out=q[i])
+        codes[i] = row + zeros[g]
+        row += np.float32(0)  # not -0
         row *= scales[g]
         xp.subtract(*((v[i], row) if before is None else (row, before[i])), out=e[i])
         xp.multiply(coupling[i, later, None], e[i], out=moved[later])

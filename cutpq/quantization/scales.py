@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..array import Array, array_module
+from . import formulas
 
 SCALES = ("search", "minmax")
 
@@ -42,6 +43,12 @@ def choose_scales(
     return scales, zeros
 
 
+def stored(scales: Array, dtype: type) -> Array:
+    """Scales as they are stored, rounded to `dtype` and above 0; float32."""
+    xp = array_module(scales)
+    return xp.maximum(scales.astype(dtype).astype(xp.float32), _SMALLEST)
+
+
 def _pieces(rows: int, N: int) -> Iterator[slice]:
     step = max(1, _PIECE // rows)
     for n in range(0, N, step):
@@ -65,7 +72,7 @@ def _candidates(
     """Scales and zero points for a fraction of the range; with 2 bits both integers beside the exact zero point."""
     xp = array_module(low, high)
     most, fraction = 2**bits - 1, np.float32(fraction)
-    scale = xp.maximum((fraction * (high - low) / most).astype(dtype).astype(xp.float32), _SMALLEST)
+    scale = stored(fraction * (high - low) / most, dtype)
     if sym:
         return [(scale, xp.full_like(scale, (most + 1) // 2))]
     exact = -fraction * low / scale
@@ -83,10 +90,7 @@ def _search(
     error = xp.empty_like(w)
     for fraction in _FRACTIONS:
         for scale, zero in _candidates(low, high, fraction, bits, sym, dtype):
-            xp.divide(w, scale, out=error)
-            xp.rint(error, out=error)
-            xp.maximum(error, -zero, out=error)
-            xp.minimum(error, most - zero, out=error)
+            formulas.steps_on_grid(w, scale, -zero, most - zero, out=error)
             error *= scale
             error -= w
             error *= error

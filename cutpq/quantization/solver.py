@@ -12,7 +12,7 @@ allows (Frantar et al., arXiv 2210.17323). Beyond that, and by default:
 - Scales are searched with each row's error weighed by 1 / U[i, i]^2, which is what it costs after the later rows have
   made up for it, and rounded to float16 before any code is chosen.
 - Sweeps of coordinate descent over all rows follow, each code again the best one for all others as they are
-  (QuantEase, arXiv 2309.01885).
+  (QuantEase, arXiv 2309.01885); before the first of them also each group's scale.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from ..weights.weight import QuantWeight
 from .factor import inverse_factor
 from .order import RowOrder, row_order
 from .round_rows import round_rows
-from .scales import SCALES, choose_scales
+from .scales import SCALES, choose_scales, stored
 
 # Rows of a block: their errors move to the rows behind the block by one matrix product.
 BLOCK = 128
+
+# The first so many sweeps start by fitting the scales again to the codes; later ones gained nothing by it.
+_REFITS = 2
 
 # Columns are multiplied in this many panels on any number of ranks, so that the roundings are the same.
 PANELS = 8
@@ -220,7 +223,9 @@ class System:
             codes, Q = grid.nearest(target)
         else:
             codes, Q = _gptq(self, self.U, target.copy(), grid, parts)
-            for _ in range(self.options.sweeps):
+            for i in range(self.options.sweeps):
+                if i < _REFITS:
+                    _refit(self, target, codes, Q, grid, parts)
                 _sweep(self, target, codes, Q, grid, parts)
         errors: dict[int, tuple[float, float]] = {}
 
@@ -359,6 +364,35 @@ def _sweep(system: System, target: Array, codes: Array, Q: Array, grid: _Grid, p
         codes[rows], Q[rows], _ = round_rows(
             wanted, A[rows, rows] / diagonal, grid.scales, grid.zeros, group[rows], system.options.bits, Q[rows]
         )
+
+
+def _refit(system: System, target: Array, codes: Array, Q: Array, grid: _Grid, parts: Sequence[slice]) -> None:
+    """The scale of each group again, given all codes and the other scales: Q changes in place, no error rises.
+
+    With steps = code - zero of the group's rows and 0 elsewhere, the error of a scale s is a parabola,
+    ||Q - W* + (s - scale) steps||^2 in the norm of A.
+    """
+    A, xp = system.A, array_module(target)
+    rows_of = [np.flatnonzero(system.order.group == g) for g in range(len(grid.scales))]
+
+    def work(n: slice) -> None:
+        missed = Q[:, n] - target[:, n]
+        for scale, zero, of_group in zip(grid.scales[:, n], grid.zeros[:, n], rows_of, strict=True):
+            rows = xp.asarray(of_group)
+            steps = codes[rows, n] - zero
+            slope, curvature = xp.zeros_like(scale), xp.zeros_like(scale)
+            for block in _blocks(len(of_group)):
+                some = slice(block.start, block.stop)
+                coupling = A[rows[some]]
+                slope += (steps[some] * (coupling @ missed)).sum(axis=0)
+                curvature += (steps[some] * (coupling[:, rows] @ steps)).sum(axis=0)
+            best = stored(scale - slope / xp.where(curvature > 0, curvature, 1), grid.scale_dtype)
+            change = best - scale
+            scale[...] = xp.where(change * (2 * slope + change * curvature) < 0, best, scale)
+            Q[rows, n] = steps * scale
+            missed[rows] = Q[rows, n] - target[rows, n]
+
+    each(xp, work, parts)
 
 
 def _errors(A: Array, target: Array, Q: Array) -> tuple[float, float]:

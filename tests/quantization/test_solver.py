@@ -1,5 +1,6 @@
 """The layer solver: against GPTQModel's on a layer of the real small Llama, and against a slow textbook of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from assertions import assert_exact
 
 from cutpq.array import to_numpy
 from cutpq.ops.dequant import dequantize
+from cutpq.quantization import solver
 from cutpq.quantization.factor import inverse_factor
 from cutpq.quantization.order import ORDERS, row_order
 from cutpq.quantization.scales import choose_scales
@@ -109,6 +111,29 @@ def test_a_sweep_finds_the_best_code_of_a_row_alone():
             codes = w.codes.copy()
             codes[k] = code
             assert (column_errors(W, A, codes, w) >= best * (1 - 1e-4)).all()
+
+
+@pytest.mark.parametrize("order", ["static", "act"])
+@pytest.mark.parametrize("K, group_size", [(16, 8), (160, -1)])
+def test_a_scale_fits_the_codes_of_its_group(monkeypatch, order, K, group_size):
+    """With codes left alone, and after many fits, neither float16 beside a scale is better."""
+    W, H, _ = layer(K, 8, seed=6)
+    settings = {"bits": 3, "group_size": group_size, "order": order, "sweeps": 50}
+    monkeypatch.setattr(solver, "_sweep", lambda *_: None)
+    monkeypatch.setattr(solver, "_REFITS", 0)
+    before = quantize_weight(W, H, **settings)
+    monkeypatch.setattr(solver, "_REFITS", 50)
+    after = quantize_weight(W, H, **settings)
+    assert_exact(after.weight.codes, before.weight.codes)
+    assert after.loss < before.loss
+    A = H + np.float32(0.01) * np.diag(H).mean() * np.eye(K, dtype=np.float32)
+    w = after.weight
+    best = column_errors(W, A, w.codes, w)
+    for group in range(len(w.scales)):
+        for toward in (0, np.inf):
+            scales = w.scales.copy()
+            scales[group] = np.nextafter(scales[group], np.float16(toward))
+            assert (column_errors(W, A, w.codes, replace(w, scales=scales)) >= best * (1 - 1e-5)).all()
 
 
 def column_errors(W, A, codes, w):

@@ -13,7 +13,7 @@ from . import threads
 # Rows of a piece. A BLAS copies the other matrix for each piece, which for fewer rows would take part of the time.
 _ROWS = 256
 
-# Rows of a block of x^T x: of a square of 1024 with them 9/16 are multiplied, half of it being the mirror image.
+# Rows of a block of x^T x, half of which is the mirror image of the other and is not multiplied.
 _GRAM_ROWS = 128
 
 
@@ -45,29 +45,29 @@ def each(xp: ModuleType, work: Callable[[slice], object], parts: Iterable[slice]
 
 
 def gram(x: Array, columns: slice) -> list[Array]:
-    """Rows of x^T x that belong to some columns of x, on and above its diagonal: blocks x[:, a:b].T @ x[:, a:].
+    """Rows of x^T x that belong to some columns of x, on and above its diagonal.
 
-    x (n, K) float32, columns start:stop of it -> for a = start, start + 128, ... the block (b - a, K - a)
+    x (n, K) float32, columns start:stop of it -> for a = start, start + 128, ..., and b the next, two blocks:
+    x[:, a:b].T @ x[:, a:b], of which NumPy has its BLAS multiply one half (syrk), and x[:, a:b].T @ x[:, b:]
     """
     starts = range(columns.start, columns.stop, _GRAM_ROWS)
     parts = [slice(a, min(a + _GRAM_ROWS, columns.stop)) for a in starts]
-    found: dict[int, Array] = {}
+    found: dict[int, list[Array]] = {}
 
     def work(own: slice) -> None:
-        found[own.start] = x[:, own].T @ x[:, own.start :]
+        found[own.start] = [x[:, own].T @ x[:, own], x[:, own].T @ x[:, own.stop :]]
 
     each(array_module(x), work, parts)
-    return [found[part.start] for part in parts]
+    return [block for part in parts for block in found[part.start]]
 
 
 def fill_symmetric(H: Array, columns: slice, blocks: list[Array]) -> None:
     """Write what `gram` gave for these columns to H (K, K), and its mirror image."""
     xp, a = array_module(H), columns.start
-    for block in blocks:
-        n = len(block)
-        b = a + n
-        upper = xp.triu(block[:, :n])
+    for square, right in zip(blocks[::2], blocks[1::2], strict=True):
+        b = a + len(square)
+        upper = xp.triu(square)
         H[a:b, a:b] = upper + xp.triu(upper, 1).T
-        H[a:b, b:] = block[:, n:]
-        H[b:, a:b] = block[:, n:].T
+        H[a:b, b:] = right
+        H[b:, a:b] = right.T
         a = b
