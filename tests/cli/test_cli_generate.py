@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,14 @@ pytest.importorskip("tokenizers")
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUTPQ_COMM", "self")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, as in a terminal: it is ignored by `pytest &`, and by what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def generate(capsys: pytest.CaptureFixture[str], *arguments: str, folder: Path = TINY_LLAMA) -> tuple[int, str, str]:
@@ -247,7 +256,7 @@ def test_ranks_that_cannot_start_are_one_message(
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 8])
 def test_rank_0_prints_the_same_text_for_any_number_of_ranks(ranks: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", PROMPT, "--max-tokens", "16", "--dtype", "float32"]
     alone = generate(capsys, *arguments)[1]
@@ -281,8 +290,8 @@ def test_what_only_rank_0_can_see_is_told_once_and_ends_all_ranks() -> None:
     assert err.count("cutpq: error: --prompt-file /no/such: No such file") == 1
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi), pytest.param(4, marks=needs_mpi)])
-def test_ctrl_c_prints_what_was_made(ranks: int) -> None:
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=needs_mpi)])
+def test_ctrl_c_prints_what_was_made(ranks: int, ctrl_c: None) -> None:
     """As a terminal sends it: to mpirun and to every rank, which mpirun then tells again."""
     job = mpirun(ranks, "--prompt", PROMPT, "--max-tokens", "2000")
     begun = job.stdout.read(8)
@@ -297,7 +306,7 @@ def test_ctrl_c_prints_what_was_made(ranks: int) -> None:
     assert 1 <= int(re.search(FIGURES, err)[2]) < 2000
 
 
-def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch, ctrl_c: None) -> None:
     """But one that comes at once is the same one, which mpirun passed on."""
     interrupted = Interrupt(SelfCommunicator())
     with interrupted:

@@ -61,7 +61,7 @@ def test_another_version_on_one_node_is_refused_with_both(tmp_path):
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: cutpq\nVersion: 0.0.9\n")
     script = tmp_path / "on_node.sh"
     script.write_text(f'PYTHONPATH="{tmp_path}/$(hostname):$PYTHONPATH" exec "$@"\n')
-    job = [sys.executable, str(HELPERS / "node_faults.py"), "one_is_slow"]
+    job = [sys.executable, str(HELPERS / "node_faults.py"), "all_are_well"]
     command = [sys.executable, str(NODES), "--nodes", "2x2", "--rates", "none", "--run", "sh", str(script), *job]
     found = run(command, 60, PYTHONPATH=BENCH_PATH)
     assert found.status != 0
@@ -79,7 +79,7 @@ def test_a_slow_rank_is_waited_for():
 
 @needs_mpi
 def test_ranks_of_uneven_nodes_find_them():
-    job = over_nodes("one_is_slow", nodes="1+3")
+    job = over_nodes("all_are_well", nodes="1+3")
     assert job.status == 0, job.err
     assert "rank 0 of node0 is done" in job.out
     assert all(f"rank {rank} of node1 is done" in job.out for rank in (1, 2, 3))
@@ -92,19 +92,8 @@ BENCH = NODES.parent
 def test_a_model_has_the_same_bits_over_two_nodes_as_on_one(tmp_path):
     """Perplexities and divergences are sums over all logits: printed in full they differ where any bit does."""
     where = {"one": tmp_path / "one.json", "two": tmp_path / "two.json"}
-    flags = [
-        "--windows",
-        "1",
-        "--window",
-        "48",
-        "--codec",
-        "none,mxfp4",
-        "--algo",
-        "hierarchical",
-        "--dtype",
-        "float16",
-    ]
-    job = [sys.executable, str(BENCH / "perplexity.py"), *flags, "--json"]
+    flags = "--windows 1 --window 48 --codec none,mxfp4 --algo hierarchical --dtype float16 --json"
+    job = [sys.executable, str(BENCH / "perplexity.py"), *flags.split()]
     one = run([MPIRUN, "-n", "4", *job, str(where["one"])], 120, CUTPQ_NODES="0,0,1,1")
     assert one.status == 0, one.err
     start = [sys.executable, str(NODES), "--nodes", "2x2", "--rates", "1gbit", "--run"]
