@@ -12,7 +12,7 @@ allows (Frantar et al., arXiv 2210.17323). Beyond that, and by default:
 - Scales are searched with each row's error weighed by 1 / U[i, i]^2, which is what it costs after the later rows have
   made up for it, and rounded to float16 before any code is chosen.
 - Sweeps of coordinate descent over all rows follow, each code again the best one for all others as they are
-  (QuantEase, arXiv 2309.01885); before the first of them also each group's scale.
+  (QuantEase, arXiv 2309.01885); before the first of them searched scales are fitted again, too.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class System:
         else:
             codes, Q = _gptq(self, self.U, target.copy(), grid, parts)
             for i in range(self.options.sweeps):
-                if i < _REFITS:
+                if i < _REFITS and self.options.scale == "search":
                     _refit(self, target, codes, Q, grid, parts)
                 _sweep(self, target, codes, Q, grid, parts)
         errors: dict[int, tuple[float, float]] = {}

@@ -126,6 +126,9 @@ def test_a_scale_fits_the_codes_of_its_group(monkeypatch, order, K, group_size):
     after = quantize_weight(W, H, **settings)
     assert_exact(after.weight.codes, before.weight.codes)
     assert after.loss < before.loss
+    kept = [quantize_weight(W, H, scale="minmax", **settings).weight.scales]
+    monkeypatch.setattr(solver, "_REFITS", 0)
+    assert_exact(*kept, quantize_weight(W, H, scale="minmax", **settings).weight.scales)
     A = H + np.float32(0.01) * np.diag(H).mean() * np.eye(K, dtype=np.float32)
     w = after.weight
     best = column_errors(W, A, w.codes, w)
