@@ -111,8 +111,9 @@ def test_rows_of_float16_are_added_in_float32():
             if bad:
                 terms[-1, rng.integers(150_000)] = every[bad]
             want = terms[0].astype(np.float32)
-            for term in terms[1:]:
-                want += term
+            with np.errstate(invalid="ignore"):  # a NaN is signalling
+                for term in terms[1:]:
+                    want += term
             have, number = add_rows(terms), ~np.isnan(want)
             assert_exact(have[number], want[number])
             assert np.isnan(have[~number]).all()
