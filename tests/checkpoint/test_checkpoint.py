@@ -172,3 +172,24 @@ def test_result_does_not_hold_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     assert_exact(w.codes, before[0])
     assert_exact(w.scales, before[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "gptq", "bits": 3},
+        {"format": "gptq"},
+        {"format": "awq", "sym": False},
+        {"format": "compressed-tensors"},
+    ],
+    ids=str,
+)
+def test_codes_alone_are_those_that_were_written(tmp_path: Path, options: dict) -> None:
+    """In any rows and columns: a slice inside a word, none, and a permutation."""
+    written = write_checkpoint(tmp_path, **options)[-1]
+    ckpt, (K, N) = open_checkpoint(tmp_path), written.codes.shape
+    rng = np.random.default_rng(7)
+    for rows in None, slice(5, 39), slice(32, K), slice(0), rng.permutation(K), np.array([K - 1, 3]):
+        for columns in None, slice(3, 21), slice(0), rng.permutation(N), np.array([N - 1, 1]):
+            want = written.codes[slice(None) if rows is None else rows][:, slice(None) if columns is None else columns]
+            assert_exact(ckpt.codes(written.name, rows, columns), want)
