@@ -147,10 +147,14 @@ def measure(args: argparse.Namespace, tokens: np.ndarray, comm: Communicator, tp
 
 
 def run(comm: Communicator, args: argparse.Namespace, tokens: np.ndarray, scheme: str) -> list[Row]:
-    """One rank. Window by window, each codec in turn, so that the logits of one window alone are kept."""
+    """One rank. Window by window, each codec in turn, so that the logits of one window alone are kept.
+
+    All ranks hold the logits of every position; each scores its share of the positions.
+    """
     model = cq.load_model(args.checkpoint, comm, scheme=scheme, dtype=args.dtype)
     cache = model.new_cache(1, args.window)
     tallies = [Tally(codec) for codec in (None, *(args.codec if comm.size > 1 else []))]
+    mine = share(args.window, comm)
     with progress(len(tokens) * len(tallies), f"tp={comm.size} {scheme}", comm) as bar:
         for window in tokens:
             plain = None
@@ -158,17 +162,31 @@ def run(comm: Communicator, args: argparse.Namespace, tokens: np.ndarray, scheme
                 cache.clear()
                 model.use_codec(tally.codec, args.algo if tally.codec else "plain")
                 logits = to_numpy(model([window], cache))
-                same = len(set(same_on_ranks(hashlib.sha256(logits.tobytes()).digest(), comm))) == 1
-                if comm.rank == 0:
-                    plain = logits if plain is None else plain
-                    tally.add(logits, plain, window, same)
+                tally.same &= len(set(same_on_ranks(hashlib.sha256(logits.data).digest(), comm))) == 1
+                log_q = log_softmax(logits[mine])
+                plain = plain or Plain(log_q)
+                tally.add(log_q, plain, window[1:][mine])
                 bar.update()
+    for tally in tallies:
+        tally.sum_over_ranks(comm)
     common = {"tp": comm.size, "scheme": scheme, "dtype": args.dtype, "window": args.window, "windows": args.windows}
     return [tally.row(tallies[0], args) | common for tally in tallies] if comm.rank == 0 else []
 
 
+def share(window: int, comm: Communicator) -> slice:
+    """The positions of a window that this rank scores: those whose next token is in the window, in equal parts."""
+    return slice(comm.rank * (window - 1) // comm.size, (comm.rank + 1) * (window - 1) // comm.size)
+
+
+class Plain:
+    """What a window's run without a codec gave: log p and p, (positions, vocabulary) float64."""
+
+    def __init__(self, log_p: np.ndarray):
+        self.log_p, self.p = log_p, np.exp(log_p)
+
+
 class Tally:
-    """Sums over the windows that one codec has seen."""
+    """Sums over the positions that this rank has scored with one codec; in the end those of all ranks."""
 
     def __init__(self, codec: cq.Codec | None):
         self.codec = codec
@@ -176,16 +194,18 @@ class Tally:
         self.scored = 0
         self.same = True
 
-    def add(self, logits: np.ndarray, plain: np.ndarray, window: np.ndarray, same: bool) -> None:
-        """One window's logits (T, vocabulary), those without a codec, and whether all ranks had the same."""
-        self.same &= same
-        for start in range(0, len(window) - 1, 64):
-            rows = slice(start, min(start + 64, len(window) - 1))
-            q, p = log_softmax(logits[rows]), log_softmax(plain[rows])
-            following = window[1:][rows]
-            self.nll -= float(q[np.arange(len(following)), following].sum())
-            self.kl += float((np.exp(p) * (p - q)).sum())
-            self.scored += len(following)
+    def add(self, log_q: np.ndarray, plain: Plain, following: np.ndarray) -> None:
+        """log q of some positions (n, vocabulary), the same positions' p, and the tokens (n,) that follow them."""
+        self.nll -= float(log_q[np.arange(len(following)), following].sum())
+        if log_q is not plain.log_p:
+            self.kl += float(np.einsum("nv,nv", plain.p, plain.log_p - log_q))
+        self.scored += len(following)
+
+    def sum_over_ranks(self, comm: Communicator) -> None:
+        """Every rank gets the sums over all positions."""
+        own = np.array([self.nll, self.kl, self.scored], np.float64).view(np.uint8)  # bytes, which all backends carry
+        nll, kl, scored = to_numpy(comm.all_gather(comm.xp.asarray(own))).view(np.float64).sum(axis=0)
+        self.nll, self.kl, self.scored = float(nll), float(kl), int(scored)
 
     def row(self, plain: Tally, args: argparse.Namespace) -> Row:
         """The figures, and what is wrong with them."""
@@ -217,10 +237,14 @@ def perplexity_of(tally: Tally) -> float:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log p along the last axis, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    """log p along the last axis, in float64; a few rows at a time, which stay in the cache."""
+    log_p = np.empty(logits.shape, np.float64)
+    for start in range(0, len(logits), 64):
+        rows = log_p[start : start + 64]
+        rows[...] = logits[start : start + 64]
+        rows -= rows.max(axis=1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return log_p
 
 
 # --- showing -------------------------------------------------------------------------------------------------------

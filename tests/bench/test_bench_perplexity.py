@@ -63,30 +63,41 @@ def test_a_row_for_each_tp_scheme_and_codec(tmp_path) -> None:
         ("none", None, None), ("mxint8", 8.25, 1.9394), ("mxfp4", 4.25, 3.7647)}  # fmt: skip
 
 
-def test_figures_are_their_formulas() -> None:
-    """Two windows of random logits, against sums written out."""
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_figures_are_their_formulas(ranks) -> None:
+    """Two windows of random logits, against sums written out; ranks share the positions."""
     rng = np.random.default_rng(1)
-    tally, plain = bench.Tally(cq.codec("mxfp4")), bench.Tally(None)
+    windows = [(*rng.standard_normal((2, 70, 11)).astype(np.float32), rng.integers(0, 11, 70)) for _ in range(2)]
+
+    def score(comm) -> tuple[dict, float]:
+        tally, plain = bench.Tally(cq.codec("mxfp4")), bench.Tally(None)
+        mine = bench.share(70, comm)
+        for p, q, window in windows:
+            without = bench.Plain(bench.log_softmax(p[mine]))
+            plain.add(without.log_p, without, window[1:][mine])
+            tally.add(bench.log_softmax(q[mine]), without, window[1:][mine])
+        plain.sum_over_ranks(comm)
+        tally.sum_over_ranks(comm)
+        return tally.row(plain, bench.parse([])), bench.perplexity_of(plain)
+
     nll, kl = [], []
-    for _ in range(2):
-        p, q = rng.standard_normal((2, 70, 11)).astype(np.float32)
-        window = rng.integers(0, 11, 70)
-        plain.add(p, p, window, same=True)
-        tally.add(q, p, window, same=True)
+    for p, q, window in windows:
         for t in range(69):
             a, b = (np.exp(v[t].astype(np.float64)) / np.exp(v[t].astype(np.float64)).sum() for v in (p, q))
             nll.append(-math.log(b[window[t + 1]]))
             kl.append(sum(a[i] * math.log(a[i] / b[i]) for i in range(11)))
-    row = tally.row(plain, bench.parse([]))
-    assert row["perplexity"] == pytest.approx(math.exp(sum(nll) / 138), rel=1e-12)
-    assert row["kl"] == pytest.approx(sum(kl) / 138, rel=1e-12)
-    assert row["difference"] == row["perplexity"] - bench.perplexity_of(plain)
-    assert row["check"] == "ok"
+    for row, perplexity_of_plain in cq.run_threads(ranks, score):
+        assert row["perplexity"] == pytest.approx(math.exp(sum(nll) / 138), rel=1e-12)
+        assert row["kl"] == pytest.approx(sum(kl) / 138, rel=1e-12)
+        assert row["difference"] == row["perplexity"] - perplexity_of_plain
+        assert row["check"] == "ok"
 
 
 def tally_of(logits: np.ndarray, same: bool = True, flags: tuple[str, ...] = ()) -> dict:
     tally = bench.Tally(None)
-    tally.add(logits, logits, np.zeros(len(logits), np.int64), same)
+    tally.same = same
+    plain = bench.Plain(bench.log_softmax(logits))
+    tally.add(plain.log_p, plain, np.zeros(len(logits), np.int64))
     return tally.row(tally, bench.parse(flags))
 
 
