@@ -25,10 +25,16 @@ def pytest_configure(config):
         config.add_cleanup(folder.cleanup)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too, as .ci/run does")
+
+
 def pytest_runtest_setup(item):
     """Skips from one place, which the summary makes one line of."""
     if item.get_closest_marker("gpu") and (reason := without_gpu()):
         pytest.skip(reason)
+    if (slow := item.get_closest_marker("slow")) and not item.config.getoption("slow"):
+        pytest.skip(f"without --slow: {slow.args[0]}")
 
 
 @pytest.hookimpl(optionalhook=True)

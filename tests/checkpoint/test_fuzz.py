@@ -1,8 +1,8 @@
 """Mutated checkpoints: CheckpointError or the right weights may come out of the loader, and nothing else.
 
-Thousands of small checkpoints are damaged in one or two places: bytes of the header, of the data and of the JSON
-files, lengths, offsets, shapes, dtypes, names, config values, index entries, whole files. Where the loader accepts
-what is left, every number must be the one that the oracle reads in the damaged files.
+Hundreds of small checkpoints, with --slow thousands, are damaged in one or two places: bytes of the header, of the data
+and of the JSON files, lengths, offsets, shapes, dtypes, names, config values, index entries, whole files. Where the
+loader accepts what is left, every number must be the one that the oracle reads in the damaged files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cutpq.checkpoint import groups
 from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
 
-MUTATIONS = 2400
+MUTATIONS = [600, pytest.param(2400, marks=pytest.mark.slow("2,400 damaged checkpoints"))]
 
 # Sizes so small that the oracle's loops cost a millisecond a module; one layer of two modules.
 _SMALL: dict[str, Any] = {"family": "bigcode", "hidden": 32, "intermediate": 64, "attention": False}
@@ -58,11 +58,12 @@ def test_undamaged_is_accepted(bases: dict[str, Files], tmp_path: Path) -> None:
         assert outcome(files, tmp_path / name) == "accepted"
 
 
-def test_mutations(bases: dict[str, Files], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mutations", MUTATIONS)
+def test_mutations(mutations: int, bases: dict[str, Files], tmp_path: Path) -> None:
     seen: Counter[str] = Counter()
 
     @settings(
-        max_examples=MUTATIONS,
+        max_examples=mutations,
         derandomize=True,
         database=None,
         deadline=None,
@@ -71,14 +72,14 @@ def test_mutations(bases: dict[str, Files], tmp_path: Path) -> None:
     )
     @given(damages(BASES))
     def mutate(damage: tuple[str, list[tuple[Any, ...]]]) -> None:
-        base, mutations = damage
-        files = damaged(bases[base], mutations)
+        base, changes = damage
+        files = damaged(bases[base], changes)
         seen[outcome(files, tmp_path) if files != bases[base] else "unchanged"] += 1
 
     mutate()
     print(f"mutations: {dict(seen)}")
-    assert seen["refused"] + seen["accepted"] >= 2000
-    assert min(seen["refused"], seen["accepted"]) >= 200, "a fuzz that sees one outcome only shows nothing"
+    assert seen["refused"] + seen["accepted"] >= mutations * 5 // 6
+    assert min(seen["refused"], seen["accepted"]) >= mutations // 12, "a fuzz that sees one outcome only shows nothing"
 
 
 def test_a_wrong_value_would_be_seen(bases: dict[str, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
