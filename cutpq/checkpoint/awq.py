@@ -91,6 +91,11 @@ def codes(
     return _read_codes(tensors, f"{name}.qweight", np.arange(layout.K)[rows], np.arange(layout.N)[columns])
 
 
+def words(tensors: Tensors, name: str, spec: ModuleSpec, rows: slice, columns: slice | np.ndarray) -> np.ndarray:
+    """AWQ packs codes along N."""
+    raise CheckpointError(f"{tensors.folder}: {name}: expected codes packed along K, found AWQ's, packed along N")
+
+
 def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
     layout = _layout(tensors, name, spec)

@@ -37,6 +37,19 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return codes
 
 
+def take(words: np.ndarray, bits: int, rows: np.ndarray) -> np.ndarray:
+    """unpack(words, ...)[rows] without what is not asked for: (words, n) int32, (rows,) integers -> (rows, n) uint8."""
+    words = words.view(np.uint32)
+    word, shift = np.divmod(np.asarray(rows, np.int64) * bits, 32)
+    field = words.take(word, axis=0)
+    field >>= shift.astype(np.uint32)[:, None]
+    over = np.flatnonzero(shift + bits > 32)  # codes that go on in the next word
+    if over.size:
+        field[over] |= words[word[over] + 1] << (32 - shift[over]).astype(np.uint32)[:, None]
+    field &= np.uint32((1 << bits) - 1)
+    return field.astype(np.uint8)
+
+
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """The inverse of unpack: (count, n) uint8, each below 2**bits -> (words_for(count, bits), n) int32."""
     words = np.zeros((words_for(len(codes), bits), *codes.shape[1:]), np.uint32)

@@ -106,6 +106,14 @@ def codes(
     return _read_codes(tensors, f"{name}.weight_packed", _layout(tensors, name, spec), rows, columns)
 
 
+def words(tensors: Tensors, name: str, spec: ModuleSpec, rows: slice, columns: slice | np.ndarray) -> np.ndarray:
+    """The words that hold the codes of these rows, from a multiple of 32 on: (words, columns) int32."""
+    own = slice(rows.start * spec.bits // 32, bitstream.words_for(rows.stop, spec.bits))
+    if isinstance(columns, slice):
+        return tensors.read(f"{name}.weight_packed", columns, own).T
+    return tensors.read(f"{name}.weight_packed", slice(None), own)[columns].T
+
+
 def inspect(tensors: Tensors, name: str, spec: ModuleSpec) -> Inspection:
     """What the tensors of a module hold, against what the config claims."""
     layout = _layout(tensors, name, spec)

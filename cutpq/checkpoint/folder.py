@@ -57,6 +57,7 @@ class Checkpoint:
             self._quantization = _tensors_for_config(self._tensors)
         self._format = _find_format(self._quantization) if self._quantization.values else None
         self._modules = _find_modules(self._tensors, self._format)
+        self._specs: dict[str, ModuleSpec] = {}
 
     def weights(self) -> list[str]:
         """Names of the quantized modules, layer 2 before layer 10."""
@@ -76,6 +77,19 @@ class Checkpoint:
         K, N = self.shape(name)
         return self._ask("codes", name, _selection("rows", rows, K), _selection("columns", columns, N))
 
+    def words(self, name: str, rows: slice, columns: Selection = None) -> np.ndarray:
+        """The codes of a quantized module as they are packed along K: (words, columns) int32, see bitstream.
+
+        rows  a slice that starts at a multiple of 32, where words of any width begin
+
+        Raises CheckpointError for AWQ, which packs along N.
+        """
+        K, N = self.shape(name)
+        own = range(K)[rows]
+        if own.start % 32 or own.step != 1:
+            raise ValueError(f"rows must start at a multiple of 32 and have step 1, got {rows}")
+        return self._ask("words", name, slice(own.start, own.stop), _selection("columns", columns, N))
+
     def shape(self, name: str) -> tuple[int, int]:
         """(K, N) of a quantized module."""
         return self._ask("shape", name)
@@ -86,9 +100,11 @@ class Checkpoint:
 
     def spec(self, name: str) -> ModuleSpec:
         """What the config claims of a quantized module."""
-        self._check_module(name)
-        assert self._format is not None
-        return self._format.claims(self._quantization, name)
+        if name not in self._specs:
+            self._check_module(name)
+            assert self._format is not None
+            self._specs[name] = self._format.claims(self._quantization, name)
+        return self._specs[name]
 
     def inspect(self, name: str) -> Inspection:
         """What the tensors of a quantized module hold, against what the config claims."""

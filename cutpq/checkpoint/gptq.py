@@ -136,6 +136,14 @@ def codes(
     return _read_codes(tensors, name, _layout(tensors, name, spec), rows, columns)
 
 
+def words(tensors: Tensors, name: str, spec: ModuleSpec, rows: slice, columns: slice | np.ndarray) -> np.ndarray:
+    """The words that hold the codes of these rows, from a multiple of 32 on: (words, columns) int32."""
+    own = _words_of(rows, spec.bits)
+    if isinstance(columns, slice):
+        return tensors.read(f"{name}.qweight", own, columns)
+    return tensors.read(f"{name}.qweight", own).take(columns, axis=1)
+
+
 def zero_convention(stored: np.ndarray, spec: ModuleSpec) -> ZeroConvention:
     """Whether `stored` zero points are z - 1 (v1) or z (v2).
 
@@ -251,8 +259,7 @@ def _read_codes(
     step = 32 * max(1, _BLOCK // (4 * layout.bits * width))
 
     def block(start: int, stop: int) -> np.ndarray:
-        words = slice(start * layout.bits // 32, bitstream.words_for(stop, layout.bits))
-        packed = tensors.read(f"{name}.qweight", words, of_file)
+        packed = tensors.read(f"{name}.qweight", _words_of(slice(start, stop), layout.bits), of_file)
         chosen = packed if isinstance(columns, slice) else packed.take(columns, axis=1)
         return bitstream.unpack(chosen, layout.bits, stop - start)
 
@@ -266,6 +273,10 @@ def _read_codes(
         if own.start < own.stop:
             codes[place[own]] = block(start, stop)[wanted[own] - start]
     return codes
+
+
+def _words_of(rows: slice, bits: int) -> slice:
+    return slice(rows.start * bits // 32, bitstream.words_for(rows.stop, bits))
 
 
 def _notes(

@@ -34,10 +34,11 @@ from ..checkpoint.folder import Checkpoint, open_checkpoint
 from ..checkpoint.groups import trivial_order
 from ..checkpoint.mlp_names import MlpModules, mlps
 from ..checkpoint.tensors import read_json
+from ..ops.engine import threads
 from ..weights.permutation import sorting_permutation
 from ..weights.weight import is_ordered
 from .proof import prove
-from .raw_tensors import BLOCK, Move, RawFile, RawTensor, byte_blocks
+from .raw_tensors import BLOCK, Move, Piece, RawFile, RawTensor, byte_pieces
 from .reader import ConversionError, Reader
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
@@ -337,20 +338,19 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 def _write_file(file: RawFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
     try:
         with target.open("xb", buffering=BLOCK) as out:
-            for block in _blocks(file, moves):
-                out.write(block.data)
-                count(block.nbytes)
-                del block  # it may be as large as a tensor, and the next one is made now
+            for piece in threads.in_order(_pieces(file, moves)):
+                out.write(piece.data)
+                count(piece.nbytes)
     except OSError as e:
         raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
-def _blocks(file: RawFile, moves: dict[str, Move]) -> Iterator[np.ndarray]:
+def _pieces(file: RawFile, moves: dict[str, Move]) -> Iterator[Piece]:
     """The bytes of the result: those of `file`, with the tensors permuted that move."""
-    yield from byte_blocks(file.path, 0, file.header_bytes)
+    yield from byte_pieces(file.path, 0, file.header_bytes)
     for tensor in file.tensors:
         move = moves.get(tensor.name)
-        yield from tensor.permuted(move) if move else byte_blocks(tensor.path, tensor.start, tensor.stop)
+        yield from tensor.permuted(move) if move else byte_pieces(tensor.path, tensor.start, tensor.stop)
 
 
 def _rewrite_configs(ckpt: Checkpoint, orders: _Orders, target: Path) -> None:

@@ -13,7 +13,7 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules
 from ..ops.engine import threads
-from .raw_tensors import BLOCK, Move, RawFile, RawTensor, byte_blocks, spans
+from .raw_tensors import BLOCK, Move, RawFile, RawTensor, read_bytes, spans
 from .reader import ConversionError, Reader
 
 
@@ -66,9 +66,13 @@ def _same_bytes(file: RawFile, copy: Path, moves: dict[str, Move], count: Callab
     spots = [("the header", 0, file.header_bytes)]
     spots += [(t.name, t.start, t.stop) for t in file.tensors if t.name not in moves]
     for what, start, stop in spots:
-        for a, b in zip(byte_blocks(file.path, start, stop), byte_blocks(copy, start, stop), strict=True):
-            _check(np.array_equal(a, b), what, copy)
-            count(a.nbytes)
+
+        def compare(piece: tuple[int, int], what: str = what, start: int = start) -> None:
+            old, new = (read_bytes(path, start + piece[0], start + piece[1]) for path in (file.path, copy))
+            _check(np.array_equal(old, new), what, copy)
+
+        threads.each(compare, spans(stop - start, BLOCK))
+        count(stop - start)
 
 
 def _same_weight(
@@ -76,7 +80,8 @@ def _same_weight(
 ) -> None:
     """Compare a module's weight with rows and columns of the old one, of which one is None: in the order they had.
 
-    The codes are compared in pieces along that axis, which stay in a core's cache.
+    The codes are compared in pieces along that axis, which stay in a core's cache. Where columns moved, they are
+    compared as they are packed: a word holds codes of one column.
     """
     K, N = old.shape(name)
 
@@ -85,8 +90,10 @@ def _same_weight(
 
     def compare_codes(piece: tuple[int, int]) -> None:
         own = slice(*piece)
-        a = old.codes(name, own, columns) if rows is None else old.codes(name, rows, own)
-        check("codes", a, new.codes(name, own) if rows is None else new.codes(name, None, own))
+        if rows is None:
+            check("codes", old.words(name, own, columns), new.words(name, own))
+        else:
+            check("codes", old.codes(name, rows, own), new.codes(name, None, own))
 
     check("g_idx", old.g_idx(name)[slice(None) if rows is None else rows], new.g_idx(name))
     a, b = old.weight(name, slice(0), columns), new.weight(name, slice(0))

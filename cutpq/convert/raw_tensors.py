@@ -6,8 +6,9 @@ Nothing here goes through a memory map, whose pages would count as memory of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import numpy as np
 
 from ..checkpoint import bitstream
 from ..checkpoint.errors import CheckpointError
-from ..ops.engine import threads
 
 # Bytes of a block that is read, permuted and written at once: 2 MiB stay in a core's L2 cache.
 BLOCK = 1 << 21
+
+# Makes some of the bytes of a file, as an array.
+Piece = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,34 +64,30 @@ class RawTensor:
         raw = read_bytes(self.path, self.start + start * self.row_bytes, self.start + stop * self.row_bytes)
         return raw.view(f"u{itemsize}").reshape(stop - start, -1)
 
-    def permuted(self, move: Move) -> Iterator[np.ndarray]:
-        """The tensor after `move`, as blocks to be written one after the other.
+    def permuted(self, move: Move) -> Iterator[Piece]:
+        """The tensor after `move`, as pieces to be made by any thread and written one after the other.
 
-        Along the second axis little more than a block is held at a time; along the first axis the whole tensor, and
-        its result too where codes are packed along it.
+        Along the first axis the whole tensor is held until its last piece is made, along the second just a few pieces.
         """
-        count = self.shape[0]
+        count, perm, bits = self.shape[0], move.perm, move.bits
         if move.axis == 1:
             for start, stop in spans(count, BLOCK // self.row_bytes):
-                block = self.rows(start, stop)
-                if move.bits is None:
-                    yield np.take(block, move.perm, axis=1)
-                else:
-                    yield np.ascontiguousarray(_gather_packed(block.T, move.perm, move.bits).T)
+                yield partial(self._columns, start, stop, perm, bits)
             return
         whole = self.rows(0, count)
-        if move.bits is None:
+        if bits is None:
             for start, stop in spans(count, BLOCK // self.row_bytes):
-                yield whole[move.perm[start:stop]]
+                yield partial(whole.take, perm[start:stop], 0)
             return
-        result, perm, bits = np.empty_like(whole), move.perm, move.bits
+        # 32 codes fill whole words. On its way each code takes four bytes.
+        for start, stop in spans(len(perm), 32 * max(1, BLOCK // (4 * 32 * whole.shape[1]))):
+            yield partial(_gather_packed, whole, perm[start:stop], bits)
 
-        def gather(columns: tuple[int, int]) -> None:
-            own = slice(*columns)
-            result[:, own] = _gather_packed(whole[:, own], perm, bits)
-
-        threads.each(gather, spans(whole.shape[1], BLOCK // len(perm)))
-        yield result
+    def _columns(self, start: int, stop: int, perm: np.ndarray, bits: int | None) -> np.ndarray:
+        rows = self.rows(start, stop)
+        if bits is None:
+            return rows.take(perm, axis=1)
+        return np.ascontiguousarray(_gather_packed(np.ascontiguousarray(rows.T), perm, bits).T)
 
 
 class RawFile:
@@ -115,10 +114,10 @@ def read_bytes(path: Path, start: int, stop: int) -> np.ndarray:
     return raw
 
 
-def byte_blocks(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
+def byte_pieces(path: Path, start: int, stop: int) -> Iterator[Piece]:
     """Bytes start .. stop of a file, block by block."""
     for first, last in spans(stop - start, BLOCK):
-        yield read_bytes(path, start + first, start + last)
+        yield partial(read_bytes, path, start + first, start + last)
 
 
 def spans(count: int, step: int) -> Iterator[tuple[int, int]]:
@@ -129,6 +128,5 @@ def spans(count: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def _gather_packed(words: np.ndarray, perm: np.ndarray, bits: int) -> np.ndarray:
-    """Codes packed along the first axis, in the order of perm: (words, n) -> (words, n), both uint32."""
-    codes = bitstream.unpack(words.view(np.uint32), bits, len(perm))
-    return bitstream.pack(codes[perm], bits).view(np.uint32)
+    """Codes packed along the first axis, those in perm: (words, n) -> (words of len(perm) codes, n), both uint32."""
+    return bitstream.pack(bitstream.take(words, bits, perm), bits).view(np.uint32)

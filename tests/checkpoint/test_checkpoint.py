@@ -13,6 +13,7 @@ from assertions import assert_exact
 from make_checkpoint import edit_tensors, write_checkpoint
 from safetensors.numpy import save_file
 
+from cutpq.checkpoint import bitstream
 from cutpq.checkpoint.errors import CheckpointError
 from cutpq.checkpoint.folder import open_checkpoint
 
@@ -193,3 +194,22 @@ def test_codes_alone_are_those_that_were_written(tmp_path: Path, options: dict) 
         for columns in None, slice(3, 21), slice(0), rng.permutation(N), np.array([N - 1, 1]):
             want = written.codes[slice(None) if rows is None else rows][:, slice(None) if columns is None else columns]
             assert_exact(ckpt.codes(written.name, rows, columns), want)
+
+
+@pytest.mark.parametrize("options", [{"format": "gptq", "bits": 3}, {"format": "compressed-tensors"}], ids=str)
+def test_words_hold_the_codes_of_their_rows_and_columns(tmp_path: Path, options: dict) -> None:
+    written = write_checkpoint(tmp_path, **options)[-1]
+    ckpt, (K, N) = open_checkpoint(tmp_path), written.codes.shape
+    bits = ckpt.spec(written.name).bits
+    for rows in slice(0, K), slice(32, K), slice(32, 64):
+        for columns in None, slice(3, 21), np.random.default_rng(7).permutation(N):
+            want = written.codes[rows][:, slice(None) if columns is None else columns]
+            assert_exact(ckpt.words(written.name, rows, columns), bitstream.pack(want, bits))
+    with pytest.raises(ValueError, match="multiple of 32"):
+        ckpt.words(written.name, slice(16, K))
+
+
+def test_words_of_awq_are_refused(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, format="awq", sym=False)[-1]
+    with pytest.raises(CheckpointError, match=r"expected codes packed along K, found AWQ's"):
+        open_checkpoint(tmp_path).words(written.name, slice(0, 32))

@@ -60,6 +60,8 @@ def test_pack_is_the_inverse_of_unpack(bits: int, count: int) -> None:
     words = bitstream.pack(codes, bits)
     assert words.shape == (bitstream.words_for(count, bits), 5)
     assert_exact(bitstream.unpack(words, bits, count), codes)
+    rows = np.random.default_rng(bits).permutation(count)[: count // 2 + 1]
+    assert_exact(bitstream.take(words, bits, rows), codes[rows])
     assert [oracle.bit_stream(words[:, n].tolist(), bits, count) for n in range(5)] == codes.T.tolist()
 
 

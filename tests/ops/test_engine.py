@@ -3,7 +3,9 @@
 import gc
 import platform
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -204,6 +206,31 @@ def test_ranks_share_the_cores(monkeypatch):
         with threads.sharing_cores(ranks):
             assert threads.limit() == each
     assert threads.limit() == 8
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_results_come_in_order_and_an_error_where_it_belongs(limit, monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", limit)
+
+    def task(i):
+        time.sleep(0.002 * (i % 3))  # some later ones are done first
+        if i == 7:
+            raise OSError("the seventh")
+        return i
+
+    assert list(threads.in_order(partial(task, i) for i in range(7))) == list(range(7))
+    found = []
+    with pytest.raises(OSError, match="the seventh"):
+        found.extend(threads.in_order(partial(task, i) for i in range(20)))
+    assert found == list(range(7))
+
+
+def test_few_results_are_made_before_they_are_taken(monkeypatch):
+    """What is held at once must not grow with the number of tasks."""
+    monkeypatch.setattr(threads._state, "limit", 2)
+    begun = []
+    for i, _ in enumerate(threads.in_order(partial(begun.append, i) for i in range(50))):
+        assert len(begun) <= i + 3
 
 
 def test_a_product_takes_one_thread_of_the_blas():

@@ -8,8 +8,9 @@ the cores: eight ranks on two cores would run sixteen threads.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -86,3 +87,24 @@ def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
+
+
+def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each task gives, in their order: a task for each thread is computed while the caller uses what it has."""
+    if _state.limit == 1:
+        yield from (task() for task in tasks)
+        return
+    use_one_for_blas()
+    _state.pool = _state.pool or ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
+    begun: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            begun.append(_state.pool.submit(task))
+            if len(begun) > _state.limit:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:  # also after an error: no task may be computed when the caller goes on
+        for future in begun:
+            if not future.cancel():
+                wait([future])
