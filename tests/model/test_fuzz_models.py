@@ -27,7 +27,7 @@ from cutpq.layers.source import WeightInFile
 from cutpq.model.transformer import load_model
 from cutpq.ranks.alone import SelfCommunicator
 
-MUTATIONS = [250, pytest.param(800, marks=pytest.mark.slow("800 damaged models"))]
+MUTATIONS = [400, pytest.param(800, marks=pytest.mark.slow("800 damaged models"))]
 
 # Widths that all differ, so that a transposed weight fits nowhere; one layer.
 SMALL: dict[str, Any] = {
