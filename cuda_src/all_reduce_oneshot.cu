@@ -12,7 +12,10 @@
 #include "tile/slab.cuh"
 #include "tile/tiles_in_flight.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+using MyTeam = Team<Wire>;
+constexpr int SUMS = MyTeam::SUM_TILES_AT_A_TIME;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in this process
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes
@@ -32,15 +35,15 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in t
   if (STEP != 2) {
     u8* wire = all.data(rank, 0);
 #pragma unroll 1
-    for (int tile = blockIdx.x; tile < tiles; tile += TILES * GRID) {
-      u32 groups[TILES];
+    for (int tile = blockIdx.x + MyTeam::number() * GRID; tile < tiles; tile += IN_FLIGHT * MyTeam::NEXT) {
+      u32 groups[IN_FLIGHT];
 #pragma unroll
-      for (int i = 0; i < TILES; i++) groups[i] = (tile + i * GRID) * THREADS + threadIdx.x;
-      float v[TILES][8];
+      for (int i = 0; i < IN_FLIGHT; i++) groups[i] = MyTeam::group_to_encode(tile + i * MyTeam::NEXT);
+      Wire::Numbers v[IN_FLIGHT];
       load_tiles(v, x, groups, n);
 #pragma unroll
-      for (int i = 0; i < TILES; i++)
-        if (tile + i * GRID < tiles) Wire::put(wire, granules, tile + i * GRID, v[i], smem_scratch);
+      for (int i = 0; i < IN_FLIGHT; i++)
+        if (tile + i * MyTeam::NEXT < tiles) Wire::put(wire, granules, tile + i * MyTeam::NEXT, v[i], smem_scratch);
     }
   }
   if (STEP == 1 || (STEP == 0 && !all.meet(0, smem_missing, status, timeout_us))) return;
@@ -49,16 +52,16 @@ all_reduce_oneshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in t
 #pragma unroll
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(r, 0);
 #pragma unroll 1
-  for (int tile = blockIdx.x; tile < tiles; tile += SUM_TILES * GRID) {
-    Wire::Raw raw[SUM_TILES][RANKS];
-    load_groups(raw, wires, granules, tile * THREADS + threadIdx.x);
+  for (int tile = blockIdx.x + MyTeam::number() * GRID; tile < tiles; tile += SUMS * MyTeam::NEXT) {
+    Wire::Raw raw[SUMS][RANKS];
+    load_groups<Wire>(raw, wires, granules, tile);
 #pragma unroll
-    for (int i = 0; i < SUM_TILES; i++) {
-      const u32 group = (tile + i * GRID) * THREADS + threadIdx.x;
+    for (int i = 0; i < SUMS; i++) {
+      const u32 group = MyTeam::group_to_decode(tile + i * MyTeam::NEXT);
       if (group / GROUPS_OF_GRANULE >= u32(granules)) continue;
-      float sum[8];
+      float sum[8 * Wire::TEAMS];
       Wire::add_up(sum, raw[i]);
-      store_eight(y, group * 8, n, sum);
+      store_groups(y, 0, group, n, sum);
     }
   }
   all.finish();

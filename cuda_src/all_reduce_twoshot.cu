@@ -18,6 +18,8 @@
 #include "tile/slab.cuh"
 #include "tile/tiles_in_flight.cuh"
 
+using MyTeam = Team<Wire>;
+
 // A rank's share and what slabs have of it. The owner's slab has a place for each rank's wire of the share, then the
 // wire of the sum. Places have equal sizes, multiples of 16 bytes, so that every wire is aligned.
 struct Place {
@@ -35,23 +37,36 @@ struct Place {
   __device__ __forceinline__ bool has(u32 group) const { return group / GROUPS_OF_GRANULE < u32(share.granules); }
 };
 
-// The first tile of this block in every share. Of two neighbours each half of the grid has one, so that in small sums,
-// too, both have work.
-DEVICE int first_tile() { return blockIdx.x % (GRID / 2) * 2 + blockIdx.x / (GRID / 2); }
+// The first tile of this block in an owner's share; others follow GRID apart. Of two neighbours each half of the grid has
+// one, so that in small sums, too, both have work. From one share to the next a block's place turns by so many tiles that
+// its first tiles are spread evenly: what is left over where each block has as many tiles goes to other blocks in each
+// share.
+constexpr int TURNED = GRID / RANKS;
+DEVICE int place_of_block() { return blockIdx.x % (GRID / 2) * 2 + blockIdx.x / (GRID / 2); }
+DEVICE int first_tile(int owner) {
+  const int turned = place_of_block() + owner * TURNED;
+  return turned < GRID ? turned : turned - GRID;
+}
 
 // The tiles of all shares that a block takes in turn, numbered through: of each share the first, then of each the
-// second. A rank begins with the share of the next rank, so that the ranks do not all use one rank's link at a time.
+// second. It begins with the share of which it has the earliest tile, so that tile numbers never fall, and those beyond
+// the shares come last. Blocks begin with different owners, so that they do not all use one rank's link at a time.
 struct Turn {
   int owner, tile;
-  u32 group;  // of this thread, in the share
 
-  __device__ __forceinline__ Turn(int rank, int number) {
-    owner = (rank + 1 + number) % RANKS;
-    tile = first_tile() + number / RANKS * GRID;
-    group = tile * THREADS + threadIdx.x;
+  __device__ __forceinline__ Turn() {}
+  __device__ __forceinline__ explicit Turn(int number) {
+    const int wrapped = TURNED ? min((GRID - place_of_block() + TURNED - 1) / TURNED, RANKS) : RANKS;
+    owner = (wrapped + number) % RANKS;
+    tile = first_tile(owner) + number / RANKS * GRID;
   }
+  // How many of them have tiles in the largest share.
   static __device__ __forceinline__ int count(int n) {
-    return (Place(n, 0).tiles + GRID - 1 - first_tile()) / GRID * RANKS;
+    const int tiles = Place(n, 0).tiles;
+    int turns = tiles / GRID * RANKS;
+#pragma unroll
+    for (int owner = 0; owner < RANKS; owner++) turns += first_tile(owner) < tiles % GRID;
+    return turns;
   }
 };
 
@@ -59,27 +74,28 @@ DEVICE void send_shares(const Slabs& all, const act_t* x, int n, u16* smem_scrat
   const int turns = Turn::count(n);
   const size_t mine = all.rank * Place::bytes(n);
 #pragma unroll 1
-  for (int turn = 0; turn < turns; turn += TILES) {
-    u32 groups[TILES];
-    u8* wires[TILES];
+  for (int turn = MyTeam::number(); turn < turns; turn += IN_FLIGHT * Wire::TEAMS) {
+    Turn at[IN_FLIGHT];
+    u32 groups[IN_FLIGHT];
+    u8* wires[IN_FLIGHT];
 #pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      const Turn at(all.rank, turn + i);
-      groups[i] = Place(n, at.owner).first / 8 + at.group;
-      wires[i] = all.data(at.owner, mine);
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      at[i] = Turn(min(turn + i * Wire::TEAMS, turns - 1));  // beyond the last turn nothing new is loaded
+      groups[i] = Place(n, at[i].owner).first / 8 + MyTeam::group_to_encode(at[i].tile);
+      wires[i] = all.data(at[i].owner, mine);
     }
-    float v[TILES][8];
+    Wire::Numbers v[IN_FLIGHT];
     load_tiles(v, x, groups, n);
 #pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      const Turn at(all.rank, turn + i);
-      const Place place(n, at.owner);
-      if (at.tile < place.tiles)
-        Wire::put(wires[i], place.share.granules, at.tile, v[i], smem_scratch);
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      if (turn + i * Wire::TEAMS >= turns) break;
+      Wire::put(wires[i], Place(n, at[i].owner).share.granules, at[i].tile, v[i], smem_scratch);
     }
   }
 }
 
+// A block has few tiles of its own share, often an odd number, so that teams would wait for each other: all its threads
+// take each tile together.
 DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
   const Place place(n, all.rank);
   const u8* wires[RANKS];
@@ -87,15 +103,15 @@ DEVICE void add_own_share(const Slabs& all, int n, u16* smem_scratch) {
   for (int r = 0; r < RANKS; r++) wires[r] = all.data(all.rank, r * Place::bytes(n));
   u8* total = all.data(all.rank, RANKS * Place::bytes(n));
 #pragma unroll 1
-  for (int tile = first_tile(); tile < place.tiles; tile += SUM_TILES * GRID) {
-    Wire::Raw raw[SUM_TILES][RANKS];
-    load_groups(raw, wires, place.share.granules, tile * THREADS + threadIdx.x);
+  for (int tile = first_tile(all.rank); tile < place.tiles; tile += SUM_TILES * GRID) {
+    WireByEight::Raw raw[SUM_TILES][RANKS];
+    load_groups<WireByEight>(raw, wires, place.share.granules, tile);
 #pragma unroll
     for (int i = 0; i < SUM_TILES; i++) {
       if (tile + i * GRID >= place.tiles) break;
       float sum[8];
-      Wire::add_up(sum, raw[i]);
-      Wire::put(total, place.share.granules, tile + i * GRID, sum, smem_scratch);
+      WireByEight::add_up(sum, raw[i]);
+      WireByEight::put(total, place.share.granules, tile + i * GRID, sum, smem_scratch);
     }
   }
 }
@@ -104,31 +120,30 @@ DEVICE void collect(const Slabs& all, act_t* y, int n) {
   const int turns = Turn::count(n);
   const size_t total = RANKS * Place::bytes(n);
 #pragma unroll 1
-  for (int turn = 0; turn < turns; turn += TILES) {
-    const u8* wires[TILES];
+  for (int turn = MyTeam::number(); turn < turns; turn += IN_FLIGHT * Wire::TEAMS) {
+    Turn at[IN_FLIGHT];
+    Wire::Raw raw[IN_FLIGHT][1];
 #pragma unroll
-    for (int i = 0; i < TILES; i++) wires[i] = all.data(Turn(all.rank, turn + i).owner, total);
-    Wire::Raw raw[TILES][1];
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      const Turn at(all.rank, turn + i);
-      const Place place(n, at.owner);
-      if (place.has(at.group))
-        raw[i][0] = Wire::load<true>(wires[i], place.share.granules, at.group);
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      at[i] = Turn(min(turn + i * Wire::TEAMS, turns - 1));
+      const Place place(n, at[i].owner);
+      const u32 group = MyTeam::group_to_decode(at[i].tile);
+      if (place.has(group)) raw[i][0] = Wire::load<true>(all.data(at[i].owner, total), place.share.granules, group);
     }
 #pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      const Turn at(all.rank, turn + i);
-      const Place place(n, at.owner);
-      if (!place.has(at.group)) continue;
-      float v[8];
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      if (turn + i * Wire::TEAMS >= turns) break;
+      const Place place(n, at[i].owner);
+      const u32 group = MyTeam::group_to_decode(at[i].tile);
+      if (!place.has(group)) continue;
+      float v[8 * Wire::TEAMS];
       Wire::add_up(v, raw[i]);
-      store_eight(y, place.first + at.group * 8, n, v);
+      store_groups(y, place.first, group, n, v);
     }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 all_reduce_twoshot(const slab_t* slabs,  // (RANKS,) addresses of all slabs in this process
                    const act_t* x,       // (n,), aligned to 16 bytes
                    act_t* y,             // (n,), aligned to 16 bytes

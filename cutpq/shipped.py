@@ -43,6 +43,7 @@ def _shipped_wires() -> list[tuple[str, Config]]:
     made += [("decode_sum_encode", sum_encode_config(*codec, 8)) for codec in codecs[:4]]
     for kernel, steps in ("all_reduce_oneshot", range(3)), ("all_reduce_twoshot", range(4)):
         made += [(kernel, peer_config(mxfp4, FLOAT16, 8, step)) for step in steps]
+        made += [(kernel, peer_config(mxfp4, BFLOAT16, 8))]
         made += [(kernel, peer_config(None, dtype, 4)) for dtype in dtypes]
     norms = [(dtype, ranks) for dtype in dtypes[:2] for ranks in (1, 8)]
     return made + [("decode_sum_rmsnorm", wire_config(*mxfp4, dtype, ranks)) for dtype, ranks in norms]

@@ -181,6 +181,8 @@ def _instructions(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
 def _next(code: list[tuple[str, str]], labels: dict[str, int], at: int) -> list[int]:
     """Where instruction `at` may lead to."""
     opcode, rest = code[at]
+    if opcode.startswith("BRA.DIV"):  # taken where the lanes of a warp have parted
+        return [at + 1]
     target = re.search(r"`\((\.L_\w+)\)", rest) if opcode.startswith("BRA") else None
     conditional = re.search(r"\bU?P\d", rest.partition("`")[0]) is not None
     onward = [at + 1] if at + 1 < len(code) else []

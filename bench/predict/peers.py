@@ -3,8 +3,8 @@
 A step takes the longest of
 link    what passes between it and its peers, at the bandwidth that NCCL's tuning model gives the link
 memory  what the rank reads and writes in its own memory, at the bandwidth of a copy
-issue   the instructions of encode, decode_sum and decode_sum_encode, which do the same on one GPU (machine_code.py), by
-        the eight warps of each block. A plain sum has so few instructions that they are not counted.
+issue   the instructions of the step in the kernel's machine code (machine_code.py), by a warp of the block with most
+        tiles: in as many slots of a scheduler as one warp can fill, or in its part of those that all warps fill
 The one-shot sum takes its steps one after the other, with a meeting between them. Of the two-shot sum the two halves of
 the grid alternate: `_twoshot` follows both in time. A step begins with one latency, of the link where it reads from
 peers. What is in flight (4 KiB and more a block and tile) is several times what a link needs.
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cutpq.array import ceil_div
 from cutpq.codecs.codec import Codec
-from cutpq.codecs.config import EncodeConfig, SumConfig, wire_config
 from cutpq.cost.links import LINKS
 from cutpq.kernels.config import FLOAT16
-from cutpq.ranks.slab import GRID
+from cutpq.ranks.slab import PeerConfig, peer_config
 from predict import machine_code
 from predict.gemm import Machine
 
@@ -37,7 +37,7 @@ LINK_OF = {"h200": LINKS["h200-nvlink"], "h100": LINKS["h100-nvlink"], "a100": L
 
 @dataclass(frozen=True)
 class Step:
-    """Bytes over the link, bytes of the own memory, and warp instructions."""
+    """Bytes over the link, bytes of the own memory, and instructions of the warp that has most."""
 
     link_bytes: float
     memory_bytes: float
@@ -45,12 +45,12 @@ class Step:
 
     def longest(self, machine: Machine, blocks: int) -> tuple[str, float]:
         """What takes longest if each were alone, and its time in us, on so many blocks."""
-        warps_of_scheduler = 8 * blocks / machine.device.sms / 4
-        fraction = min(machine.issue_fraction, warps_of_scheduler * machine.warp_fraction)
+        warps_of_scheduler = 2 * ceil_div(blocks, machine.device.sms)
+        fraction = min(machine.warp_fraction, machine.issue_fraction / warps_of_scheduler)
         times = {
             "link": self.link_bytes / (LINK_OF[machine.name].bus_gb_s * 1e3),
             "memory": self.memory_bytes / (machine.copy_gb_s * 1e3),
-            "issue": self.instructions / (machine.device.sms * 4 * machine.clock_ghz * 1e3 * fraction),
+            "issue": self.instructions / (machine.clock_ghz * 1e3 * fraction),
         }
         what = max(times, key=lambda part: times[part])
         return what, times[what]
@@ -74,11 +74,16 @@ class PeerPrediction:
         return max(self.parts, key=lambda part: self.parts[part])
 
 
-def predict(nbytes: int, ranks: int, algo: str, codec: Codec | None, machine: Machine) -> PeerPrediction:
-    """The sum of `nbytes` of float16 on each of `ranks` GPUs, by algo "oneshot" or "twoshot"."""
+def predict(
+    nbytes: int, ranks: int, algo: str, codec: Codec | None, machine: Machine, far: bool = False
+) -> PeerPrediction:
+    """The sum of `nbytes` of float16 on each of `ranks` GPUs, by algo "oneshot" or "twoshot".
+
+    far  the ranks' scales are too far apart for sums in half2 (tile/packed_sum.cuh)
+    """
     wire = nbytes if codec is None else nbytes * codec.bits / 16
     link, follow = LINK_OF[machine.name], _oneshot if algo == "oneshot" else _twoshot
-    time, received, busy = follow(nbytes, wire, ranks, codec, machine)
+    time, received, busy = follow(nbytes, wire, ranks, _Counts(algo, codec, ranks, machine.arch, far), machine)
     parts = dict.fromkeys(("link", "memory", "issue"), 0.0)
     for what, us in busy:
         parts[what] += us
@@ -97,43 +102,58 @@ def reading_in_place_us(nbytes: int, ranks: int, algo: str, machine: Machine) ->
     return machine.launch_us + steps * reading + (steps + 1) * MEETING_US
 
 
+class _Counts:
+    """Instructions of a warp in the steps of a kernel."""
+
+    def __init__(self, algo: str, codec: Codec | None, ranks: int, arch: str, far: bool):
+        self.algo, self.ranks, self.arch, self.far = algo, ranks, arch, far
+        self.facts = (codec.element, codec.block, codec.scale, codec.rule) if codec else None
+
+    def config(self, step: int = 0) -> PeerConfig:
+        return peer_config(self.facts, FLOAT16, self.ranks, step)
+
+    def tiles(self, n: int) -> int:
+        """Tiles that n numbers fill: each thread of a block has eight numbers of a tile."""
+        return ceil_div(n, 8 * self.config().THREADS)
+
+    def of_step(self, step: int, tiles: int, at_a_time: int, teams: int = 1) -> float:
+        """For a block's `tiles`, dealt to its teams, of which a team takes so many in one round of its loop."""
+        code = machine_code.tile_code(f"all_reduce_{self.algo}", self.config(step), self.arch, self.far and step == 2)
+        return ceil_div(tiles, teams) * code.instructions / at_a_time
+
+
 Followed = tuple[float, float, list[tuple[str, float]]]  # time, bytes received, and what the steps took longest for
 
 
-def _oneshot(nbytes: int, wire: float, ranks: int, codec: Codec | None, machine: Machine) -> Followed:
+def _oneshot(nbytes: int, wire: float, ranks: int, counts: _Counts, machine: Machine) -> Followed:
     """x into the own slab, a meeting, the sum of all slabs."""
-    n, received = nbytes // 2, (ranks - 1) * wire
-    lay_down = Step(0, nbytes + wire, _instructions("encode", codec, 1, n, machine.arch))
-    add_up = Step(received, wire + nbytes, _instructions("decode_sum", codec, ranks, n, machine.arch))
-    busy = [step.longest(machine, GRID) for step in (lay_down, add_up)]
+    config, received = counts.config(), (ranks - 1) * wire
+    tiles, teams = ceil_div(counts.tiles(nbytes // 2), config.GRID), config.teams
+    lay_down = Step(0, nbytes + wire, counts.of_step(1, tiles, config.TILES // teams, teams))
+    add_up = Step(received, wire + nbytes, counts.of_step(2, tiles, max(1, config.SUM_TILES // teams), teams))
+    busy = [step.longest(machine, config.GRID) for step in (lay_down, add_up)]
     fixed = machine.launch_us + machine.latency_us + MEETING_US + LINK_LATENCY_US
     return fixed + sum(us for _, us in busy), received, busy
 
 
-def _twoshot(nbytes: int, wire: float, ranks: int, codec: Codec | None, machine: Machine) -> Followed:
+def _twoshot(nbytes: int, wire: float, ranks: int, counts: _Counts, machine: Machine) -> Followed:
     """Shares to their owners, a meeting, adding, a meeting, sums from their owners: half of x by each half of the grid.
 
     The second half of the grid sends after the first has sent, and collects after the first has collected.
     """
-    n, share = nbytes // 2 // 2, wire / ranks / 2  # of one half of the grid
-    received = (ranks - 1) * share
-    arch, blocks = machine.arch, GRID // 2
-    send = Step(received, nbytes / 2 + ranks * share, _instructions("encode", codec, 1, n, arch))
-    add = Step(0, (ranks + 1) * share, _instructions("decode_sum_encode", codec, ranks, n // ranks, arch))
-    collect = Step(received, share + nbytes / 2, _instructions("decode_sum", codec, 1, n, arch))
-    (_, send_us), (_, add_us), (_, collect_us) = busy = [s.longest(machine, blocks) for s in (send, add, collect)]
+    config, share = counts.config(), wire / ranks / 2  # of one half of the grid
+    received, teams = (ranks - 1) * share, config.teams
+    tiles = counts.tiles(ceil_div(nbytes // 2, ranks))  # of a share
+    turns, own = ceil_div(ranks * tiles, config.GRID), ceil_div(tiles, config.GRID)  # most of a block
+    send = Step(received, nbytes / 2 + ranks * share, counts.of_step(1, turns, config.TILES // teams, teams))
+    add = Step(0, (ranks + 1) * share, counts.of_step(2, own, config.SUM_TILES))
+    collect = Step(received, share + nbytes / 2, counts.of_step(3, turns, config.TILES // teams, teams))
+    (_, send_us), (_, add_us), (_, collect_us) = busy = [
+        step.longest(machine, config.GRID // 2) for step in (send, add, collect)
+    ]
     added = MEETING_US + machine.latency_us + add_us + MEETING_US
     first_sent = machine.launch_us + machine.latency_us + send_us
     second_sent = first_sent + send_us
     first_collects = max(first_sent + added, second_sent) + LINK_LATENCY_US
     second_collects = max(second_sent + added + LINK_LATENCY_US, first_collects + collect_us)
     return second_collects + collect_us, 4 * received, [busy[0], busy[2]] * 2
-
-
-def _instructions(kernel: str, codec: Codec | None, ranks: int, n: int, arch: str) -> float:
-    """Warp instructions for n numbers, eight a thread."""
-    if codec is None:
-        return 0.0
-    config = wire_config(codec.element, codec.block, codec.scale, codec.rule, FLOAT16, ranks)
-    kind = SumConfig if kernel == "decode_sum" else EncodeConfig
-    return machine_code.tile_code(kernel, kind(**vars(config)), arch).instructions * n / 256

@@ -12,7 +12,10 @@ static_assert(BLOCKS_OF_TILE * SCALE_BITS % 8 == 0, "the scales of a tile are wh
 
 struct BlockWire {
   static constexpr int GRANULE = BLOCK;           // numbers: shares are cut at its multiples
+  static constexpr int TEAMS = 1;                 // of a block's threads, see tile/either_wire.cuh
   static constexpr int SCRATCH = BLOCKS_OF_TILE;  // u16 words of shared memory that `put` needs
+
+  using Numbers = float[8];  // what a thread puts into a tile
 
   static __device__ __forceinline__ size_t elements_bytes(int blocks) {
     return size_t(blocks) * (BLOCK / 8 * ELEMENT_BITS);

@@ -11,14 +11,19 @@
 
 constexpr int SIXTEENS_OF_BLOCK = BLOCK < 16 ? 1 : BLOCK / 16;
 
-// Sixteen numbers from `first` on as pairs, zero from index n on. x is aligned to 16 bytes, first a multiple of 16.
+// Sixteen numbers from `first` on as pairs. x is aligned to 16 bytes, first a multiple of 16.
+DEVICE void load_whole_pairs(u32 (&pairs)[8], const act_t* x, u32 first) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint4 word = reinterpret_cast<const uint4*>(x + first)[i];
+    pairs[4 * i] = word.x, pairs[4 * i + 1] = word.y, pairs[4 * i + 2] = word.z, pairs[4 * i + 3] = word.w;
+  }
+}
+
+// The same, zero from index n on.
 DEVICE void load_pairs(u32 (&pairs)[8], const act_t* x, u32 first, u32 n) {
   if (first + 16 <= n) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint4 word = reinterpret_cast<const uint4*>(x + first)[i];
-      pairs[4 * i] = word.x, pairs[4 * i + 1] = word.y, pairs[4 * i + 2] = word.z, pairs[4 * i + 3] = word.w;
-    }
+    load_whole_pairs(pairs, x, first);
   } else {
     const u16* bits = reinterpret_cast<const u16*>(x);
 #pragma unroll
@@ -100,26 +105,33 @@ DEVICE u32 packed_codes(const u32* pairs, const PackedFactor& factor) {
   return prmt(bytes[0], bytes[1], 0x6420) | prmt(bytes[0], bytes[1], 0x7531) << 4;
 }
 
+// Encodes number `sixteen` of the sixteens of a share of `blocks` codec blocks, with its scale. All threads of a warp
+// call it together, with neighbouring sixteens; those beyond the share are not written. ALIGNED promises
+// is_aligned(wire, 8).
+template <bool ALIGNED>
+DEVICE void put_sixteen(u8* wire, int blocks, u32 sixteen, const u32 (&pairs)[8]) {
+  const u32 block = sixteen / SIXTEENS_OF_BLOCK;
+  const u32 scale = scale_code(largest_magnitude(pairs));
+  const PackedFactor factor(scale);
+  u32 codes[2] = {packed_codes(pairs, factor), packed_codes(pairs + 4, factor)};
+  if (scale == u32(SCALE_NAN)) codes[0] = codes[1] = 0;
+  if (block >= u32(blocks)) return;
+  const size_t scales_at = BlockWire::elements_bytes(blocks);
+  if (ALIGNED || is_aligned(wire, 8)) {
+    *reinterpret_cast<u64*>(wire + size_t(sixteen) * 8) = u64(codes[1]) << 32 | codes[0];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++) store_codes(wire, 2 * sixteen + i, codes[i], true, scales_at);
+  }
+  if (sixteen % SIXTEENS_OF_BLOCK == 0) wire[scales_at + block] = u8(scale);
+}
+
 // Writes the wire of one share of x, of the n numbers that there are. All threads of a block call it together.
 DEVICE void encode_packed(const act_t* x, u8* wire, const Share& share, u32 n) {
-  constexpr int BLOCKS_AT_A_TIME = THREADS / SIXTEENS_OF_BLOCK;
-  u8* scales = wire + BlockWire::elements_bytes(share.granules);
-  for (int tile = blockIdx.x; tile * BLOCKS_AT_A_TIME < share.granules; tile += gridDim.x) {
-    const u32 sixteen = tile * THREADS + threadIdx.x, block = sixteen / SIXTEENS_OF_BLOCK;
+  for (int tile = blockIdx.x; tile * (THREADS / SIXTEENS_OF_BLOCK) < share.granules; tile += gridDim.x) {
+    const u32 sixteen = tile * THREADS + threadIdx.x;
     u32 pairs[8];
     load_pairs(pairs, x, share.first * BLOCK + sixteen * 16, n);
-    const u32 scale = scale_code(largest_magnitude(pairs));
-    const PackedFactor factor(scale);
-    u32 codes[2] = {packed_codes(pairs, factor), packed_codes(pairs + 4, factor)};
-    if (scale == u32(SCALE_NAN)) codes[0] = codes[1] = 0;
-    if (block >= u32(share.granules)) continue;
-    if (is_aligned(wire, 8)) {
-      *reinterpret_cast<u64*>(wire + size_t(sixteen) * 8) = u64(codes[1]) << 32 | codes[0];
-    } else {
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        store_codes(wire, 2 * sixteen + i, codes[i], true, BlockWire::elements_bytes(share.granules));
-    }
-    if (sixteen % SIXTEENS_OF_BLOCK == 0) scales[block] = u8(scale);
+    put_sixteen<false>(wire, share.granules, sixteen, pairs);
   }
 }

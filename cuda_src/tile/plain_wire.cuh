@@ -4,7 +4,10 @@
 
 struct PlainWire {
   static constexpr int GRANULE = 8;
+  static constexpr int TEAMS = 1;
   static constexpr int SCRATCH = 0;
+
+  using Numbers = float[8];
 
   static __device__ __forceinline__ size_t bytes(int granules) { return size_t(granules) * 8 * sizeof(act_t); }
 

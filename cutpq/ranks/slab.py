@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..array import Array, ceil_div
-from ..codecs.config import WireConfig, wire_config
+from ..codecs.config import WireConfig, encode_config, wire_config
 from ..codecs.formats import ELEMENTS, SCALES, Element, Scale
 from ..codecs.layout import Layout
+from ..kernels.config import FLOAT32
 from ..weights.shard import even_shares
 
 # CUDA packs smaller allocations into one piece of memory, whose IPC handle would open its neighbours, too.
@@ -107,12 +108,23 @@ GRID = 216
 class PeerConfig(WireConfig):
     """all_reduce_oneshot and all_reduce_twoshot; a PLAIN payload has no codec, and its constants mean nothing.
 
-    STEP  0: all steps, with flags between them; else that step alone
+    STEP       0: all steps, with flags between them; else that step alone
+    PACKED     sixteen numbers a thread through half2, see tile/packed_wire.cuh
+    TILES      tiles that a block has in flight, of an array or of one rank's wire
+    SUM_TILES  the same of the wires of all ranks, of which a thread has up to 256 bytes
     """
 
     GRID: int = GRID
     STEP: int = 0
     PLAIN: bool = False
+    PACKED: bool = False
+    TILES: int = 4
+    SUM_TILES: int = 1
+
+    @property
+    def teams(self) -> int:
+        """Teams of a block's threads, each of which has a tile of its own at a time (tile/either_wire.cuh)."""
+        return 2 if self.PACKED else 1
 
     @property
     def smem_bytes(self) -> int:
@@ -128,5 +140,10 @@ class PeerConfig(WireConfig):
 @cache
 def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
     """The configuration for a codec's element, block, scale and rounding rule; None stands for a plain payload."""
-    wire = wire_config(*(codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")), dtype, ranks)
-    return PeerConfig(**vars(wire), GRID=GRID, STEP=step, PLAIN=codec is None)
+    facts = codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")
+    of_group = 32 if codec is None and dtype == FLOAT32 else 16  # bytes of eight numbers in registers, at most
+    return PeerConfig(
+        **vars(wire_config(*facts, dtype, ranks)), GRID=GRID, STEP=step, PLAIN=codec is None,
+        PACKED=codec is not None and encode_config(*facts, dtype).PACKED,
+        SUM_TILES=next(tiles for tiles in (4, 2, 1) if tiles == 1 or tiles * ranks * of_group <= 256),
+    )  # fmt: skip

@@ -558,6 +558,27 @@ def test_instructions_of_a_tile_whose_scales_are_far_apart() -> None:
     assert count_tile(TWO_WAYS, far=True) == TileCode(instructions=8, integer=0, outside=1)
 
 
+# The shuffles of a warp stand a second time behind the end, for lanes that have parted.
+PARTED = """
+.L_x_1:
+        /*0020*/                   LDG.E.CONSTANT R6, desc[UR4][R2.64] ;
+        /*0030*/                   BRA.DIV UR6, `(.L_x_2) ;
+        /*0040*/                   SHFL.BFLY PT, R5, R4, 0x1, 0x1f ;
+.L_x_3:
+        /*00a0*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*00c0*/              @!P1 BRA `(.L_x_1) ;
+        /*00d0*/                   EXIT ;
+.L_x_2:
+        /*00e0*/                   WARPSYNC.COLLECTIVE R43, `(.L_x_4) ;
+        /*00f0*/                   SHFL.BFLY P0, R43, R40, R44, R47 ;
+        /*0100*/                   BRA `(.L_x_3) ;
+"""
+
+
+def test_instructions_of_a_tile_are_those_of_a_whole_warp() -> None:
+    assert count_tile(PARTED) == TileCode(instructions=5, integer=0, outside=1)
+
+
 def test_prediction_takes_the_slowest_of_memory_issue_and_integer_units(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(integer: int) -> None:
         """100 instructions for eight numbers a thread, so many of them integer ones."""
@@ -593,30 +614,46 @@ def test_constants_of_sums_by_peers_follow_published_ones() -> None:
 
 def test_predicted_sums_count_bytes_and_take_the_slowest_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     h100, size, c = codec_kernels.MACHINES["h100"], 64 << 20, codec("mxfp4")
-    slow = {"encode": 10**6, "decode_sum": 0, "decode_sum_encode": 0}
-    monkeypatch.setattr(peers.machine_code, "tile_code", lambda kernel, config, arch: TileCode(slow[kernel], 0, 0))
+    slow_send = lambda kernel, config, arch, far: TileCode(10**6 if config.STEP == 1 else 0, 0, 0)  # noqa: E731
+    monkeypatch.setattr(peers.machine_code, "tile_code", slow_send)
     twoshot = peers.predict(size, 8, "twoshot", c, h100)
     assert twoshot.link_bytes == pytest.approx(2 * 7 / 8 * size * 4.25 / 16)
     assert twoshot.bound == "issue"
-    warps = 10**6 * size / 2 / 256
-    assert twoshot.parts["issue"] == pytest.approx(warps / (132 * 4 * 1.83e3 * 2 * 108 / 132 * 0.22))
+    turns = 76  # of the busiest block: 8 shares of 2048 tiles by 216 blocks
+    instructions = 10**6 / 4 * turns  # of a warp, four tiles of a block in a round of the loop
+    assert twoshot.parts["issue"] == pytest.approx(2 * instructions / (1.83e3 * 0.22))
     link = twoshot.link_bytes / 2 / 370.8e3
     assert twoshot.parts["link"] == pytest.approx(link, rel=1e-3)
+    monkeypatch.setattr(peers.machine_code, "tile_code", lambda *given: TileCode(0, 0, 0))
     oneshot = peers.predict(size, 8, "oneshot", None, h100)
     assert (oneshot.link_bytes, oneshot.bound) == (7 * size, "link")
     assert oneshot.of_link == pytest.approx(7 * size / oneshot.time_us / 370.8e3, rel=1e-3)
 
 
-def test_halves_of_a_predicted_twoshot_sum_alternate() -> None:
+def test_part_of_a_tile_takes_a_block_as_long_as_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of 217 tiles: the block that adds two takes twice as long as with 216, and nobody sends much longer."""
+    h100, c = codec_kernels.MACHINES["h100"], codec("mxfp4")
+
+    def seconds(step: int, tiles: int) -> float:
+        slow = lambda kernel, config, arch, far: TileCode(10**6 if step == config.STEP else 0, 0, 0)  # noqa: E731
+        monkeypatch.setattr(peers.machine_code, "tile_code", slow)
+        return peers.predict(tiles * 2048 * 8 * 2, 8, "twoshot", c, h100).time_us
+
+    assert seconds(2, 217) == pytest.approx(2 * seconds(2, 216), rel=0.01)
+    assert seconds(1, 217) == pytest.approx(10 / 8 * seconds(1, 216), rel=0.01)  # two teams: 10 turns as 9
+
+
+def test_halves_of_a_predicted_twoshot_sum_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small: the chain of one half. Large: the links are busy but at the start and for a latency between the steps."""
+    monkeypatch.setattr(peers.machine_code, "tile_code", lambda *given: TileCode(0, 0, 0))
     h100 = codec_kernels.MACHINES["h100"]
     chain = 1.5 + 0.7 + (1.5 + 0.7 + 1.5) + 1.0  # launch and latency, the meetings about the sum, the link's latency
     assert peers.predict(8 << 10, 8, "twoshot", None, h100).time_us == pytest.approx(chain, abs=0.1)
     large = peers.predict(256 << 20, 8, "twoshot", None, h100)
     assert large.time_us == pytest.approx(1.5 + 0.7 + large.link_bytes / 370.8e3 + 1.0)
-    assert [
-        peers.predict(4 << 20, 8, "twoshot", None, codec_kernels.MACHINES[m]).of_link > 0.8 for m in ("h100", "a100")
-    ]
+    monkeypatch.setattr(peers.machine_code, "tile_code", lambda *given: TileCode(300, 0, 0))  # 212 to 260 are counted
+    for name in ("h100", "a100"):
+        assert peers.predict(4 << 20, 8, "twoshot", None, codec_kernels.MACHINES[name]).of_link > 0.8
 
 
 @pytest.mark.gpu

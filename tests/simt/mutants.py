@@ -76,7 +76,7 @@ NORM = "residual_norm.cu"
 PACKED = "tile/packed_e2m1.cuh"
 SUM = "tile/packed_sum.cuh"
 ADDING = "tile/packed_adding.cuh"
-TWOSHOT = "all_reduce_twoshot.cu"
+ONESHOT, TWOSHOT = "all_reduce_oneshot.cu", "all_reduce_twoshot.cu"
 SMALL = "ptx/convert_small.cuh"
 PREFETCH = "prefetch_l2.cu"
 ATTENTION, TILE, PARTS = "decode_attention.cu", "tile/attend_tile.cuh", "tile/attention_parts.cuh"
@@ -117,9 +117,10 @@ MEETING = [
 ]
 
 # In what keeps several tiles in flight.
-FLIGHT = "tile/tiles_in_flight.cuh"
+FLIGHT, EITHER, WIRE_OF_PAIRS = "tile/tiles_in_flight.cuh", "tile/either_wire.cuh", "tile/packed_wire.cuh"
 IN_FLIGHT = [
-    Mutant("end of x read", FLIGHT, "last * 8 + 8 <= n", "groups[0] * 8 + 8 <= n"),
+    Mutant("end of x read", FLIGHT, "if (groups[i] * 8 + 8 <= n) words", "if (groups[i] * 8 < n) words"),
+    Mutant("ragged group as a whole one", FLIGHT, "if (groups[i] * 8 + 8 <= n) {", "if (groups[i] * 8 < n) {"),
     Mutant("one tile four times", FLIGHT, "(x + groups[i] * 8)", "(x + groups[0] * 8)"),
     Mutant(
         "one tile four times at the end",
@@ -127,10 +128,26 @@ IN_FLIGHT = [
         "load_eight(v[i], x, groups[i] * 8",
         "load_eight(v[i], x, groups[0] * 8",
     ),
-    Mutant("stride of a block", FLIGHT, "STRIDE = GRID * THREADS", "STRIDE = THREADS"),
-    Mutant("groups beyond the end", FLIGHT, "at <= last ? at : group - threadIdx.x", "at"),
-    Mutant("another block's groups at the end", FLIGHT, "at <= last ? at : group - threadIdx.x", "min(at, last)"),
+    Mutant("next tile is another block's", EITHER, "NEXT = W::TEAMS * GRID", "NEXT = W::TEAMS"),
+    Mutant("groups beyond the end", FLIGHT, "at <= last ? at : tile * THREADS", "at"),
+    Mutant("another block's groups at the end", FLIGHT, "at <= last ? at : tile * THREADS", "min(at, last)"),
     Mutant("wire of rank 0", FLIGHT, "load<true>(wires[w]", "load<true>(wires[0]"),
+]
+
+# In teams of a block's threads, which have sixteen numbers each.
+IN_TEAMS = [
+    Mutant("sixteens of the first tile", FLIGHT, "(pairs[i], x, groups[i] * 8);", "(pairs[i], x, groups[0] * 8);"),
+    Mutant("half of a sixteen beyond x", FLIGHT, "groups[i] * 8 + 16 <= n", "groups[i] * 8 + 8 <= n"),
+    Mutant("last number of x left out", FLIGHT, "(pairs[i], x, groups[i] * 8, n", "(pairs[i], x, groups[i] * 8, n - 1"),
+    Mutant("ragged end of the first tile", FLIGHT, "(pairs[i], x, groups[i] * 8, n", "(pairs[i], x, groups[0] * 8, n"),
+    Mutant("one team", EITHER, "threadIdx.x / SIZE", "0"),
+    Mutant("place in the block", EITHER, "threadIdx.x % SIZE", "threadIdx.x"),
+    Mutant("neighbour's eight numbers", EITHER, "place() * W::TEAMS", "place()"),
+    Mutant("groups of the same granule", EITHER, "/ APART * GROUPS_OF_GRANULE", "/ APART * APART"),
+    Mutant("second group over the neighbour's", FLIGHT, "group + i * Team<Wire>::APART", "group + i"),
+    Mutant("first group twice", FLIGHT, "n, v + 8 * i", "n, v"),
+    Mutant("codes of both teams in one tile", WIRE_OF_PAIRS, "threadIdx.x % (THREADS / TEAMS)", "threadIdx.x"),
+    Mutant("tile of sixteens of all threads", WIRE_OF_PAIRS, "tile * (THREADS / TEAMS)", "tile * THREADS"),
 ]
 
 # In the end of a norm.
@@ -925,10 +942,12 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "halves of a group swapped", PACKED, "u64(codes[1]) << 32 | codes[0]", "u64(codes[0]) << 32 | codes[1]"
             ),
             Mutant("codes of a NaN block", PACKED, "codes[0] = codes[1] = 0", "codes[0] = 0"),
-            Mutant("no end of the share", PACKED, "if (block >= u32(share.granules)) continue;", ""),
-            Mutant("always taken for aligned", PACKED, "if (is_aligned(wire, 8))", "if (true)"),
+            Mutant("no end of the share", PACKED, "if (block >= u32(blocks)) return;", ""),
+            Mutant("always taken for aligned", PACKED, "ALIGNED || is_aligned(wire, 8)", "true"),
             Mutant("groups of an unaligned wire", PACKED, "2 * sixteen + i", "2 * sixteen"),
-            Mutant("scale of every sixteen", PACKED, "scales[block] = u8(scale)", "scales[sixteen] = u8(scale)"),
+            Mutant(
+                "scale of every sixteen", PACKED, "[scales_at + block] = u8(scale)", "[scales_at + sixteen] = u8(scale)"
+            ),
             Mutant("tiles overlap", PACKED, "tile += gridDim.x", "tile += gridDim.x + 1"),
         ],
     ),
@@ -1206,26 +1225,26 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant(
                 "tiles of other blocks",
                 "all_reduce_oneshot.cu",
-                "int tile = blockIdx.x; tile < tiles; tile += SUM_TILES",
-                "int tile = GRID - 1 - blockIdx.x; tile < tiles; tile += SUM_TILES",
+                "int tile = blockIdx.x + MyTeam::number() * GRID; tile < tiles; tile += SUMS",
+                "int tile = GRID - 1 - blockIdx.x + MyTeam::number() * GRID; tile < tiles; tile += SUMS",
             ),
             *IN_FLIGHT,
-            Mutant("every fourth tile only", "all_reduce_oneshot.cu", "if (tile + i * GRID < tiles)", "if (i == 0)"),
+            *IN_TEAMS,
+            Mutant("every fourth tile only", ONESHOT, "if (tile + i * MyTeam::NEXT < tiles)", "if (i == 0)"),
             Mutant(
-                "first tile of the four",
-                "all_reduce_oneshot.cu",
-                "granules, tile + i * GRID, v[i]",
-                "granules, tile, v[i]",
+                "first tile of the four", ONESHOT, "granules, tile + i * MyTeam::NEXT, v[i]", "granules, tile, v[i]"
             ),
             Mutant(
                 "numbers of the first tile",
-                "all_reduce_oneshot.cu",
-                "groups[i] = (tile + i * GRID)",
-                "groups[i] = tile",
+                ONESHOT,
+                "groups[i] = MyTeam::group_to_encode(tile + i * MyTeam::NEXT)",
+                "groups[i] = MyTeam::group_to_encode(tile)",
             ),
-            Mutant("sums of the first tile", "all_reduce_oneshot.cu", "add_up(sum, raw[i])", "add_up(sum, raw[0])"),
-            Mutant("tiles left out", "all_reduce_oneshot.cu", "tile += TILES * GRID", "tile += 2 * TILES * GRID"),
-            Mutant("last tile left out", "tile/either_wire.cuh", " + THREADS - 1) / THREADS", ") / THREADS"),
+            Mutant("sums of the first tile", ONESHOT, "add_up(sum, raw[i])", "add_up(sum, raw[0])"),
+            Mutant(
+                "tiles left out", ONESHOT, "tile += IN_FLIGHT * MyTeam::NEXT", "tile += 2 * IN_FLIGHT * MyTeam::NEXT"
+            ),
+            Mutant("last tile left out", EITHER, " + THREADS - 1) / THREADS", ") / THREADS"),
             no_barrier(
                 "epoch written by a thread that has not waited", "tile/slab.cuh", "if (threadIdx.x == 0) epochs()"
             ),
@@ -1256,24 +1275,32 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
                 "RANKS * Place::bytes(n)",
                 "all.rank * Place::bytes(n)",
             ),
-            Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(at.group)) continue;", ""),
+            Mutant("no end of a share", "all_reduce_twoshot.cu", "if (!place.has(group)) continue;", ""),
             Mutant("places too close", "all_reduce_twoshot.cu", " + 15) / 16 * 16", ") / 16 * 16"),
-            Mutant("stored in rank 0's place", TWOSHOT, "all.data(at.owner, mine)", "all.data(at.owner, 0)"),
-            Mutant("stored in the own slab", TWOSHOT, "all.data(at.owner, mine)", "all.data(all.rank, mine)"),
+            Mutant("stored in rank 0's place", TWOSHOT, "all.data(at[i].owner, mine)", "all.data(at[i].owner, 0)"),
+            Mutant("stored in the own slab", TWOSHOT, "all.data(at[i].owner, mine)", "all.data(all.rank, mine)"),
             Mutant("own terms from rank 0's slab", TWOSHOT, "all.data(all.rank, r *", "all.data(0, r *"),
-            Mutant("all shares from rank 0", TWOSHOT, "Turn(all.rank, turn + i).owner, total", "0, total"),
+            Mutant("all shares from rank 0", TWOSHOT, "all.data(at[i].owner, total)", "all.data(0, total)"),
             Mutant(
                 "never the own share",
                 TWOSHOT,
-                "(rank + 1 + number) % RANKS",
-                "(rank + 1 + number % (RANKS - 1)) % RANKS",
+                "(wrapped + number) % RANKS",
+                "(wrapped + number % (RANKS - 1)) % RANKS",
             ),
             Mutant(
                 "every rank in its own turn", TWOSHOT, "const size_t mine = all.rank", "const size_t mine = blockIdx.x"
             ),
             Mutant("neighbours have the same tile", TWOSHOT, "* 2 + blockIdx.x / (GRID / 2);", "* 2;"),
-            Mutant("last turn left out", TWOSHOT, ".tiles + GRID - 1 - first_tile()", ".tiles - first_tile()"),
-            Mutant("adds the tiles of other blocks", TWOSHOT, "int tile = first_tile();", "int tile = blockIdx.x;"),
+            Mutant("last turn left out", TWOSHOT, "< tiles % GRID", "< tiles % GRID - 1"),
+            Mutant("turns of whole rounds only", TWOSHOT, "turns += first_tile(owner) < tiles % GRID", ""),
+            Mutant("begins with rank 0's share", TWOSHOT, "(wrapped + number) % RANKS", "number % RANKS"),
+            Mutant("begins a share too early", TWOSHOT, "+ TURNED - 1) / TURNED", ") / TURNED"),
+            Mutant("place beyond the grid", TWOSHOT, "turned < GRID ?", "turned <= GRID ?"),
+            Mutant(
+                "adds the tiles of other blocks", TWOSHOT, "int tile = first_tile(all.rank);", "int tile = blockIdx.x;"
+            ),
+            Mutant("adds the tiles of rank 0", TWOSHOT, "tile = first_tile(all.rank);", "tile = first_tile(0);"),
+            Mutant("sends what no turn is left for", TWOSHOT, "if (turn + i * Wire::TEAMS >= turns) break;", ""),
             Mutant("waits for itself", "tile/slab.cuh", "sent() + blockIdx.x - GRID / 2", "sent() + blockIdx.x"),
             Mutant(
                 "does not tell that it has sent", TWOSHOT, "if (STEP == 0) all.let_second", "if (false) all.let_second"
@@ -1287,17 +1314,18 @@ SUITES: dict[str, tuple[list[str], list[Mutant]]] = {
             Mutant("told in the place of the epochs", "tile/slab.cuh", "return epochs() + GRID", "return epochs()"),
             no_barrier("scratch used again too early", "tile/block_wire.cuh", "}"),
             *IN_FLIGHT,
+            *IN_TEAMS,
             Mutant(
                 "first number of the share",
                 "all_reduce_twoshot.cu",
-                "Place(n, at.owner).first / 8 + at.group",
-                "at.group",
+                "Place(n, at[i].owner).first / 8 + MyTeam::group_to_encode(at[i].tile)",
+                "MyTeam::group_to_encode(at[i].tile)",
             ),
             Mutant(
                 "own sums of the first tile",
                 "all_reduce_twoshot.cu",
-                "Wire::add_up(sum, raw[i])",
-                "Wire::add_up(sum, raw[0])",
+                "WireByEight::add_up(sum, raw[i])",
+                "WireByEight::add_up(sum, raw[0])",
             ),
             Mutant(
                 "sums in the first tile",
