@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ..ops.engine import threads
 from ..weights.permutation import sorting_permutation
 from ..weights.weight import is_ordered
 from .proof import prove
-from .raw_tensors import BLOCK, Move, Piece, RawFile, RawTensor, byte_pieces
+from .raw_tensors import Move, Piece, RawFile, RawTensor, byte_pieces
 from .reader import ConversionError, Reader
 
 # Called with ("convert" or "prove", bytes done, bytes in all).
@@ -337,20 +338,35 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 def _write_file(file: RawFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
     try:
-        with target.open("xb", buffering=BLOCK) as out:
-            for piece in threads.in_order(_pieces(file, moves)):
-                out.write(piece.data)
-                count(piece.nbytes)
+        with target.open("xb", buffering=0) as out:
+            for nbytes in threads.in_order(_writes(file, moves, out.fileno())):
+                count(nbytes)
     except OSError as e:
         raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
+def _writes(file: RawFile, moves: dict[str, Move], out: int) -> Iterator[Callable[[], int]]:
+    """What writes the result, those bytes of `file` with the tensors permuted that move: each write a thread's task."""
+    offset = 0
+    for nbytes, piece in _pieces(file, moves):
+        yield partial(_write, out, offset, piece)
+        offset += nbytes
+
+
 def _pieces(file: RawFile, moves: dict[str, Move]) -> Iterator[Piece]:
-    """The bytes of the result: those of `file`, with the tensors permuted that move."""
     yield from byte_pieces(file.path, 0, file.header_bytes)
     for tensor in file.tensors:
         move = moves.get(tensor.name)
         yield from tensor.permuted(move) if move else byte_pieces(tensor.path, tensor.start, tensor.stop)
+
+
+def _write(out: int, offset: int, make: Callable[[], np.ndarray]) -> int:
+    """Write a piece at its place in the file; its bytes."""
+    data = np.ascontiguousarray(make()).data.cast("B")
+    done = 0
+    while done < len(data):
+        done += os.pwrite(out, data[done:], offset + done)
+    return done
 
 
 def _rewrite_configs(ckpt: Checkpoint, orders: _Orders, target: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here goes through a memory map, whose pages would count as memory of the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,13 @@ import numpy as np
 
 from ..checkpoint import bitstream
 from ..checkpoint.errors import CheckpointError
+from ..ops.engine import threads
 
 # Bytes of a block that is read, permuted and written at once: 2 MiB stay in a core's L2 cache.
 BLOCK = 1 << 21
 
-# Makes some of the bytes of a file, as an array.
-Piece = Callable[[], np.ndarray]
+# How many bytes of a file, and what makes them, as an array of any shape.
+Piece = tuple[int, Callable[[], np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -65,23 +67,24 @@ class RawTensor:
         return raw.view(f"u{itemsize}").reshape(stop - start, -1)
 
     def permuted(self, move: Move) -> Iterator[Piece]:
-        """The tensor after `move`, as pieces to be made by any thread and written one after the other.
+        """The tensor after `move`, in pieces that any thread can make.
 
         Along the first axis the whole tensor is held until its last piece is made, along the second just a few pieces.
         """
-        count, perm, bits = self.shape[0], move.perm, move.bits
+        count, perm, bits, width = self.shape[0], move.perm, move.bits, self.row_bytes
         if move.axis == 1:
-            for start, stop in spans(count, BLOCK // self.row_bytes):
-                yield partial(self._columns, start, stop, perm, bits)
+            for start, stop in spans(count, BLOCK // width):
+                yield (stop - start) * width, partial(self._columns, start, stop, perm, bits)
             return
         whole = self.rows(0, count)
         if bits is None:
-            for start, stop in spans(count, BLOCK // self.row_bytes):
-                yield partial(whole.take, perm[start:stop], 0)
+            for start, stop in spans(count, BLOCK // width):
+                yield (stop - start) * width, partial(whole.take, perm[start:stop], 0)
             return
         # 32 codes fill whole words. On its way each code takes four bytes.
-        for start, stop in spans(len(perm), 32 * max(1, BLOCK // (4 * 32 * whole.shape[1]))):
-            yield partial(_gather_packed, whole, perm[start:stop], bits)
+        for start, stop in spans(len(perm), 32 * max(1, BLOCK // (32 * width))):
+            nbytes = bitstream.words_for(stop - start, bits) * width
+            yield nbytes, partial(_gather_packed, whole, perm[start:stop], bits)
 
     def _columns(self, start: int, stop: int, perm: np.ndarray, bits: int | None) -> np.ndarray:
         rows = self.rows(start, stop)
@@ -108,16 +111,27 @@ class RawFile:
 
 def read_bytes(path: Path, start: int, stop: int) -> np.ndarray:
     """Bytes start .. stop of a file; CheckpointError where it ends before."""
-    raw = np.fromfile(path, np.uint8, stop - start, offset=start)
-    if len(raw) != stop - start:
-        raise CheckpointError(f"{path}: expected {stop} bytes or more, found {start + len(raw)}: it shrank meanwhile")
+    raw = np.empty(stop - start, np.uint8)
+    with path.open("rb", buffering=0) as file:
+
+        def read(span: tuple[int, int]) -> None:
+            done, end = span
+            while done < end:
+                found = os.preadv(file.fileno(), [raw[done:end].data], start + done)
+                if not found:
+                    raise CheckpointError(
+                        f"{path}: expected {stop} bytes or more, found {start + done}: it shrank meanwhile"
+                    )
+                done += found
+
+        threads.each(read, spans(len(raw), 4 * BLOCK))
     return raw
 
 
 def byte_pieces(path: Path, start: int, stop: int) -> Iterator[Piece]:
     """Bytes start .. stop of a file, block by block."""
     for first, last in spans(stop - start, BLOCK):
-        yield partial(read_bytes, path, start + first, start + last)
+        yield last - first, partial(read_bytes, path, start + first, start + last)
 
 
 def spans(count: int, step: int) -> Iterator[tuple[int, int]]:
