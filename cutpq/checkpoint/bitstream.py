@@ -32,8 +32,8 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
         if shift + bits > 32:
             high = words[word + 1 :: stride][: len(target)]
             field |= high << np.uint32(32 - shift)
-        field &= np.uint32((1 << bits) - 1)
-        target[...] = field
+        np.copyto(target, field, casting="unsafe")  # its low byte
+    codes &= np.uint8((1 << bits) - 1)
     return codes
 
 
@@ -46,8 +46,9 @@ def take(words: np.ndarray, bits: int, rows: np.ndarray) -> np.ndarray:
     over = np.flatnonzero(shift + bits > 32)  # codes that go on in the next word
     if over.size:
         field[over] |= words[word[over] + 1] << (32 - shift[over]).astype(np.uint32)[:, None]
-    field &= np.uint32((1 << bits) - 1)
-    return field.astype(np.uint8)
+    codes = field.astype(np.uint8)  # the low bytes
+    codes &= np.uint8((1 << bits) - 1)
+    return codes
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

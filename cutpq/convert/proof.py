@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,19 +89,23 @@ def _same_weight(
     def check(part: str, a: Array | None, b: Array | None) -> None:
         _check(_same_bits(a, b), f"{name} ({part})", new.folder)
 
-    def compare_codes(piece: tuple[int, int]) -> None:
-        own = slice(*piece)
+    def compare_codes(start: int, stop: int) -> None:
+        own = slice(start, stop)
         if rows is None:
             check("codes", old.words(name, own, columns), new.words(name, own))
         else:
             check("codes", old.codes(name, rows, own), new.codes(name, None, own))
 
-    check("g_idx", old.g_idx(name)[slice(None) if rows is None else rows], new.g_idx(name))
-    a, b = old.weight(name, slice(0), columns), new.weight(name, slice(0))
-    for part in ("scales", "zeros", "bias"):
-        check(part, getattr(a, part), getattr(b, part))
+    def compare_others() -> None:
+        check("g_idx", old.g_idx(name)[slice(None) if rows is None else rows], new.g_idx(name))
+        a, b = old.weight(name, slice(0), columns), new.weight(name, slice(0))
+        for part in ("scales", "zeros", "bias"):
+            check(part, getattr(a, part), getattr(b, part))
+
     length, other = (K, N) if rows is None else (N, K)
-    threads.each(compare_codes, spans(length, BLOCK // other // 32 * 32))
+    tasks: list[Callable[[], None]] = [compare_others]
+    tasks += [partial(compare_codes, *piece) for piece in spans(length, BLOCK // other // 32 * 32)]
+    threads.each(lambda compare: compare(), tasks)
 
 
 def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], perm: np.ndarray) -> None:
