@@ -6,8 +6,9 @@ same for NumPy arrays. The layout of the bytes, and what the options bring, are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 
@@ -53,23 +54,57 @@ class Codec(Layout):
         if launch.takes(self, xp, x.size):
             return launch.encode(x.reshape(-1), self, padding=-x.size % self.block, out=wire)
         blocks, exact = self._blocks(x)
-        elements, scales, outliers = self.sections(wire, x.size)
-        scale_codes = xp.zeros(8 * ceil_div(len(blocks), 8), xp.uint16 if self.scale.bits > 8 else xp.uint8)
-        for piece in self._pieces(len(blocks)):
-            v = engine.widen(blocks[piece]) if uses_engine(xp) else to_float32(blocks[piece])
-            if self.rotate:
-                v = formulas.hadamard(v * xp.float32(_rotation(self.block)[0]))
-            if uses_engine(xp):
+        with_engine = uses_engine(xp)
+
+        def read(piece: slice) -> Array:
+            v = engine.widen(blocks[piece]) if with_engine else to_float32(blocks[piece])
+            return formulas.hadamard(v * xp.float32(_rotation(self.block)[0])) if self.rotate else v
+
+        self._encode_pieces(read, wire, x.size, with_engine)
+        if exact is not None:
+            self.sections(wire, x.size)[2][:] = exact.reshape(-1).view(xp.uint8)
+        elif x.size % self.block:
+            wire[-1] = blocks.size - x.size
+        return wire
+
+    def in_pieces(self, xp: ModuleType) -> bool:
+        """Whether encode_sum and reader take this codec and arrays of `xp`: the engine, without options."""
+        return uses_engine(xp) and not self.rotate and not self.outliers
+
+    def encode_sum(self, read: Callable[[slice], np.ndarray], wire: np.ndarray, n: int) -> None:
+        """wire[:] = encode of n numbers, whole blocks, that are read when they are needed: see in_pieces.
+
+        read(piece) -> float32 (piece.stop - piece.start,), whole blocks of them, in order; engine.PIECE at most
+        """
+        block = self.block
+        of_blocks = lambda piece: read(slice(piece.start * block, piece.stop * block)).reshape(-1, block)  # noqa: E731
+        self._encode_pieces(of_blocks, wire, n, True)
+
+    def _encode_pieces(self, read: Callable[[slice], Array], wire: Array, n: int, with_engine: bool) -> None:
+        """The elements and scales of a wire; read(piece of the blocks) -> (blocks, block) float32."""
+        xp = array_module(wire)
+        elements, scales, _ = self.sections(wire, n)
+        scale_codes = xp.zeros(8 * ceil_div(len(elements), 8), xp.uint16 if self.scale.bits > 8 else xp.uint8)
+        for piece in self._pieces(len(elements)):
+            v = read(piece)
+            if with_engine:
                 scale_codes[piece] = engine.encode_blocks(v, self.element, self.scale, self.rule, elements[piece])
                 continue
             codes, scale_codes[piece] = formulas.encode_blocks(v, self.element, self.scale, self.rule)
             elements[piece] = formulas.pack_bits(codes.reshape(-1), self.element.bits).reshape(len(v), -1)
         scales[:] = _pack_scales(scale_codes, self.scale)[: scales.size]
-        if exact is not None:
-            outliers[:] = exact.reshape(-1).view(xp.uint8)
-        elif x.size % self.block:
-            wire[-1] = blocks.size - x.size
-        return wire
+
+    def reader(self, wire: np.ndarray) -> Callable[[slice, np.ndarray], None]:
+        """read(piece, out): out[:] = decode(wire)[piece], whole blocks, out as engine.decode_blocks: see in_pieces."""
+        elements, scales, _ = self.sections(wire, self.count(wire))
+        scale_codes = _unpack_scales(scales, self.scale)
+
+        def read(piece: slice, out: np.ndarray) -> None:
+            blocks = slice(piece.start // self.block, piece.stop // self.block)
+            rows = out.reshape(-1, self.block)
+            engine.decode_blocks(elements[blocks], scale_codes[blocks], self.element, self.scale, rows)
+
+        return read
 
     def decode(self, wire: Array, out: Array | None = None) -> Array:
         """The numbers of a wire, in the flat order of the array that was encoded: (n,) float32.

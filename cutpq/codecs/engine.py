@@ -17,8 +17,8 @@ from . import formulas
 from .formats import Element, Scale, carry_threshold, scale_values, values
 
 # The callers' pieces: so many numbers at a time, so that each step finds its operands in the cache. The calls of these
-# steps alone take some 50 us, which is 0.2 ns a number here.
-PIECE = 1 << 18
+# steps alone take some 30 us, which is 0.2 ns a number here.
+PIECE = 1 << 17
 
 _MANTISSA = 23  # bits of float32's
 _FIELD = 0xFF << _MANTISSA  # the bits of its exponent
@@ -34,6 +34,20 @@ class _Room(threading.local):
         self.magnitudes, self.binades, self.maxima = (np.empty(PIECE, np.int32) for _ in range(3))
         self.widened = np.empty(PIECE, np.float32)
         self.codes, self.counts, self.signs = (np.empty(PIECE, np.uint8) for _ in range(3))
+        self.steps = lru_cache(32)(lambda *key: _Steps(self, *key))
+
+
+# Functions by short names, since each look-up of one takes time, and numbers as arrays: see _Steps.
+add, subtract, multiply, maximum, minimum = np.add, np.subtract, np.multiply, np.maximum, np.minimum
+left_shift, right_shift, bitwise_and, bitwise_or = np.left_shift, np.right_shift, np.bitwise_and, np.bitwise_or
+signbit = np.signbit
+_SHIFT, _MAGNITUDE = np.array(_MANTISSA, np.int32), np.array(0x7FFFFFFF, np.int32)
+_IN_ALL_BYTES, _HALF_BYTE = np.array(0x0101010101010101, np.uint64), np.array(4, np.uint16)
+
+
+def _byte(number: int) -> np.ndarray:
+    """The number modulo 256."""
+    return np.array(number % 256, np.uint8)
 
 
 _room = _Room()
@@ -51,23 +65,16 @@ def encode_blocks(blocks: np.ndarray, element: Element, scale: Scale, rule: str,
 
     blocks (blocks, block) float32, at most PIECE numbers; packed (blocks, block * element.bits / 8) uint8
     """
-    v, codes = blocks.reshape(-1), _room.codes[: blocks.size]
+    v, steps = blocks.reshape(-1), _room.steps(*blocks.shape, element, scale)
     codes_of_scales = None
     if rule == "floor" and not scale.mantissa_bits:
-        codes_of_scales = _codes_by_exponents(v, blocks.shape[1], element, scale)
+        codes_of_scales = steps.codes_by_exponents(v)
     if codes_of_scales is None:
         codes_of_scales = _codes_by_quotients(blocks, element, scale, rule)
-    signs = np.signbit(v, out=_room.signs[: v.size].view(bool)).view(np.uint8)
-    signs *= np.uint8(1 << (element.bits - 1))
-    codes |= signs
-    if codes_of_scales.max() == scale.nan_code:
-        codes.reshape(blocks.shape)[codes_of_scales == scale.nan_code] = 0
-    if element.bits == 4:
-        pairs = codes.view(np.uint16)
-        pairs |= np.right_shift(pairs, 4, out=_room.signs[: v.size].view(np.uint16))
-        np.copyto(packed, pairs.reshape(packed.shape), casting="unsafe")
-    else:
-        packed[:] = formulas.pack_bits(codes, element.bits).reshape(packed.shape)
+    steps.put_signs(v)
+    if maximum.reduce(codes_of_scales) == scale.nan_code:
+        steps.codes.reshape(blocks.shape)[codes_of_scales == scale.nan_code] = 0
+    steps.pack(packed)
     return codes_of_scales
 
 
@@ -109,50 +116,85 @@ def _products(element: Element, scale: Scale, dtype: np.dtype) -> np.ndarray:
     return both.reshape(-1).view(f"u{2 * both.itemsize}")
 
 
-def _codes_by_exponents(v: np.ndarray, block: int, element: Element, scale: Scale) -> np.ndarray | None:
-    """The scale codes by "floor"; _room.codes[: v.size] = the magnitudes' codes. None where a scale is at its end.
+class _Steps:
+    """How n numbers in blocks become codes: the steps, with the views of a thread's memory and the constants they take.
 
-    v (n,) float32. A number's step is that of its own binade, or of the block's first normal one where that is larger.
-    Adding 2^23 steps makes float32 round to them and count them in its low bits, as in formulas.encode_elements. No
-    number is divided by its scale, a power of two: its mantissa would stay the same.
+    To make a view, or an array of a Python number, takes a microsecond, which is as much as a step's own start.
     """
-    M, bits = element.mantissa_bits, v.view(np.int32)
-    codes, sums, wide = (room[: v.size] for room in (_room.codes, _room.magnitudes, _room.binades))
-    exponents = codes
-    np.copyto(exponents, np.right_shift(bits, _MANTISSA, out=wide), casting="unsafe")  # the low byte: without the sign
-    top = _largest_byte(exponents, block)
-    below, to_code = element.max_exponent - element.min_exponent, scale.bias - 127 - element.max_exponent
-    # Beyond these scales saturate, or float32's own range would end below the first binade or above 2^23 steps.
-    lowest, highest = max(below, scale.smallest_code - to_code), min(231 + M, scale.largest_code - to_code)
-    if top.min() < lowest or top.max() > highest:
-        return None
-    words = (top - np.uint8(below)) * np.uint64(0x0101010101010101)
-    first = np.repeat(words, block // 8).view(np.uint8)
-    np.maximum(exponents, first, out=exponents)
-    binades = np.subtract(exponents, first, out=first)
-    exponents += np.uint8(_MANTISSA - M)
-    np.copyto(wide, exponents)
-    wide <<= _MANTISSA
-    np.bitwise_and(bits, 0x7FFFFFFF, out=sums)
-    np.add(sums.view(np.float32), wide.view(np.float32), out=sums.view(np.float32))
-    np.copyto(codes, sums, casting="unsafe")
-    binades *= np.uint8(1 << M)
-    codes += binades
-    np.minimum(codes, _bounds(element)[2][: v.size], out=codes)
-    return top + np.uint8(to_code % 256)
+
+    def __init__(self, room: _Room, blocks: int, block: int, element: Element, scale: Scale):
+        n, M = blocks * block, element.mantissa_bits
+        self.codes, self.wide, self.sums = room.codes[:n], room.binades[:n], room.magnitudes[:n]
+        self.wide_as_float, self.sums_as_float = self.wide.view(np.float32), self.sums.view(np.float32)
+        self.signs = room.signs[:n]
+        self.signs_as_bool = self.signs.view(bool)
+        if element.bits == 4:
+            self.pairs, self.upper = self.codes.view(np.uint16), self.signs.view(np.uint16)
+        self.windows, self.top = _windows(self.codes, block, room)
+        below, to_code = element.max_exponent - element.min_exponent, scale.bias - 127 - element.max_exponent
+        # Beyond these scales saturate, or float32's own range would end below the first binade or above 2^23 steps.
+        lowest, highest = max(below, scale.smallest_code - to_code), min(231 + M, scale.largest_code - to_code)
+        self.lowest, self.span = _byte(lowest), highest - lowest
+        self.to_code, self.to_first = _byte(lowest + to_code), _byte(lowest - below)
+        self.to_sum, self.steps_of_binade = _byte(_MANTISSA - M), _byte(1 << M)
+        self.largest_code, self.sign = _bounds(element, PIECE)[2][:n], _byte(1 << (element.bits - 1))
+        self.bits, self.words_of_block = element.bits, block // 8
+
+    def codes_by_exponents(self, v: np.ndarray) -> np.ndarray | None:
+        """The scale codes by "floor"; self.codes = the magnitudes' codes. None where a scale is at its end.
+
+        v (n,) float32. A number's step is that of its own binade, or of the block's first normal one where that is
+        larger. Adding 2^23 steps makes float32 round to them and count them in its low bits, as in
+        formulas.encode_elements. No number is divided by its scale, a power of two: its mantissa would stay the same.
+        """
+        bits, codes, wide, sums = v.view(np.int32), self.codes, self.wide, self.sums
+        exponents = codes
+        exponents[:] = right_shift(bits, _SHIFT, wide)  # the low byte: without the sign
+        for one, other, out in self.windows:
+            maximum(one, other, out=out)
+        above_lowest = subtract(self.top, self.lowest)  # of each block; below the lowest this wraps around
+        if maximum.reduce(above_lowest) > self.span:
+            return None
+        first = multiply(add(above_lowest, self.to_first), _IN_ALL_BYTES).repeat(self.words_of_block).view(np.uint8)
+        maximum(exponents, first, out=exponents)
+        binades = subtract(exponents, first, first)
+        wide[:] = add(exponents, self.to_sum, exponents)
+        left_shift(wide, _SHIFT, wide)
+        bitwise_and(bits, _MAGNITUDE, sums)
+        add(self.sums_as_float, self.wide_as_float, self.sums_as_float)
+        codes[:] = sums
+        add(codes, multiply(binades, self.steps_of_binade, binades), codes)
+        minimum(codes, self.largest_code, out=codes)
+        return add(above_lowest, self.to_code)
+
+    def put_signs(self, v: np.ndarray) -> None:
+        """self.codes |= the signs of v (n,) float32."""
+        signbit(v, self.signs_as_bool)
+        bitwise_or(self.codes, multiply(self.signs, self.sign, self.signs), self.codes)
+
+    def pack(self, packed: np.ndarray) -> None:
+        """packed[:] = pack_bits of self.codes, which are changed."""
+        if self.bits == 4:
+            bitwise_or(self.pairs, right_shift(self.pairs, _HALF_BYTE, self.upper), self.pairs)
+            packed[:] = self.pairs.reshape(packed.shape)
+        else:
+            packed[:] = formulas.pack_bits(self.codes, self.bits).reshape(packed.shape)
 
 
-def _largest_byte(v: np.ndarray, block: int) -> np.ndarray:
-    """The largest of each `block` bytes, a power of two of them: (n,) -> (n / block,).
+def _windows(
+    v: np.ndarray, block: int, room: _Room
+) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], np.ndarray]:
+    """Operands and outputs of the maxima that find the largest of each `block` bytes of v, and where they are then.
 
     Of each byte and its neighbour, then of each two and the next two: with all operands contiguous that takes less time
     than to leave out what is not needed.
     """
-    one, other, distance = _room.counts, _room.signs, 1
+    found, one, other, distance = [], room.counts, room.signs, 1
     while distance < block:
-        v = np.maximum(v[:-distance], v[distance:], out=one[: v.size - distance])
-        one, other, distance = other, one, 2 * distance
-    return v[::block].copy()
+        out = one[: v.size - distance]
+        found.append((v[:-distance], v[distance:], out))
+        v, one, other, distance = out, other, one, 2 * distance
+    return found, v[::block]
 
 
 def _codes_by_quotients(blocks: np.ndarray, element: Element, scale: Scale, rule: str) -> np.ndarray:
@@ -166,7 +208,7 @@ def _codes_by_quotients(blocks: np.ndarray, element: Element, scale: Scale, rule
         by_block = y.reshape(blocks.shape)
         by_block /= scale_values(scale)[codes_of_scales][:, None]
         if codes_of_scales.max() >= scale.largest_code:  # else no number is twice as large as the element's largest
-            np.minimum(y, _bounds(element)[0][: y.size], out=y)
+            np.minimum(y, _bounds(element, PIECE)[0][: y.size], out=y)
         _magnitude_codes(y, element)
     return codes_of_scales
 
@@ -205,7 +247,7 @@ def _magnitude_codes(y: np.ndarray, element: Element) -> None:
     of the binades below: their sum is right modulo 256, and a code is less than that.
     """
     M = element.mantissa_bits
-    _, first_binade, largest_code = (bound[: y.size] for bound in _bounds(element))
+    _, first_binade, largest_code = (bound[: y.size] for bound in _bounds(element, PIECE))
     bits, code = y.view(np.int32), _room.codes[: y.size]
     if element.max_exponent == element.min_exponent:  # INTn and E1Mx: the same step for all numbers
         y += np.ldexp(np.float32(1), element.min_exponent + _MANTISSA - M)
@@ -224,14 +266,13 @@ def _magnitude_codes(y: np.ndarray, element: Element) -> None:
 
 
 @lru_cache(maxsize=4)
-def _bounds(element: Element) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three bounds, each as an array of one value: the largest magnitude, and its code; the first normal binade's bits.
-
-    In the order of their use: magnitude float32, binade int32, code uint8.
+def _bounds(element: Element, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three bounds, each `size` times in an array: the largest magnitude, the first normal binade's bits, and the
+    largest code; float32, int32 and uint8.
     """
     first_binade = (element.min_exponent + 127) << _MANTISSA
     return (
-        np.full(PIECE, element.largest, np.float32),
-        np.full(PIECE, first_binade, np.int32),
-        np.full(PIECE, element.largest_code, np.uint8),
+        np.full(size, element.largest, np.float32),
+        np.full(size, first_binade, np.int32),
+        np.full(size, element.largest_code, np.uint8),
     )

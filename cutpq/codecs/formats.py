@@ -27,6 +27,9 @@ class Element:
     bias: int
     largest_code: int
 
+    def __hash__(self) -> int:  # of all fields it would take longer than a step that is looked up by it
+        return hash(self.name)
+
     @property
     def bits(self) -> int:
         """Bits of a code: sign, exponent and mantissa."""
@@ -96,6 +99,9 @@ class Scale:
     bias: int
     largest_code: int
     nan_code: int
+
+    def __hash__(self) -> int:  # as Element's
+        return hash(self.name)
 
     @property
     def smallest_code(self) -> int:

@@ -30,9 +30,6 @@ from .wires import decode_sum, flat, oneshot, twoshot
 ALGOS = ("auto", "plain", "oneshot", "twoshot", "hierarchical")
 
 
-EXCHANGES = {"oneshot": oneshot, "twoshot": twoshot, "hierarchical": hierarchical.exchange}
-
-
 def all_reduce(
     x: Array,
     comm: Communicator,
@@ -97,8 +94,8 @@ def all_reduce_rmsnorm(
         by_peers = comm.sum_by_kernel(x, chosen, algo) if algo in ("oneshot", "twoshot") and chosen else None
         if by_peers is not None:
             return residual_norm.of_checked(by_peers, residual, weight, perm, epsilon)
-        if chosen is not None and algo in EXCHANGES and launch.takes_rows(chosen, residual):
-            wires, shares = EXCHANGES[algo](flat(x), comm, chosen)
+        if chosen is not None and algo != "plain" and launch.takes_rows(chosen, residual):
+            wires, shares = _exchange(x, comm, chosen, algo)
             return launch.decode_sum_rmsnorm(wires, chosen, residual, weight, perm, epsilon, shares)
         total = _reduce(x, comm, chosen, algo)
     with span("norm"):
@@ -143,10 +140,17 @@ def _reduce(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> Arr
         return hierarchical.all_reduce(x, comm, codec)
     if codec is None:
         return round_to(add_rows(comm.all_gather(flat(x))), x.dtype).reshape(x.shape)
-    wires, shares = EXCHANGES[algo](flat(x), comm, codec)
+    wires, shares = _exchange(x, comm, codec, algo)
     if by_kernels:
         return launch.decode_sum(wires, codec, x.size, x.dtype, shares).reshape(x.shape)
     return decode_sum(wires, codec, x.size, shares, x.dtype)[: x.size].reshape(x.shape)
+
+
+def _exchange(x: Array, comm: Communicator, codec: Codec, algo: str) -> tuple[Array, int]:
+    """The wires whose decoded sum is the result, (terms, bytes), and how many shares there are in each."""
+    if algo == "hierarchical":
+        return hierarchical.exchange(flat(x), comm, codec)
+    return (oneshot if algo == "oneshot" else twoshot)([flat(x)], comm, codec)
 
 
 def _check_agreement(x: Array, comm: Communicator, codec: Codec, algo: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import accumulate
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, array_module, bfloat16, round_to
+from ..array import Array, array_module, bfloat16
 from ..weights.shard import even_shares
 from .failures.abort import at_job_end
 from .failures.patience import patience_s
 from .failures.watch import Channel, Watch
-from .sums import add, add_rows
+from .sums import add, round_sum
 
 
 class Communicator(ABC):
@@ -151,7 +151,7 @@ class Communicator(ABC):
             shape = (sum(pieces),)
         self.count_sent([x.nbytes] * self.size)
         with self.calling(f"all_gather of {in_words(x) if counts is None else pieces}"):
-            out = self._all_gather(_as_bytes(x), [n * x.itemsize for n in pieces])
+            out = self._all_gather(as_bytes(x), [n * x.itemsize for n in pieces])
         return (out if x.dtype == np.uint8 else out.view(x.dtype)).reshape(shape)
 
     def all_to_all(
@@ -187,8 +187,26 @@ class Communicator(ABC):
         send_bytes, recv_bytes = ([n * x.itemsize for n in counts] for counts in (send, recv))
         self.count_sent(send_bytes)
         with self.calling(f"all_to_all of {in_words(x) if send_counts is None else 'pieces by counts'}"):
-            out = self._exchange(_as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
+            out = self._exchange(as_bytes(x), offsets(send_bytes), send_bytes, recv_bytes)
         return out.view(x.dtype).reshape(shape)
+
+    def terms(self, x: Array, counts: Sequence[int]) -> Sequence[Array]:
+        """What the ranks have for this one, in rank order: (counts[rank],) of each, as all_to_all with counts sends it.
+
+        x  (sum(counts),), pieces for rank 0, 1, ... in order; counts are the same on all ranks
+
+        The own term may be a view of x: they are for reading. Raises as all_to_all does.
+        """
+        mine = counts[self.rank]
+        return self.all_to_all(x, counts, [mine] * self.size).reshape(self.size, mine)
+
+    def all_gather_made(
+        self, make: Callable[[Array], None], counts: Sequence[int], dtype: Any, xp: ModuleType
+    ) -> Array:
+        """all_gather with counts, of arrays of `xp` that make(piece) writes into: (counts[rank],) of dtype."""
+        piece = xp.empty(counts[self.rank], dtype)
+        make(piece)
+        return self.all_gather(piece, counts)
 
     def all_reduce(self, x: Array) -> Array:
         """sum over ranks of x, in x's dtype: added in rank order, rounded once, equal on all ranks bit for bit.
@@ -204,11 +222,11 @@ class Communicator(ABC):
         self._check_array(x)
         dtype = sum_dtype(x.dtype)
         shares = even_shares(x.size, self.size)
-        mine = shares[self.rank]
         with self.calling(f"all_reduce of {in_words(x)}"):
-            terms = self.all_to_all(x.reshape(-1), shares, [mine] * self.size).reshape(self.size, mine)
-            total = round_to(add_rows(terms), x.dtype) if dtype == np.float32 else add(terms)
-            return self.all_gather(total, shares).reshape(x.shape)
+            terms = self.terms(x.reshape(-1), shares)
+            make = round_sum if dtype == np.float32 else add
+            total = self.all_gather_made(lambda piece: make(terms, piece), shares, x.dtype, array_module(x))
+            return total.reshape(x.shape)
 
     def sum_by_kernel(self, x: Array, codec: Any, algo: str) -> Array | None:
         """The "oneshot" or "twoshot" sum of x by one kernel, where a backend has one for it; else None.
@@ -271,7 +289,7 @@ def _in_words(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     return f"{dtype.name} {shape}"
 
 
-def _as_bytes(x: Array) -> Array:
+def as_bytes(x: Array) -> Array:
     """x as a 1-D uint8 array: x itself or a view where x is contiguous, else a copy."""
     if x.dtype == np.uint8 and x.ndim == 1 and x.flags.c_contiguous:
         return x
@@ -310,6 +328,11 @@ def check_received(rank: int, source: int, sent: int, count: int) -> None:
         )
 
 
-def offsets(counts: list[int]) -> list[int]:
+def offsets(counts: Sequence[int]) -> list[int]:
     """Where the pieces of these sizes start, one after the other."""
     return list(accumulate(counts, initial=0))[:-1]
+
+
+def split(x: Array, sizes: Sequence[int]) -> list[Array]:
+    """Views of pieces of these sizes, one behind the other."""
+    return [x[start : start + size] for start, size in zip(offsets(sizes), sizes, strict=True)]

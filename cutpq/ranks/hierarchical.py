@@ -12,19 +12,19 @@ Without a codec step 2 rounds each node's sum to x's dtype, adds these in float3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from ..array import Array, array_module, round_to
+from ..array import Array, array_module
 from ..codecs.codec import Codec
 from ..cost.nodes import choose_shots, lane_shares
 from . import auto
-from .communicator import Communicator
+from .communicator import Communicator, split
 from .nodes import Groups, groups
-from .sums import add_rows
-from .wires import decode_sum, flat, oneshot, padded, split, twoshot
+from .sums import round_sum
+from .wires import decode_sum, flat, oneshot, padded, twoshot
 
 
 def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
@@ -33,15 +33,20 @@ def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
     with _counted(comm, found):
         if codec is None:
             counts = [lane[0] for lane in lane_shares(x.size, found.nodes, None, "")]
-            total = round_to(_sum_inside(flat(x), counts, found), x.dtype)
-            total = found.between.all_reduce(total) if found.owns_a_share else total
+            terms = _terms_inside(flat(x), counts, found)
+
+            def make(total: Array) -> None:
+                round_sum(terms, total)
+                if found.owns_a_share:
+                    total[...] = found.between.all_reduce(total)
         else:
             counts, wires, shares = _exchange(x, comm, codec, found)
-            mine = wires.shape[1] and counts[found.inside.rank]
-            total = (
-                decode_sum(wires, codec, mine, shares, x.dtype)[:mine] if mine else array_module(x).empty(0, x.dtype)
-            )
-        gathered = found.inside.all_gather(total, _for_all(counts, found))
+
+            def make(total: Array) -> None:
+                if total.size:
+                    decode_sum(wires, codec, total.size, shares, x.dtype, out=total)
+
+        gathered = found.inside.all_gather_made(make, _for_all(counts, found), x.dtype, array_module(x))
     return gathered[: x.size].reshape(x.shape)
 
 
@@ -66,7 +71,7 @@ def _exchange(x: Array, comm: Communicator, codec: Codec, found: Groups) -> tupl
     """Steps 1 and 2: elements of each lane, the wires of this rank's lane, (terms, bytes), and shares in each."""
     shots = _shots(x, comm, codec, found)
     counts = list(map(sum, lane_shares(codec.padded(x.size), found.nodes, codec, shots)))
-    partial = _sum_inside(padded(x, codec), counts, found)
+    partial = _terms_inside(padded(x, codec), counts, found)
     terms, shares = (found.nodes.count, 1) if shots == "oneshot" else (1, found.nodes.count)
     if not found.owns_a_share:
         return counts, array_module(x).empty((terms, 0), np.uint8), shares
@@ -79,12 +84,9 @@ def _shots(x: Array, comm: Communicator, codec: Codec, found: Groups) -> str:
     return "oneshot" if found.nodes.count == 2 else choose_shots(x.size, found.nodes, codec, auto.cable(comm))
 
 
-def _sum_inside(x: Array, counts: list[int], found: Groups) -> Array:
-    """(n,) -> this rank's share of the sum over its node, float32; empty where it owns none."""
-    inside = found.inside
-    mine = counts[inside.rank] if found.owns_a_share else 0
-    terms = inside.all_to_all(x, _for_all(counts, found), [mine] * inside.size)
-    return add_rows(terms.reshape(inside.size, mine))
+def _terms_inside(x: Array, counts: list[int], found: Groups) -> Sequence[Array]:
+    """(n,) -> the terms of this rank's share of the sum over its node, in rank order; empty where it owns none."""
+    return found.inside.terms(x, _for_all(counts, found))
 
 
 def _for_all(counts: list[int], found: Groups) -> list[int]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..array import Array
-from .communicator import (
-    Communicator,
-    check_color,
-    check_received,
-    check_root,
-    offsets,
-)
+from ..array import Array, check_array
+from .communicator import Communicator, as_bytes, check_color, check_received, check_root, offsets, split
 from .failures.patience import Patience, RanksDisagreeError, patience_s
 from .failures.watch import Channel
 
@@ -86,16 +82,49 @@ class MpiCommunicator(Communicator):
         return MpiCommunicator(self._mpi.Split(color, key), self.reason, *self._own_place)
 
     def _exchange(self, x: Array, starts: list[int], send_counts: list[int], recv_counts: list[int]) -> Array:
+        out = self._empty(sum(recv_counts))
+        incoming, outgoing = _pieces(out, offsets(recv_counts), recv_counts), _pieces(x, starts, send_counts)
+        self._send_and_receive(outgoing, incoming)
+        incoming[self.rank][:] = outgoing[self.rank]
+        return out
+
+    def terms(self, x: Array, counts: Sequence[int]) -> Sequence[Array]:
+        if self.xp is not np:
+            return super().terms(x, counts)
+        self._check_array(x)
+        check_array("x", x, (sum(counts),))
+        outgoing = split(as_bytes(x), [n * x.itemsize for n in self._check_counts("counts", counts)])
+        self.count_sent([piece.size for piece in outgoing])
+        mine = outgoing[self.rank]
+        received = np.empty((self.size - 1, mine.size), np.uint8)
+        incoming = [*received[: self.rank], mine, *received[self.rank :]]  # the own term stays where it is
+        with self.calling("all_to_all of pieces by counts"):
+            self._send_and_receive(outgoing, incoming)
+        return [piece.view(x.dtype) for piece in incoming]
+
+    def all_gather_made(
+        self, make: Callable[[Array], None], counts: Sequence[int], dtype: Any, xp: ModuleType
+    ) -> Array:
+        if self.xp is not np:
+            return super().all_gather_made(make, counts, dtype, xp)
+        out = np.empty(sum(counts), dtype)
+        make(split(out, counts)[self.rank])
+        pieces = split(out.view(np.uint8), [n * out.itemsize for n in counts])
+        self.count_sent([pieces[self.rank].size] * self.size)
+        with self.calling(f"all_gather of {list(counts)}"):
+            self._send_and_receive([pieces[self.rank]] * self.size, pieces)
+        return out
+
+    def _send_and_receive(self, outgoing: list[np.ndarray], incoming: list[np.ndarray]) -> None:
+        """Send outgoing[r] to and receive incoming[r] from every other rank r."""
         # Messages between all pairs at once: measured up to 20 times faster than MPICH's Allgatherv and Alltoallv
         # with 4 MiB on 4 ranks, and as fast as its Allgather. Empty messages are sent as well: so counts are compared.
         from mpi4py import MPI
 
-        out = self._empty(sum(recv_counts))
-        incoming, outgoing = _pieces(out, offsets(recv_counts), recv_counts), _pieces(x, starts, send_counts)
+        recv_counts = [piece.size for piece in incoming]
         others = self._others()
         requests = [self._mpi.Irecv(incoming[r], r, ARRAY) for r in others]
         requests += [self._mpi.Isend(outgoing[r], r, ARRAY) for r in others]
-        incoming[self.rank][:] = outgoing[self.rank]
         arrived = [MPI.Status() for _ in requests]
         try:
             self._wait(requests, others * 2, "an exchange of arrays", arrived)
@@ -106,7 +135,6 @@ class MpiCommunicator(Communicator):
             ) from None
         for source, status in zip(others, arrived, strict=False):
             check_received(self.rank, source, status.Get_count(MPI.BYTE), recv_counts[source])
-        return out
 
     @property
     def _own_place(self) -> tuple[int, int]:
@@ -127,8 +155,9 @@ class MpiCommunicator(Communicator):
         """
         from mpi4py import MPI
 
-        patience = Patience()
+        patience = None
         while not MPI.Request.Testall(requests, statuses):
+            patience = patience or Patience()
             if patience.is_over():
                 pending = [p for p, request in zip(peers, requests, strict=True) if not request.Get_status()]
                 raise self._away(what, sorted(set(pending)))
