@@ -172,14 +172,30 @@ def _compile_library(sources: list[Path], path: Path) -> None:
         headers = Path(folder) / "standard.h"
         headers.write_text("".join(f"#include <{name}>\n" for name in STANDARD_HEADERS))
         _run_compiler(["g++", *CXX_FLAGS, "-x", "c++-header", str(headers)])
-        objects = [Path(folder) / f"{p.parent.name}-{p.stem}.o" for p in sources]
+        units = _units(sources, Path(folder))
+        objects = [unit.with_suffix(".o") for unit in units]
         compile_it = ["g++", *CXX_FLAGS, "-include", str(headers), "-c"]
-        commands = [[*compile_it, str(p), "-o", str(o)] for p, o in zip(sources, objects, strict=True)]
+        commands = [[*compile_it, str(unit), "-o", str(o)] for unit, o in zip(units, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run_compiler, commands))
         linked = Path(folder) / path.name
         _run_compiler(["g++", "-shared", f"-Wl,-soname,{path.name}", *map(str, objects), "-o", str(linked)])
         os.replace(linked, path)
+
+
+def _units(sources: list[Path], folder: Path) -> list[Path]:
+    """Files in `folder` that include the sources: one for each folder of them, whose headers are then parsed once.
+
+    The instructions stay apart: their families have functions of the same names.
+    """
+    texts: dict[str, str] = {}
+    for source in sources:
+        together = source.parent.name
+        name = f"{together}-{source.stem}" if together == "instructions" else together
+        texts[name] = texts.get(name, "") + f'#include "{source}"\n'
+    for name, text in texts.items():
+        (folder / f"{name}.cpp").write_text(text)
+    return [folder / f"{name}.cpp" for name in texts]
 
 
 def _run_compiler(command: list[str]) -> None:
