@@ -81,18 +81,29 @@ PREDICTED_TABLE = Table(
 )
 
 PEER_RANKS = 8
-PEER_SIZES = tuple(256 << 10 << 2 * k for k in range(6))  # bytes of a float16 array, to 256 MiB
+PEER_SIZES = tuple(kib << 10 for kib in (256, 1024, 4096, 8192, 16384, 65536, 262144))  # bytes of a float16 array
+GOAL_FROM = 4 << 20  # bytes of a wire from which a sum should reach 0.8 of the link's bandwidth
 PEERS_TABLE = Table(
     (
         Column("machine", "machine", 7),
         Column("algo", "algo", 7),
         Column("codec", "codec", 19),
         Column("size", "size(B)", 10),
+        Column("wire_bytes", "wire(B)", 10, ".0f"),
         Column("link_bytes", "link_bytes", 11, ".0f"),
         Column("time_us", "time(us)_proj", 13, ".1f"),
         Column("of_link", "of_link_proj", 12, ".2f"),
         Column("bus_gb_s", "busbw_proj", 10, ".0f"),
         Column("bound", "bound", 18),
+    )
+)
+
+LOWEST_TABLE = Table(
+    (
+        *PEERS_TABLE.columns[:3],
+        Column("scales", "scales", 6),
+        *PEERS_TABLE.columns[3:5],
+        Column("of_link", "of_link_proj", 12, ".2f"),
     )
 )
 
@@ -350,8 +361,9 @@ def print_prediction(args: argparse.Namespace) -> int:
 def predicted_sums(codecs: Sequence[Codec], machine: Machine) -> Iterator[Row]:
     """What sums by peers should take on eight of these machines, plain and by each codec.
 
-    of_link   what a rank reads from its peers, over the time and the link's bandwidth
-    bus_gb_s  as nccl-tests counts: 2 (ranks - 1) / ranks of the array over the time
+    wire_bytes  of the whole array
+    of_link     what a rank reads from its peers, over the time and the link's bandwidth
+    bus_gb_s    as nccl-tests counts: 2 (ranks - 1) / ranks of the array over the time
     """
     for algo in ("oneshot", "twoshot"):
         for codec in (None, *codecs):
@@ -359,14 +371,33 @@ def predicted_sums(codecs: Sequence[Codec], machine: Machine) -> Iterator[Row]:
                 found = predict_sum(size, PEER_RANKS, algo, codec, machine)
                 yield {
                     "machine": machine.name, "algo": algo, "codec": codec and codec.name, "size": size,
-                    "link_bytes": found.link_bytes, "time_us": found.time_us, "of_link": found.of_link,
+                    "wire_bytes": size * _wire_ratio(codec), "link_bytes": found.link_bytes,
+                    "time_us": found.time_us, "of_link": found.of_link,
                     "bus_gb_s": 2 * (PEER_RANKS - 1) / PEER_RANKS * size / found.time_us / 1e3, "bound": found.bound,
                     "ranks": PEER_RANKS, "projected": True,
                 }  # fmt: skip
 
 
+def _wire_ratio(codec: Codec | None) -> float:
+    """Bytes of the wire for each byte of float16."""
+    return codec.bits / 16 if codec else 1.0
+
+
+def lowest_share(algo: str, codec: Codec | None, machine: Machine, far: bool) -> Row:
+    """The size from GOAL_FROM bytes of wire on, in steps of 1 % up to 64 times as many, that has the lowest of_link."""
+    granules = [int(GOAL_FROM / _wire_ratio(codec) * 1.01**step / 256 + 1) for step in range(420)]
+    shares = {
+        256 * count: predict_sum(256 * count, PEER_RANKS, algo, codec, machine, far).of_link for count in granules
+    }
+    size = min(shares, key=lambda size: shares[size])
+    return {
+        "machine": machine.name, "algo": algo, "codec": codec and codec.name, "scales": "far" if far else "near",
+        "size": size, "wire_bytes": size * _wire_ratio(codec), "of_link": shares[size],
+    }  # fmt: skip
+
+
 def print_peers(args: argparse.Namespace) -> int:
-    """Print the predicted table of sums by peers."""
+    """Print the predicted table of sums by peers, and where their share of the link is lowest."""
     found = [row for name in ("h100", "a100") for row in predicted_sums(args.codecs, MACHINES[name])]
     print(
         f"# PREDICTED, not measured: sums of float16 over {PEER_RANKS} GPUs by peers; CUDA sources {source_digest()}."
@@ -374,6 +405,14 @@ def print_peers(args: argparse.Namespace) -> int:
     print("# The model: bench/predict/peers.py. H200 has the links and the clocks of H100.")
     print(PEERS_TABLE.heading())
     print("\n".join(map(PEERS_TABLE.line, found)))
+    print(f"# The lowest of_link from {GOAL_FROM} bytes of wire on; scales: of the ranks, as in the table of kernels.")
+    print(LOWEST_TABLE.heading())
+    for name in ("h100", "a100"):
+        for algo in ("oneshot", "twoshot"):
+            for codec in (None, *args.codecs):
+                near, far = (lowest_share(algo, codec, MACHINES[name], apart) for apart in (False, True))
+                for row in (near, far) if near["of_link"] != far["of_link"] else (near | {"scales": "any"},):
+                    print(LOWEST_TABLE.line(row))
     if args.json:
         write_json(args.json, found)
     return 0

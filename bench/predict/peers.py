@@ -83,7 +83,7 @@ def predict(
     """
     wire = nbytes if codec is None else nbytes * codec.bits / 16
     link, follow = LINK_OF[machine.name], _oneshot if algo == "oneshot" else _twoshot
-    time, received, busy = follow(nbytes, wire, ranks, _Counts(algo, codec, ranks, machine.arch, far), machine)
+    time, received, busy = follow(nbytes, wire, ranks, _Counts(algo, codec, ranks, machine, far), machine)
     parts = dict.fromkeys(("link", "memory", "issue"), 0.0)
     for what, us in busy:
         parts[what] += us
@@ -105,12 +105,12 @@ def reading_in_place_us(nbytes: int, ranks: int, algo: str, machine: Machine) ->
 class _Counts:
     """Instructions of a warp in the steps of a kernel."""
 
-    def __init__(self, algo: str, codec: Codec | None, ranks: int, arch: str, far: bool):
-        self.algo, self.ranks, self.arch, self.far = algo, ranks, arch, far
+    def __init__(self, algo: str, codec: Codec | None, ranks: int, machine: Machine, far: bool):
+        self.algo, self.ranks, self.arch, self.sms, self.far = algo, ranks, machine.arch, machine.device.sms, far
         self.facts = (codec.element, codec.block, codec.scale, codec.rule) if codec else None
 
     def config(self, step: int = 0) -> PeerConfig:
-        return peer_config(self.facts, FLOAT16, self.ranks, step)
+        return peer_config(self.facts, FLOAT16, self.ranks, step, self.sms)
 
     def tiles(self, n: int) -> int:
         """Tiles that n numbers fill: each thread of a block has eight numbers of a tile."""

@@ -71,7 +71,9 @@ class IpcCommunicator(Communicator):
         self.shared = len({control.bcast(bus, root) for root in range(control.size)}) < control.size
         self.waits_on_host = self.shared
         self.can_capture = not self.shared
-        self._data_at = peer_config(None, FLOAT16, control.size).data_at
+        sms = kernels.device(memory.xp).sms
+        self._sms = min(control.bcast(sms, root) for root in range(control.size))
+        self._data_at = peer_config(None, FLOAT16, control.size, sms=self._sms).data_at
         self._status, self._status_on_device = memory.status()
         self._stream: int | None = None
         self._slabs: list[Array] = []
@@ -251,7 +253,7 @@ class IpcCommunicator(Communicator):
         for step in range(1, _STEPS[algo] + 1) if self.shared else (0,):
             if step > 1:
                 self.barrier()
-            config = peer_config(facts, payload_code(x.dtype), self.size, step)
+            config = peer_config(facts, payload_code(x.dtype), self.size, step, self._sms)
             kernel = kernels.load(f"all_reduce_{algo}", config, self.xp)
             kernel(
                 (config.GRID,), config.THREADS, self._addresses, x, out, self._status_on_device, self.rank, x.size,

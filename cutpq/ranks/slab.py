@@ -98,10 +98,11 @@ def half_bytes(shares: list[int], whole: int, algo: str) -> int:
 # Where a rank's slab keeps what its peers read, as tile/slab.cuh has it.
 MEETINGS = 2
 
-# Blocks of a sum, of 256 threads with four 16-byte loads each. Two fit a multiprocessor, so that on an A100, which has
-# 108, all are resident. Each half of them, which the two-shot sum lets alternate, has 1.7 MiB in flight: NVLink needs
-# 0.4 (371 GB/s times 1 us), an H100's memory 2 (3.35 TB/s times 0.6 us).
-GRID = 216
+# Blocks of a sum for each multiprocessor, which has room for two: the kernels are compiled for at most 128 registers.
+# A block has 256 threads with four 16-byte loads each. Each half of the grid, which the two-shot sum lets alternate,
+# has 1.7 MiB in flight on an A100 and 2.1 on an H100: NVLink needs 0.4 (371 GB/s times 1 us), an H100's memory 2 (3.35
+# TB/s times 0.6 us).
+BLOCKS_OF_SM = 2
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class PeerConfig(WireConfig):
     SUM_TILES  the same of the wires of all ranks, of which a thread has up to 256 bytes
     """
 
-    GRID: int = GRID
+    GRID: int = 216
     STEP: int = 0
     PLAIN: bool = False
     PACKED: bool = False
@@ -138,12 +139,17 @@ class PeerConfig(WireConfig):
 
 
 @cache
-def peer_config(codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0) -> PeerConfig:
-    """The configuration for a codec's element, block, scale and rounding rule; None stands for a plain payload."""
+def peer_config(
+    codec: tuple[Element, int, Scale, str] | None, dtype: int, ranks: int, step: int = 0, sms: int = 108
+) -> PeerConfig:
+    """The configuration for a codec's element, block, scale and rounding rule; None stands for a plain payload.
+
+    sms  multiprocessors that each rank has at least; all ranks need the same number
+    """
     facts = codec or (ELEMENTS["e2m1"], 32, SCALES["e8m0"], "floor")
     of_group = 32 if codec is None and dtype == FLOAT32 else 16  # bytes of eight numbers in registers, at most
     return PeerConfig(
-        **vars(wire_config(*facts, dtype, ranks)), GRID=GRID, STEP=step, PLAIN=codec is None,
+        **vars(wire_config(*facts, dtype, ranks)), GRID=BLOCKS_OF_SM * sms, STEP=step, PLAIN=codec is None,
         PACKED=codec is not None and encode_config(*facts, dtype).PACKED,
         SUM_TILES=next(tiles for tiles in (4, 2, 1) if tiles == 1 or tiles * ranks * of_group <= 256),
     )  # fmt: skip

@@ -619,8 +619,8 @@ def test_predicted_sums_count_bytes_and_take_the_slowest_of_each_step(monkeypatc
     twoshot = peers.predict(size, 8, "twoshot", c, h100)
     assert twoshot.link_bytes == pytest.approx(2 * 7 / 8 * size * 4.25 / 16)
     assert twoshot.bound == "issue"
-    turns = 76  # of the busiest block: 8 shares of 2048 tiles by 216 blocks
-    instructions = 10**6 / 4 * turns  # of a warp, four tiles of a block in a round of the loop
+    turns = 63  # of the busiest block: 8 shares of 2048 tiles by 264 blocks; by two teams 32 rounds
+    instructions = 10**6 / 2 * (turns + 1) / 2  # of a warp, two tiles of its team in a round of the loop
     assert twoshot.parts["issue"] == pytest.approx(2 * instructions / (1.83e3 * 0.22))
     link = twoshot.link_bytes / 2 / 370.8e3
     assert twoshot.parts["link"] == pytest.approx(link, rel=1e-3)
@@ -631,16 +631,16 @@ def test_predicted_sums_count_bytes_and_take_the_slowest_of_each_step(monkeypatc
 
 
 def test_part_of_a_tile_takes_a_block_as_long_as_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares of 217 tiles: the block that adds two takes twice as long as with 216, and nobody sends much longer."""
+    """Shares of 265 tiles: the block that adds two takes twice as long as with 264, and nobody sends much longer."""
     h100, c = codec_kernels.MACHINES["h100"], codec("mxfp4")
 
-    def seconds(step: int, tiles: int) -> float:
+    def us(step: int, tiles: int) -> float:
         slow = lambda kernel, config, arch, far: TileCode(10**6 if step == config.STEP else 0, 0, 0)  # noqa: E731
         monkeypatch.setattr(peers.machine_code, "tile_code", slow)
         return peers.predict(tiles * 2048 * 8 * 2, 8, "twoshot", c, h100).time_us
 
-    assert seconds(2, 217) == pytest.approx(2 * seconds(2, 216), rel=0.01)
-    assert seconds(1, 217) == pytest.approx(10 / 8 * seconds(1, 216), rel=0.01)  # two teams: 10 turns as 9
+    assert us(2, 265) == pytest.approx(2 * us(2, 264), rel=0.01)
+    assert us(1, 265) == pytest.approx(10 / 8 * us(1, 264), rel=0.01)  # two teams: 10 turns as 9
 
 
 def test_halves_of_a_predicted_twoshot_sum_alternate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from harness.gpu_clock import gpu_module
 from cutpq.array import to_numpy
 from cutpq.codecs.codec import codec
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
+from cutpq.kernels.config import Device
 from cutpq.ranks import ipc
-from cutpq.ranks import slab as slab_module
 from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.ranks.failures import abort
 from cutpq.ranks.failures.patience import RanksDisagreeError
@@ -105,7 +105,6 @@ def run_ipc(size, case, memory=HostMemory):
 def _host_kernels(monkeypatch):
     monkeypatch.setenv("CUTPQ_HOST_KERNELS", "1")
     monkeypatch.setattr(HostMemory, "slabs", {})
-    monkeypatch.setattr(slab_module, "GRID", 8)  # blocks without tiles only meet, which takes the CPU long
 
 
 MOVES = {name: case for name, case in mpi_worker.CASES.items() if "sum" not in name and name != "splits"}
@@ -302,6 +301,24 @@ def test_peer_that_did_not_come_is_named_by_the_next_call():
             comm.barrier()
 
     run_ipc(3, on_rank)
+
+
+def test_sums_of_ranks_whose_gpus_differ(monkeypatch):
+    """The grid of all is that of the smallest GPU, since each block waits for those of its number."""
+
+    mine = threading.local()
+    monkeypatch.setattr(ipc.kernels, "device", lambda xp: Device(90, mine.sms))
+
+    def on_rank(control):
+        mine.sms = 5 - control.rank
+        comm = IpcCommunicator(control, HostMemory(), "0000:01")
+        return comm._sms, comm.all_reduce(numbers(comm.rank, 100, np.dtype(np.float16)))
+
+    (sms, total), *others = run_threads(3, on_rank, timeout_s=20)
+    assert sms == 3
+    for of_other, sums in others:
+        assert of_other == sms
+        assert_exact(sums, total)
 
 
 def test_ranks_with_a_gpu_each_meet_in_the_kernel():
