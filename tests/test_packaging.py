@@ -109,6 +109,7 @@ def test_wheel_holds_every_module_and_every_source_for_the_gpu(wheel: Path, clon
     assert names == modules | sources | {"cutpq/py.typed"}
 
 
+@pytest.mark.slow("makes virtual environments and installs into them")
 def test_wheel_runs_in_a_fresh_environment(wheel: Path, clone: Path, tmp_path: Path) -> None:
     """The command line, a product, and one kernel compiled from the sources that the wheel holds."""
     python = fresh_environment(tmp_path / "venv", *required(wheel), *NVRTC)
@@ -126,6 +127,7 @@ def test_wheel_runs_in_a_fresh_environment(wheel: Path, clone: Path, tmp_path: P
         assert_gemm_close(made["y"], made["x"], cq.dequantize(w))
 
 
+@pytest.mark.slow("makes virtual environments and installs into them")
 @pytest.mark.parametrize("how", [["--editable"], []], ids=["editable", "copied"])
 def test_import_beside_the_clone(how: list[str], clone: Path, wheel: Path, tmp_path: Path) -> None:
     """`pip install -e ./cutpq && python -c ...` typed where the clone, a folder called cutpq, lies."""

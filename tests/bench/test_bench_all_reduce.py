@@ -311,6 +311,7 @@ def slow(*flags: str, **environment: str) -> SimpleNamespace:
 
 
 @needs_mpi
+@pytest.mark.slow("a cable that carries 20 Mbit/s")
 def test_a_slow_link_carries_what_the_ranks_say(tmp_path: Path) -> None:
     """At 20 Mbit/s two messages of 32 KiB take 26 ms, or 13 if the buckets were full: no copy in memory is as slow."""
     if slow_link.obstacle():

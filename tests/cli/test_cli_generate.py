@@ -256,7 +256,9 @@ def test_ranks_that_cannot_start_are_one_message(
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize(
+    "ranks", [2, pytest.param(8, marks=pytest.mark.slow("eight processes, whatever cores there are"))]
+)
 def test_rank_0_prints_the_same_text_for_any_number_of_ranks(ranks: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", PROMPT, "--max-tokens", "16", "--dtype", "float32"]
     alone = generate(capsys, *arguments)[1]

@@ -10,9 +10,11 @@ from jobs import mpirun, needs_mpi, run
 from cutpq.ops.engine.threads import cores
 from cutpq.ranks import discovery as launch
 
+EIGHT = pytest.param(8, marks=pytest.mark.slow("eight processes, whatever cores there are"))
+
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("ranks", [2, 3, EIGHT])
 def test_collectives(ranks):
     names = [*mpi_worker.CASES, *mpi_worker.TWO_SHOT_CASES]
     job = mpirun(ranks, *names)

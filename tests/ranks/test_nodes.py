@@ -36,6 +36,7 @@ def test_a_killed_rank_is_named_with_its_node():
 
 
 @needs_mpi
+@pytest.mark.slow("a cable is cut after six seconds, and the ranks wait for what was on it")
 def test_a_cut_cable_ends_the_job_and_names_who_did_not_come():
     job = over_nodes("cable_is_cut", "--cut", "1:6", CUTPQ_TIMEOUT="3")
     assert "summing" in job.out
@@ -89,6 +90,7 @@ BENCH = NODES.parent
 
 
 @needs_mpi
+@pytest.mark.slow("whole jobs over two nodes, the sums of which other tests check")
 def test_a_model_has_the_same_bits_over_two_nodes_as_on_one(tmp_path):
     """Perplexities and divergences are sums over all logits: printed in full they differ where any bit does."""
     where = {"one": tmp_path / "one.json", "two": tmp_path / "two.json"}
@@ -106,6 +108,7 @@ def test_a_model_has_the_same_bits_over_two_nodes_as_on_one(tmp_path):
 
 
 @needs_mpi
+@pytest.mark.slow("whole jobs over two nodes, the sums of which other tests check")
 def test_the_main_job_runs_over_two_nodes():
     """Its rows want equal bits on all ranks, naive's bits for tp-aware, and every element within its bound."""
     job = [sys.executable, str(BENCH / "mlp.py"), "--smoke", "--codec", "mxfp4", "--algo", "hierarchical"]
