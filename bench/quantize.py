@@ -149,14 +149,28 @@ def evaluation_windows(args: argparse.Namespace) -> np.ndarray:
     return tokens[start:stop].astype(np.int64).reshape(count, args.window)
 
 
+# The command, and then the most memory that its process had resident, in kB. getrusage would not do: what it tells of
+# ended processes is the largest of them all, and each counts the one that started it.
+_QUANTIZE = """
+import re, sys
+from pathlib import Path
+from cutpq.cli.main import main
+status = main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+sys.exit(status)
+"""
+
+
 def quantize(args: argparse.Namespace, flags: list[str], folder: Path) -> Row:
     """CPU time and peak memory of the process that quantizes."""
-    command = [sys.executable, "-m", "cutpq", "quantize", str(args.model), str(folder), "--tokens", str(args.tokens)]
+    command = [sys.executable, "-c", _QUANTIZE, "quantize", str(args.model), str(folder), "--tokens", str(args.tokens)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"CUTPQ_COMM": "self"})
+    done = subprocess.run(
+        [*command, *flags], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"CUTPQ_COMM": "self"}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_s": cpu_s, "rss_mb": after.ru_maxrss / 1024}  # the largest child so far
+    return {"cpu_s": cpu_s, "rss_mb": int(done.stdout.split()[-1]) / 1024}
 
 
 def logits(folder: Path, windows: np.ndarray, comm: cq.Communicator, codec: cq.Codec | None = None) -> list[np.ndarray]:

@@ -1,6 +1,8 @@
 """bench/quantize.py: its figures, against ones computed here, and its exit status."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,3 +79,15 @@ def test_a_kl_above_its_target_fails(models, monkeypatch):
     monkeypatch.setitem(bench.TARGETS, "w8", 0.0)
     assert bench.main(flags(models)) == 0
     assert bench.main(flags(models, "--targets")) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's account of a process")
+def test_time_and_memory_are_those_of_the_process_that_quantizes(models):
+    """Not of this one, which holds 600 MB here."""
+    np.save(models / "tokens.npy", calibration())
+    args = SimpleNamespace(model=models / "float", tokens=models / "tokens.npy")
+    held = np.ones(600_000_000, np.uint8)
+    found = bench.quantize(args, ["--bits", "8", "--group-size", "32"], models / "new")
+    assert (models / "new" / "config.json").exists()
+    assert held.nbytes / 2**20 > 2 * found["rss_mb"] > 40
+    assert 0.1 < found["cpu_s"] < 60
