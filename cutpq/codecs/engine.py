@@ -42,6 +42,7 @@ add, subtract, multiply, maximum, minimum = np.add, np.subtract, np.multiply, np
 left_shift, right_shift, bitwise_and, bitwise_or = np.left_shift, np.right_shift, np.bitwise_and, np.bitwise_or
 signbit = np.signbit
 _SHIFT, _MAGNITUDE = np.array(_MANTISSA, np.int32), np.array(0x7FFFFFFF, np.int32)
+_IN_ALL_PLACES = [np.array(0x0001000100010001 << place, np.uint64) for place in range(9)]
 _IN_ALL_BYTES, _HALF_BYTE = np.array(0x0101010101010101, np.uint64), np.array(4, np.uint16)
 
 
@@ -90,13 +91,11 @@ def decode_blocks(
     pairs = element.bits == 4  # a byte holds two numbers
     codes = packed.reshape(-1) if pairs else formulas.unpack_bits(packed.reshape(-1), element.bits)
     place = 8 if pairs else element.bits
-    index = np.left_shift(codes_of_scales, place, dtype=np.uint16).astype(np.uint64) * np.uint64(0x0001000100010001)
-    index = np.repeat(index, codes.size // codes_of_scales.size // 4).view(np.uint16)
-    index |= codes
+    rows = multiply(codes_of_scales, _IN_ALL_PLACES[place])
+    index = rows.repeat(codes.size // codes_of_scales.size // 4).view(np.uint16)
+    bitwise_or(index, codes, index)
     table = _products(element, scale, out.dtype)
-    table.take(
-        index, out=out.reshape(-1).view(table.dtype), mode="clip"
-    )  # no code is clipped: "raise" copies once more
+    table.take(index, None, out.reshape(-1).view(table.dtype), "clip")  # none is clipped: "raise" copies once more
 
 
 def decodes_to(dtype: np.dtype, scale: Scale) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Element:
     def __hash__(self) -> int:  # of all fields it would take longer than a step that is looked up by it
         return hash(self.name)
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of a code: sign, exponent and mantissa."""
         return 1 + self.exponent_bits + self.mantissa_bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 from ..array import Array, ceil_div
 from ..weights.shard import even_shares
@@ -96,6 +96,7 @@ class Layout:
                 "the width that the outlier columns were chosen for"
             )
 
+    @lru_cache(4096)  # noqa: B019  few layouts are ever made, and every sum asks for the same few numbers
     def _section_bytes(self, n: int) -> tuple[int, int, int]:
         """Bytes of the elements, the scales and the outliers of n elements."""
         blocks = ceil_div(n, self.block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 
 # Eight ranks on two cores, all_reduce of 256 numbers: with 1 us a rank computes a quarter longer, most of it for looks
 # in vain, and the call takes a sixth longer; from 200 us on a rank comes late.
@@ -29,6 +30,11 @@ def patience_s() -> float:
     return seconds
 
 
+@cache
+def _is_crowded() -> bool:
+    return os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"  # MPICH too reads it when it starts
+
+
 class Patience:
     """The time that a rank still waits for others; each look at it gives the core to another rank.
 
@@ -38,7 +44,7 @@ class Patience:
 
     def __init__(self) -> None:
         self.end = time.monotonic() + patience_s()
-        self.crowded = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"
+        self.crowded = _is_crowded()
 
     def is_over(self) -> bool:
         """Let others run for a moment; True once CUTPQ_TIMEOUT has passed since this object was made."""
