@@ -14,6 +14,7 @@ import numpy as np
 Array = Any
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float16, float32 = np.dtype(np.float16), np.dtype(np.float32)
 
 
 def array_module(*arrays: Array) -> ModuleType:
@@ -119,12 +120,14 @@ def to_float32(a: Array, out: np.ndarray | None = None) -> Array:
 
     out  for NumPy float16 only: contiguous float32 of a's shape, which is returned
     """
+    if a.dtype == float32:
+        return a
     xp = array_module(a)
     if xp is np:
-        return _float16_to_float32(a, out) if a.dtype == np.float16 else a.astype(np.float32, copy=False)
+        return _float16_to_float32(a, out) if a.dtype == np.float16 else a.astype(np.float32)
     if a.dtype == bfloat16:  # a bfloat16 is the upper half of a float32's bits
         return (a.view(xp.uint16).astype(xp.uint32) << 16).view(xp.float32)
-    return a.astype(xp.float32, copy=False)
+    return a.astype(xp.float32)
 
 
 def round_to(v: Array, dtype: Any) -> Array:

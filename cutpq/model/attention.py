@@ -66,7 +66,7 @@ def softmax_config(columns: int, dtype: int) -> SoftmaxConfig:
 
 def attention(
     qkv: Array,
-    angles: Angles,
+    angles: Angles | None,
     cache: LayerCache,
     batch: Batch,
     kv_of_head: np.ndarray,
@@ -91,10 +91,13 @@ def attention(
     check_array("qkv", qkv, (M, (H + 2 * KV) * D), cache.keys.dtype)
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
-    if not has_kernels(qkv.dtype, D, kv_of_head, KV, array_module(qkv)):
+    xp = array_module(qkv)
+    if uses_engine(xp):
+        return _by_engine(qkv, angles, cache, batch, kv_of_head, scale, window)
+    if not has_kernels(qkv.dtype, D, kv_of_head, KV, xp):
         return _by_formula(qkv, angles, cache, batch, kv_of_head, scale, window)
     q = rotate_qkv(qkv, angles, cache, batch)
-    if q.shape[2] == 1 and decodes(q.dtype, D, H // KV, array_module(q)):
+    if q.shape[2] == 1 and decodes(q.dtype, D, H // KV, xp):
         positions, last = batch.query_positions.reshape(-1), batch.last
         return decode_attention(q[:, :, 0], cache.keys, cache.values, positions, scale, window, max_keys=last + 1)
     y = _attend(q, cache, batch, scale, window)
@@ -116,7 +119,7 @@ def _share_evenly(kv_of_head: bytes, KV: int) -> bool:
 
 def _by_formula(
     qkv: Array,
-    angles: Angles,
+    angles: Angles | None,
     cache: LayerCache,
     batch: Batch,
     kv_of_head: np.ndarray,
@@ -125,8 +128,6 @@ def _by_formula(
 ) -> Array:
     xp = array_module(qkv)
     _, KV, _, D = cache.keys.shape
-    if uses_engine(xp):
-        return _by_engine(qkv, angles, cache, batch, kv_of_head, scale, window)
     heads = qkv.reshape(len(qkv), -1, D)
     q, k, v = heads[:, : -2 * KV], heads[:, -2 * KV : -KV], heads[:, -KV:]
     if angles is not None:
@@ -138,7 +139,7 @@ def _by_formula(
 
 def _by_engine(
     qkv: Array,
-    angles: Angles,
+    angles: Angles | None,
     cache: LayerCache,
     batch: Batch,
     kv_of_head: np.ndarray,
@@ -149,7 +150,7 @@ def _by_engine(
     heads = to_float32(qkv).reshape(len(qkv), -1, D)
     rotated, v = heads[:, :-KV], heads[:, -KV:]
     if angles is not None:
-        rotated = engine.rotate(rotated, *angles)
+        rotated = engine.rotate(rotated, *angles.of_heads(rotated.shape[1]))
     keys, values = cache.extend(round_to(rotated[:, -KV:], qkv.dtype), round_to(v, qkv.dtype), batch)
     keys, values = to_float32(keys), to_float32(values)
     if not _share_evenly(kv_of_head.tobytes(), KV):
@@ -158,7 +159,7 @@ def _by_engine(
     return round_to(batch.unpad(y), qkv.dtype).reshape(len(qkv), -1)
 
 
-def rotate_qkv(qkv: Array, angles: Angles, cache: LayerCache, batch: Batch) -> Array:
+def rotate_qkv(qkv: Array, angles: Angles | None, cache: LayerCache, batch: Batch) -> Array:
     """Queries, rotated, as (batch, KV, T, H / KV, D); appends keys, rotated, and values to the cache.
 
     qkv  (M, (H + 2 KV) * D) float16 or bfloat16, D a multiple of 16 and H of KV; head h of the queries has the

@@ -104,16 +104,21 @@ class Batch:
         counts = np.array([len(row) for row in rows])
         _check_room(counts, cache)
         flat = _check_vocabulary(np.concatenate(rows), vocabulary)
-        new = np.arange(counts.max()) < counts[:, None]  # (batch, T)
-        positions = np.where(new, cache.lengths[:, None] + np.arange(counts.max()), -1).astype(np.int32)
+        T = int(counts.max())
+        positions = (cache.lengths[:, None] + np.arange(T)).astype(np.int32)
+        sequences, token_positions, places = np.arange(len(rows)).repeat(counts), positions.reshape(-1), None
+        if T * len(rows) > len(flat):
+            new = np.arange(T) < counts[:, None]  # (batch, T)
+            positions[~new] = -1
+            token_positions, places = positions[new], xp.asarray(np.flatnonzero(new).astype(np.int32))
         return cls(
             counts=counts,
             positions=positions,
             tokens=xp.asarray(flat),
-            sequences=xp.asarray(np.nonzero(new)[0]),
-            token_positions=xp.asarray(positions[new]),
+            sequences=xp.asarray(sequences),
+            token_positions=xp.asarray(token_positions),
             query_positions=xp.asarray(positions),
-            places=None if new.all() else xp.asarray(np.flatnonzero(new).astype(np.int32)),
+            places=places,
         )
 
     @cached_property
@@ -169,9 +174,10 @@ def token_row(row: Any, i: int | None) -> np.ndarray:
 def _check_room(counts: np.ndarray, cache: Cache) -> None:
     if len(counts) != len(cache.lengths):
         raise ValueError(f"tokens of {len(counts)} sequences do not fit a cache of {len(cache.lengths)}")
-    for i, (count, length) in enumerate(zip(counts, cache.lengths, strict=True)):
-        if length + count > cache.length:
-            raise ValueError(
-                f"the cache is full: sequence {i} has {length} tokens, {count} more do not fit its "
-                f"length of {cache.length}"
-            )
+    full = cache.lengths + counts > cache.length
+    if full.any():
+        i = int(full.argmax())
+        raise ValueError(
+            f"the cache is full: sequence {i} has {cache.lengths[i]} tokens, {counts[i]} more do not fit its "
+            f"length of {cache.length}"
+        )

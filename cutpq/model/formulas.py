@@ -5,20 +5,39 @@ All are computed in float32 and rounded once to the dtype of x.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from ..array import Array, array_module
-
-# cos and sin of each token's angles, (M, head_dim / 2) float32 each; None for a model without rotary embedding
-Angles = tuple[Array, Array] | None
+from ..ops.engine.elementwise import spread
 
 # Scores that attention computes at a time: few enough to stay in a CPU's cache, and keys that none of these queries
 # sees are skipped.
 _SCORES = 1 << 20
 
 
-def cos_and_sin(rope: Array | None, positions: Array) -> Angles:
-    """cos and sin of positions[:, None] * rope, computed in float64 and rounded to float32.
+@dataclass(frozen=True)
+class Angles:
+    """cos and sin of each token's angles, (M, head_dim / 2) float32 each; unpacks as these two."""
+
+    cos: Array
+    sin: Array
+    _of_heads: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.cos, self.sin))
+
+    def of_heads(self, H: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both as the engine multiplies H heads by them: made by the first layer, and kept for the others."""
+        if H not in self._of_heads:
+            self._of_heads[H] = spread(self.cos, self.sin, H)
+        return self._of_heads[H]
+
+
+def cos_and_sin(rope: Array | None, positions: Array) -> Angles | None:
+    """cos and sin of positions[:, None] * rope, in float64 and rounded to float32; None for a model without rotation.
 
     rope (head_dim / 2,) float64, angle per position of each pair of features; positions (M,) integers
     """
@@ -26,7 +45,7 @@ def cos_and_sin(rope: Array | None, positions: Array) -> Angles:
         return None
     xp = array_module(positions)
     angle = positions[:, None] * xp.asarray(rope)
-    return xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32)
+    return Angles(xp.cos(angle).astype(xp.float32), xp.sin(angle).astype(xp.float32))
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -30,6 +30,8 @@ from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.moe import Moe
 from ..layers.plan import plan
+from ..ops.engine import elementwise
+from ..ops.engine.choice import uses_engine
 from ..ops.gather import rmsnorm_gather
 from ..ops.gemm import Prepared, can_capture
 from ..ops.prefetch import prefetch
@@ -232,7 +234,9 @@ class Block:
         self.first_norm = Norm(reader, prefix + d.first_norm, self.attention.qkv, dtype)
         self.second_norm = Norm(reader, prefix + d.second_norm, self.mlp, dtype)
 
-    def __call__(self, x: Array, y: Array, batch: Batch, cache: LayerCache, angles: Angles, next_norm: Norm) -> Array:
+    def __call__(
+        self, x: Array, y: Array, batch: Batch, cache: LayerCache, angles: Angles | None, next_norm: Norm
+    ) -> Array:
         """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x), (M, H)."""
         y = self.attention(y, batch, cache, angles)
         with span("o_proj"):
@@ -264,7 +268,7 @@ class Attention:
         self.scale, self.window = d.attention_scale, d.window
         self.kv_heads, self.kv_of_head = kv.stop - kv.start, kv_of_head - kv.start
 
-    def __call__(self, x: Array, batch: Batch, cache: LayerCache, angles: Angles) -> Array:
+    def __call__(self, x: Array, batch: Batch, cache: LayerCache, angles: Angles | None) -> Array:
         """x (M, H), permuted by qkv.perm -> (M, heads of this rank * head_dim), which `output` multiplies."""
         with span("qkv"):
             qkv = self.qkv(x, permuted=True)
@@ -282,6 +286,7 @@ class Norm:
         self.weight = reader.vector(name + ".weight", d.hidden).astype(dtype)
         self.bias = reader.vector(name + ".bias", d.hidden).astype(dtype) if d.norm == "layer" else None
         self.perm = xp.arange(d.hidden, dtype=np.int32) if next_layer.perm is None else next_layer.perm
+        self._by_engine = uses_engine(xp)
 
     def __call__(self, x: Array) -> Array:
         """x (M, H) -> its norm, (M, H), columns permuted."""
@@ -297,6 +302,9 @@ class Norm:
         """
         if self.scale != 1:
             term = term * term.dtype.type(self.scale)
+        if self._by_engine and layer.comm.size == 1 and layer.codec is None:  # one term, which nobody waits for
+            with span("norm"):
+                return elementwise.residual_norm(term, x, self.weight, self.perm, self.eps, self.bias)
         prefetch(self.next_weights)
         if self.bias is None:
             return all_reduce_rmsnorm(
@@ -332,15 +340,19 @@ class Embedding:
         """(M, H), the same on every rank. Collective."""
         xp = self.comm.xp
         with span("embedding"):
+            if self.comm.size == 1 and xp is np:  # whose tokens are checked
+                return self._finish(self.table[batch.tokens].astype(self.dtype, copy=False), batch)
             row = batch.tokens - self.first
             mine = (row >= 0) & (row < len(self.table))
             x = self.table[xp.where(mine, row, 0)].astype(self.dtype, copy=False)
             bits = x.view(f"u{x.itemsize}")
             bits *= mine[:, None]  # zeros; a Boolean index would make the host wait for the GPU
-            x = all_reduce(x, self.comm)
-            if self.positions is not None:
-                x = x + self.positions[batch.token_positions].astype(self.dtype, copy=False)
-            return x if self.scale == 1 else x * self.dtype.type(self.scale)
+            return self._finish(all_reduce(x, self.comm), batch)
+
+    def _finish(self, x: Array, batch: Batch) -> Array:
+        if self.positions is not None:
+            x = x + self.positions[batch.token_positions].astype(self.dtype, copy=False)
+        return x if self.scale == 1 else x * self.dtype.type(self.scale)
 
 
 class Head:
@@ -362,6 +374,8 @@ class Head:
             y = self.linear(x, permuted=True)
             if self.scale != 1:
                 y = y * y.dtype.type(self.scale)
+            if self.comm.size == 1:
+                return y
             every = self.comm.all_gather(y.reshape(-1), [len(x) * count for count in self.counts])
             ends = [len(x) * n for n in accumulate(self.counts, initial=0)]
             parts = [every[i:j].reshape(len(x), -1) for i, j in pairwise(ends)]

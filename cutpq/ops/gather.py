@@ -7,17 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import (
-    Array,
-    aligned,
-    array_module,
-    bfloat16,
-    ceil_div,
-    check_array,
-    once_per_kind,
-    round_to,
-    to_float32,
-)
+from ..array import Array, aligned, array_module, bfloat16, ceil_div, check_array, once_per_kind
 from ..kernels import load as kernels
 from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
@@ -61,11 +51,11 @@ def gather_columns(x: Array, perm: Array, *, out: Array | None = None) -> Array:
     _check_gather(x, perm)
     xp = array_module(x, out)
     (M, K), columns = x.shape, len(perm)
+    if out is None and xp is np and not kernels.usable(xp):
+        return elementwise.take(x, perm)
     y = xp.empty((M, columns), x.dtype) if out is None else check_array("out", out, (M, columns), x.dtype)
     if y.size == 0:
         return y
-    if xp is np and not kernels.usable(xp):
-        return x.take(perm, axis=1, out=y)  # goes row by row, and takes a sixth of the time of x[:, perm]
     if columns % 8 or x.dtype.itemsize != 2 or not kernels.usable(xp):
         y[...] = x[:, perm]
         return y
@@ -105,11 +95,10 @@ def rmsnorm_gather(x: Array, weight: Array, perm: Array, epsilon: float = 1e-5, 
     y = xp.empty_like(x) if out is None else check_array("out", out, (M, K), x.dtype)
     if y.size == 0:
         return y
-    config = RmsnormConfig(DTYPE=payload_code(x.dtype))
     if uses_engine(xp):
-        normed = elementwise.norm(to_float32(x), to_float32(weight), None, epsilon)
-        y[...] = round_to(normed.take(perm, axis=1), x.dtype)
+        y[...] = elementwise.residual_norm(None, x, weight, perm, epsilon)
         return y
+    config = RmsnormConfig(DTYPE=payload_code(x.dtype))
     has_kernel = kernels.usable(xp) and x.dtype != np.float32 and K % 8 == 0
     if not has_kernel or config.smem_bytes(K) > kernels.device(xp).smem_limit:
         y[...] = ref.rmsnorm(x, weight, epsilon)[:, perm]

@@ -51,6 +51,8 @@ def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array |
 
     Raises TypeError for another dtype or for mixed NumPy and CuPy arrays, ValueError for shapes that do not fit.
     """
+    if isinstance(w, EngineWeight):
+        return _by_engine(x, w, activation, out)
     if out is None and (y := _by_kept_plan(x, w, activation, gated=False)) is not None:
         return y
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
@@ -59,7 +61,7 @@ def matmul(x: Array, w: Prepared, *, activation: str | None = None, out: Array |
     if out is not None:
         check_array("out", out, shape, x.dtype)
     if uses_engine(xp):
-        return _by_engine(x, w, activation, out)
+        return _by_engine(x, _engine_weight(w), activation, out)
     prepared = prepare(w, xp) if x.dtype != np.float32 else w
     if kernels.usable(xp) and isinstance(prepared, PackedWeight) and x.dtype != np.float32:
         y = xp.empty(shape, x.dtype) if out is None else out
@@ -93,16 +95,19 @@ def gated_matmul(
 
     The engine rounds once, too. The formulas and cuBLAS round gate and up to x's dtype first. Raises as matmul does.
     """
+    if isinstance(w, EngineWeight):
+        return _gated_by_engine(x, w, activation, side_by_side, out)
     if out is None and (y := _by_kept_plan(x, w, activation, gated=True)) is not None:
         return y
     check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
     xp = array_module(x, _codes(w), out)
     shape = (x.shape[0], w.N // 2)
-    y = xp.empty(shape, x.dtype) if out is None else check_array("out", out, shape, x.dtype)
-    if y.size == 0:
-        return y
+    if out is not None:
+        check_array("out", out, shape, x.dtype)
     if uses_engine(xp):
-        y[...] = _gated_by_engine(x, w, activation, side_by_side)
+        return _gated_by_engine(x, _engine_weight(w), activation, side_by_side, out)
+    y = xp.empty(shape, x.dtype) if out is None else out
+    if y.size == 0:
         return y
     if side_by_side:
         raise ValueError("kernels and formulas take gate and up interleaved: interleave(gate, up)")
@@ -164,24 +169,40 @@ def _codes(w: Prepared) -> Array:
     return w.weight if isinstance(w, PlainWeight) else w.codes
 
 
-def _by_engine(x: np.ndarray, w: Prepared, activation: str | None, out: np.ndarray | None) -> np.ndarray:
-    total = _engine_weight(w).product(x)
-    y = round_to(total if activation is None else elementwise.activate(activation, total), x.dtype)
-    if out is None:
-        return y
-    out[...] = y
-    return out
+def _by_engine(x: np.ndarray, w: EngineWeight, activation: str | None, out: np.ndarray | None) -> np.ndarray:
+    total = _engine_product(x, w)
+    return _rounded(total if activation is None else elementwise.activate(activation, total), x, out)
 
 
-def _gated_by_engine(x: np.ndarray, w: Prepared, activation: str, side_by_side: bool) -> np.ndarray:
-    total = _engine_weight(w).product(x)
-    half = total.shape[1] // 2
+def _gated_by_engine(
+    x: np.ndarray, w: EngineWeight, activation: str, side_by_side: bool, out: np.ndarray | None
+) -> np.ndarray:
+    total = _engine_product(x, w)
+    half = w.N // 2
     if side_by_side:
         gate, up = total[:, :half], total[:, half:]
     else:
         pairs = total.reshape(len(total), -1, 2, 8)
         gate, up = pairs[:, :, 0].reshape(-1, half), pairs[:, :, 1].reshape(-1, half)
-    return round_to(elementwise.activate(activation, gate, up), x.dtype)
+    return _rounded(elementwise.activate(activation, gate, up), x, out)
+
+
+def _engine_product(x: np.ndarray, w: EngineWeight) -> np.ndarray:
+    """x @ w + bias in float32, of an x that is checked here."""
+    check_array("x", x, ("M", w.K), np.float16, bfloat16, np.float32)
+    array_module(x, _codes(w))
+    return w.product(x)
+
+
+def _rounded(total: np.ndarray, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """The float32 numbers `total` in x's dtype: in `out` where there is one."""
+    y = round_to(total, x.dtype)
+    if out is None:
+        return y
+    check_array("out", out, y.shape, x.dtype)
+    array_module(y, out)
+    out[...] = y
+    return out
 
 
 def _engine_weight(w: Prepared) -> EngineWeight:
@@ -190,9 +211,7 @@ def _engine_weight(w: Prepared) -> EngineWeight:
     return EngineWeight(unpack(w) if isinstance(w, PackedWeight) else w)
 
 
-def _by_reference(x: Array, w: Prepared) -> Array:
-    if isinstance(w, EngineWeight):
-        raise ValueError("this weight was prepared for the engine: CUTPQ_HOST must not change after that")
+def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:
     if isinstance(w, PlainWeight):
         return ref.gemm_plain(x, w.weight, w.bias) if array_module(x) is np else _by_library(x, w)
     q: QuantWeight = unpack(w) if isinstance(w, PackedWeight) else w

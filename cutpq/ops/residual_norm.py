@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..array import Array, address, aligned, array_module, bfloat16, ceil_div, check_array, round_to, to_float32
+from ..array import Array, address, aligned, array_module, bfloat16, ceil_div, check_array, to_float32
 from ..kernels import load as kernels
 from ..kernels.config import Config, payload_code, weighted_row_bytes
 from . import formulas as ref
@@ -71,7 +71,7 @@ def of_checked(
     """residual_norm of arguments that check_operands has seen: a sum over ranks checks them before it begins."""
     xp = array_module(residual)
     if uses_engine(xp):
-        return _by_engine(total, residual, weight, perm, epsilon, bias)
+        return elementwise.residual_norm(total, residual, weight, perm, epsilon, bias)
     writable = residual.flags.c_contiguous and address(residual) % 16 == 0  # by the kernel, in place
     launch = _launch(xp, *residual.shape, residual.dtype, bias is not None, epsilon) if writable else None
     if launch is None:
@@ -95,17 +95,6 @@ def _launch(xp: ModuleType, M: int, K: int, dtype: np.dtype, center: bool, epsil
         return None
     kernel = kernels.load("residual_norm", config, xp)
     return kernel.settled((M,), config.THREADS, K, epsilon, smem_bytes=smem_bytes)
-
-
-def _by_engine(
-    total: Array | None, residual: Array, weight: Array, perm: Array, epsilon: float, bias: Array | None
-) -> Array:
-    if total is not None and residual.dtype == np.float32:
-        residual += total
-    elif total is not None:
-        residual[...] = round_to(to_float32(residual) + to_float32(total), residual.dtype)
-    y = elementwise.norm(to_float32(residual), to_float32(weight), None if bias is None else to_float32(bias), epsilon)
-    return round_to(y.take(perm, axis=1), residual.dtype)
 
 
 def _by_formula(

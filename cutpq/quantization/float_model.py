@@ -100,7 +100,7 @@ class FloatModel:
         return self._reader.before(4 * math.prod(shape)).tensor(name)
 
     @cached_property
-    def angles(self) -> formulas.Angles:
+    def angles(self) -> formulas.Angles | None:
         """cos and sin of the angles at each position, (length, head_dim / 2) float32; None without rotation."""
         return formulas.cos_and_sin(self.decoder.rope, self.xp.arange(self.length))
 
@@ -193,12 +193,14 @@ class Block:
         d, L = self.model.decoder, self.model.length
         xp = array_module(*qkv)
         fast = uses_engine(xp)
-        rotate = engine.rotate if fast else formulas.rotate
         heads = [part.reshape(len(part), -1, d.head_dim) for part in qkv]
         q, k, v = np.split(heads[0], [d.heads, d.heads + d.kv_heads], axis=1) if len(heads) == 1 else heads
         if self.model.angles is not None:
             cos, sin = (xp.tile(a, (len(q) // L, 1)) for a in self.model.angles)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            if fast:
+                q, k = (engine.rotate(part, *engine.spread(cos, sin, part.shape[1])) for part in (q, k))
+            else:
+                q, k = (formulas.rotate(part, cos, sin) for part in (q, k))
         q, k, v = (part.reshape(-1, L, *part.shape[1:]) for part in (q, k, v))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         positions = np.tile(np.arange(L), (len(q), 1))

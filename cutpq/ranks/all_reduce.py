@@ -118,7 +118,7 @@ def _chosen(codec: str | Codec | None, algo: str) -> Codec | None:
 
 def _agreed(x: Array, comm: Communicator, codec: Codec | None, algo: str) -> str:
     """The algorithm of this call, after a check that all ranks call alike; auto is resolved."""
-    one_node = len(set(comm.node_of)) == 1
+    one_node = comm.one_node
     if codec is not None:
         _check_agreement(x, comm, codec, algo)
     across = not one_node and x.dtype in (np.float16, bfloat16, np.float32)  # only these have a hierarchical sum

@@ -35,6 +35,7 @@ class Communicator(ABC):
     sent_bytes   payload that this rank has sent to other ranks by all_gather, all_to_all and all_reduce;
                  its own part stays at home and is not counted, nor are barrier and bcast
     node_of      the node (machine) of each rank: any number, equal where ranks share a node
+    one_node     whether all ranks share a node
     origin       each rank's number in the communicator of all ranks, from which this one was split
     cable_bytes  the part of sent_bytes that went to ranks of other nodes
     calls, call  how many collectives this rank has called, and the last of them in words; one that is made of others
@@ -61,6 +62,7 @@ class Communicator(ABC):
         self.rank, self.size, self.reason = rank, size, reason
         self.xp, self.device = xp, device
         self.node_of = tuple(node_of or [0] * size)
+        self.one_node = len(set(self.node_of)) == 1
         self._on_other_nodes = [other for other in range(size) if self.node_of[other] != self.node_of[rank]]
         self.origin = tuple(origin or range(size))
         self.sent_bytes = self.cable_bytes = 0

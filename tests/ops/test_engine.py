@@ -3,6 +3,7 @@
 import gc
 import platform
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -20,13 +21,13 @@ from cutpq.model import formulas as model_formulas
 from cutpq.ops import formulas
 from cutpq.ops.activation import activate
 from cutpq.ops.dequant import dequantize
-from cutpq.ops.engine import memory, threads
+from cutpq.ops.engine import elementwise, memory, threads
 from cutpq.ops.engine.attention import attention
 from cutpq.ops.engine.choice import uses_engine
-from cutpq.ops.engine.elementwise import rotate
+from cutpq.ops.engine.elementwise import rotate, spread
 from cutpq.ops.engine.product import fill_symmetric, gram, pieces, product
 from cutpq.ops.engine.weight import EngineWeight
-from cutpq.ops.gather import rmsnorm_gather
+from cutpq.ops.gather import gather_columns, rmsnorm_gather
 from cutpq.ops.gemm import gated_matmul, matmul, prepare
 from cutpq.ops.residual_norm import residual_norm
 from cutpq.weights.pack import interleave
@@ -151,7 +152,7 @@ def faults(nbytes):
     np.empty(nbytes, np.uint8).fill(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-for nbytes in 400_000, 1 << 20, 3 << 20:
+for nbytes in 1 << 20, 3 << 20, 9 << 20:
     print(faults(nbytes), faults(nbytes))
 """
 
@@ -263,6 +264,25 @@ def test_every_piece_is_worked_on_and_errors_arrive(monkeypatch):
             threads.each(lambda piece, wrong=wrong: 1 // (piece - wrong), range(4))
 
 
+def test_the_caller_waits_for_those_who_help(monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", 2)
+    done = []
+
+    def work(piece):
+        time.sleep(0.02 + 0.1 * (threading.current_thread() is not threading.main_thread()))
+        done.append(piece)
+
+    threads.each(work, range(4))
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_work_may_be_shared_within_shared_work(monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", 3)
+    seen = []
+    threads.each(lambda outer: threads.each(lambda inner: seen.append((outer, inner)), range(5)), range(7))
+    assert sorted(seen) == [(outer, inner) for outer in range(7) for inner in range(5)]
+
+
 def test_who_computes_is_chosen_by_the_environment(monkeypatch):
     monkeypatch.delenv("CUTPQ_HOST", raising=False)
     monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)
@@ -343,9 +363,16 @@ def test_zeros_among_rounded_numbers_keep_their_sign():
 # ---- between the products
 
 
+@pytest.fixture(params=["at once", "by two rows", "by rows"])
+def pieces_of_rows(request, monkeypatch):
+    """As much as a thread works through at a time: all of it, or rows of 264; a row may be too long."""
+    monkeypatch.setattr(elementwise, "_PIECE", {"at once": 1 << 16, "by two rows": 528, "by rows": 100}[request.param])
+    monkeypatch.setattr(threads._state, "limit", 3)
+
+
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("center", [False, True])
-def test_norms(dtype, center):
+def test_norms(dtype, center, pieces_of_rows):
     x, weight, bias = numbers(9, 264, dtype=dtype) * dtype.type(3), *(numbers(264, seed=i, dtype=dtype) for i in (1, 2))
     perm = np.random.default_rng(3).permutation(264).astype(np.int32)
     x64, weight64, bias64 = (a.astype(np.float64) for a in (x, weight, bias))
@@ -354,8 +381,14 @@ def test_norms(dtype, center):
     bound = EPS[dtype] * np.abs(exact) + 2.0**-20 * (np.abs(weight64) * 3 + np.abs(bias64))
     y = residual_norm(None, x.copy(), weight, perm, bias=bias if center else None)
     assert_bounded(y, exact[:, perm], bound[:, perm])
+    before, term = round_to(numbers(9, 264, seed=4), dtype), round_to(numbers(9, 264, seed=5), dtype)
+    residual = before.copy()
+    found = residual_norm(term, residual, weight, perm, bias=bias if center else None)
+    assert_exact(residual, round_to(to_float32(before) + to_float32(term), dtype))
+    assert_exact(found, residual_norm(None, residual, weight, perm, bias=bias if center else None))
     if not center:
         assert_exact(rmsnorm_gather(x, weight, perm), y)
+    assert_exact(gather_columns(x, perm), x[:, perm])
 
 
 @pytest.mark.parametrize("kind", formulas.ACTIVATIONS)
@@ -381,7 +414,9 @@ CASES = {
 @pytest.mark.parametrize("scores", [1 << 18, 1 << 10], ids=["at once", "in pieces"])
 def test_attention_follows_the_formula(name, scores, monkeypatch):
     monkeypatch.setattr("cutpq.ops.engine.attention._SCORES", scores)
-    monkeypatch.setattr("cutpq.ops.engine.attention._FEWEST", 8)
+    monkeypatch.setattr("cutpq.ops.engine.attention._QUERIES", 8)
+    monkeypatch.setattr("cutpq.ops.engine.attention._KEYS", scores)
+    monkeypatch.setattr(threads._state, "limit", 2)
     B, T, before, window = CASES[name]
     H, KV, D, S = 6, 3, 16, T + before
     q, k, v = numbers(B, T, H, D), numbers(B, KV, S, D, seed=1), numbers(B, KV, S, D, seed=2)
@@ -404,4 +439,4 @@ def test_rotation():
     x, angle = numbers(7, 3, 16), numbers(7, 8, seed=1)
     cos, sin = np.cos(angle), np.sin(angle)
     want = model_formulas.rotate(x, cos, sin)
-    assert_bounded(rotate(x, cos, sin), want, 2.0**-22 * (1 + np.abs(want)))
+    assert_bounded(rotate(x, *spread(cos, sin, 3)), want, 2.0**-22 * (1 + np.abs(want)))

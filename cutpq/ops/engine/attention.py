@@ -8,16 +8,19 @@ import numpy as np
 
 from . import threads
 
-# Scores that a thread has at a time: of 8 heads, 64 queries and 512 keys, twice. With fewer a step is so short that
+# Scores that a thread has at a time: of 8 heads, 32 queries and 1024 keys, twice. With fewer a step is so short that
 # threads wait for each other's Python in between.
 _SCORES = 1 << 19
 
+# Queries of a piece. With fewer, keys are read too often. With more, the first of them see too few of the keys that the
+# last one sees: scores above the diagonal are computed and hidden.
+_QUERIES = 32
+
+# Numbers among the keys of a few queries that are worth a thread: of 64 heads, 256 keys of 32 features.
+_KEYS = 1 << 19
+
 # So few rows a BLAS multiplies sooner one by one, as vectors: for a matrix it would first copy the keys.
 _VECTORS = 3
-
-# Fewer queries than this at a time would read the keys too often. Of more than that, too many would see half of a
-# square of scores: those above the diagonal are computed and hidden.
-_FEWEST, _MOST = 32, 64
 
 
 def attention(
@@ -32,53 +35,53 @@ def attention(
     B, T, H, D = q.shape
     KV = k.shape[1]
     rep = H // KV
-    own = np.maximum(positions, 0)
-    queries = np.empty((B, KV, T, rep, D), np.float32)
-    np.multiply(q.reshape(B, T, KV, rep, D).swapaxes(1, 2), np.float32(scale), out=queries)
-    y = np.empty((B, KV, T, rep, D), np.float32)
+    queries = q.reshape(B, T, KV, rep, D).swapaxes(1, 2)
+    y = np.empty((B, T, KV, rep, D), np.float32)
 
     def work(piece: tuple[slice, slice, slice]) -> None:
         sequences, heads, rows = piece
-        where = own[sequences, rows]
-        first = 0 if window is None else max(0, int(where.min()) - window + 1)
-        keys = slice(first, int(where.max()) + 1)
-        block = queries[sequences, heads, rows]
-        shape = (*block.shape[:2], -1, D)
-        scores = _products(block.reshape(shape), k[sequences, heads, keys].swapaxes(2, 3))
-        _hide(scores.reshape(*block.shape[:4], -1), where, keys, window)
+        where = positions[sequences, rows]
+        nearest, last = max(0, int(where.min())), max(0, int(where.max()))
+        keys = slice(0 if window is None else max(0, nearest - window + 1), last + 1)
+        found = y.swapaxes(1, 2)[sequences, heads, rows]
+        b, n, t = found.shape[:3]
+        block = np.empty((b, n, t * rep, D), np.float32)
+        np.multiply(queries[piece], np.float32(scale), out=block.reshape(found.shape))
+        scores = _products(block, k[sequences, heads, keys].swapaxes(2, 3))
+        if window is not None or nearest != last:
+            _hide(scores.reshape(b, n, t, rep, -1), np.maximum(where, 0), keys, window)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
-        found = _products(scores, v[sequences, heads, keys])
-        found /= total
-        y[sequences, heads, rows] = found.reshape(block.shape)
+        sums = _products(scores, v[sequences, heads, keys])
+        np.divide(sums.reshape(found.shape), total.reshape(b, n, t, rep, 1), out=found)
 
-    threads.each(work, _pieces(B, KV, T, rep, k.shape[2]))
-    return y.swapaxes(1, 2).reshape(B, T, H, D)
+    threads.each(work, _pieces(B, KV, T, rep, D, k.shape[2]))
+    return y.reshape(B, T, H, D)
 
 
 def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b of every sequence and head."""
-    rows = a.shape[2]
-    if rows > _VECTORS:
+    if a.shape[2] > _VECTORS:
         return np.matmul(a, b)
-    y = np.empty((*a.shape[:3], b.shape[3]), np.float32)
-    for row in range(rows):
-        np.matmul(a[:, :, row : row + 1], b, out=y[:, :, row : row + 1])
-    return y
+    return np.matmul(a[..., None, :], b[:, :, None])[..., 0, :]
 
 
-def _pieces(B: int, KV: int, T: int, rep: int, S: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Sequences, key/value heads and queries of one piece of work, each query and head once."""
+def _pieces(B: int, KV: int, T: int, rep: int, D: int, S: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Sequences, key/value heads and queries of one piece of work, each query and head once.
+
+    The last queries see the most keys: they come first, so that no thread is left with a large piece at the end.
+    """
     if B * KV * T * rep * S <= _SCORES:
-        yield slice(0, B), slice(0, KV), slice(0, T)
+        parts = max(1, min(B, threads.limit(), B * KV * S * D // _KEYS))
+        for part in range(parts):
+            yield slice(B * part // parts, B * (part + 1) // parts), slice(0, KV), slice(0, T)
         return
-    step = min(max(_FEWEST, _SCORES // (rep * S)), _MOST)
-    heads = max(1, _SCORES // (min(step, T) * rep * S))
-    for sequence in range(B):
-        for start in range(0, T, step):
+    heads = max(1, _SCORES // (min(_QUERIES, T) * rep * S))
+    for start in reversed(range(0, T, _QUERIES)):
+        for sequence in range(B):
             for head in range(0, KV, heads):
-                yield slice(sequence, sequence + 1), slice(head, head + heads), slice(start, min(start + step, T))
+                yield slice(sequence, sequence + 1), slice(head, head + heads), slice(start, start + _QUERIES)
 
 
 def _hide(scores: np.ndarray, own: np.ndarray, keys: slice, window: int | None) -> None:
@@ -88,5 +91,4 @@ def _hide(scores: np.ndarray, own: np.ndarray, keys: slice, window: int | None) 
     hidden = key > own[..., None]
     if window is not None:
         hidden |= key <= own[..., None] - window
-    if hidden.size:
-        np.copyto(scores[..., first - keys.start :], np.float32(-np.inf), where=hidden[:, None, :, None])
+    np.copyto(scores[..., first - keys.start :], np.float32(-np.inf), where=hidden[:, None, :, None])

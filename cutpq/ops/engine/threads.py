@@ -71,16 +71,18 @@ def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
     """work(piece) for every piece, on as many threads as this process computes with, of which the caller's is one."""
     todo = list(pieces)
     use_one_for_blas()
+    if _state.limit == 1 or len(todo) < 2:
+        for piece in todo:
+            work(piece)
+        return
     rest = iter(todo)  # the next piece goes to the thread that is ready first
 
     def work_on() -> None:
         for piece in rest:
             work(piece)
 
-    helpers = []
-    if _state.limit > 1 and len(todo) > 1:
-        _state.pool = _state.pool or ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
-        helpers = [_state.pool.submit(work_on) for _ in range(min(_state.limit, len(todo)) - 1)]
+    _state.pool = _state.pool or ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
+    helpers = [_state.pool.submit(work_on) for _ in range(min(_state.limit, len(todo)) - 1)]
     try:
         work_on()
     finally:  # also after an error: no piece may be worked on when the caller goes on

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...array import bfloat16, ceil_div, round_to, to_float32
+from ...array import ceil_div, float16, float32, round_to, to_float32
 from ...weights.weight import PlainWeight, QuantWeight, Weight
 from . import memory, threads
 from .dequant import dequant_float32
@@ -65,16 +65,14 @@ class EngineWeight:
 
     def _rounds_to(self, dtype: np.dtype) -> np.dtype:
         """Quantized weights are float16 numbers for float32 activations, as other libraries' dequantizers give them."""
-        if isinstance(self.source, QuantWeight) and dtype == np.float32:
-            return np.dtype(np.float16)
-        return bfloat16 if dtype == bfloat16 else np.dtype(dtype)
+        return float16 if dtype == float32 and isinstance(self.source, QuantWeight) else dtype
 
     def _float32(self, dtype: np.dtype) -> np.ndarray | None:
         """The float32 copy for this dtype, kept; None where there is no memory for it."""
         copy = self._copy
         if copy is not None and copy[0] == dtype:
             return copy[1]
-        if isinstance(self.source, PlainWeight) and self.source.weight.dtype == dtype == np.float32:
+        if dtype == float32 and isinstance(self.source, PlainWeight) and self.source.weight.dtype == float32:
             return self.source.weight
         if self._reserved is None:
             self._reserved = memory.reserve(4 * self.K * self.N, self)
@@ -101,6 +99,10 @@ class EngineWeight:
 def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x @ w, of which each thread makes an even part: of the rows, or of the columns where there are more of these."""
     (M, K), N = x.shape, w.shape[1]
+    parts = threads.limit() if 2 * M * K * N >= _SHARED_FLOPS else 1
+    if parts == 1:
+        threads.use_one_for_blas()
+        return np.matmul(x, w)
     y = np.empty((M, N), np.float32)
 
     def work(start: int) -> None:
@@ -111,7 +113,6 @@ def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
             np.matmul(x, w[:, part], out=y[:, part])
 
     longer = max(M, N)
-    parts = threads.limit() if 2 * M * K * N >= _SHARED_FLOPS else 1
     step = max(_PART, ceil_div(longer, parts * _PART) * _PART)
     threads.each(work, range(0, longer, step))
     return y
