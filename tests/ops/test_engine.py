@@ -426,7 +426,10 @@ def test_attention_follows_the_formula(name, scores, monkeypatch):
     assert_bounded(found, want, np.full(want.shape, 2.0**-18))
 
 
-def test_queries_that_do_not_exist_leave_the_others_alone():
+@pytest.mark.parametrize("scores", [1 << 19, 1], ids=["at once", "one by one"])
+def test_queries_that_do_not_exist_leave_the_others_alone(scores, monkeypatch):
+    monkeypatch.setattr("cutpq.ops.engine.attention._SCORES", scores)
+    monkeypatch.setattr("cutpq.ops.engine.attention._QUERIES", 1)
     q, k, v = numbers(2, 3, 2, 8), numbers(2, 2, 5, 8, seed=1), numbers(2, 2, 5, 8, seed=2)
     positions = np.array([[2, 3, 4], [0, 1, -1]])
     found = attention(q, k, v, positions, 1.0)

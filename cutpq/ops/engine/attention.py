@@ -41,7 +41,7 @@ def attention(
     def work(piece: tuple[slice, slice, slice]) -> None:
         sequences, heads, rows = piece
         where = positions[sequences, rows]
-        nearest, last = max(0, int(where.min())), max(0, int(where.max()))
+        nearest, last = int(where.min()), max(0, int(where.max()))
         keys = slice(0 if window is None else max(0, nearest - window + 1), last + 1)
         found = y.swapaxes(1, 2)[sequences, heads, rows]
         b, n, t = found.shape[:3]
