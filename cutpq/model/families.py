@@ -58,6 +58,9 @@ def llama(config: Config) -> Decoder:
         biased += _MLP
     if config.flag("use_sliding_window", False):
         raise config.refuse("use_sliding_window", "false")
+    for divisor in ("logits_scaling", "residual_multiplier"):
+        if config.number(divisor, 1.0) == 0:
+            raise config.refuse(divisor, "a number other than 0")
     default_scale = 1.0 if family == "granite" else shared["head_dim"] ** -0.5
     return Decoder(
         **shared,

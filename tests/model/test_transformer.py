@@ -320,6 +320,8 @@ def test_a_cache_longer_than_learned_positions_is_refused(tmp_path) -> None:
         ("gpt_bigcode", {"multi_query": False}, "multi_query: expected true"),
         ("mixtral", {"num_local_experts": 3}, "gate.weight: expected shape (3, 64) by config.json, found (4, 64)"),
         ("mixtral", {"num_experts_per_tok": 5}, "expected at most num_local_experts=4, found 5"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number other than 0, found 0"),
+        ("granite", {"residual_multiplier": 0.0}, "residual_multiplier: expected a number other than 0, found 0.0"),
         ("gpt_bigcode", {"n_head": 7}, "n_head: expected a divisor of n_embd=64, found 7"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
