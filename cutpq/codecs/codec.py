@@ -76,8 +76,10 @@ class Codec(Layout):
 
         read(piece) -> float32 (piece.stop - piece.start,), whole blocks of them, in order; engine.PIECE at most
         """
-        block = self.block
-        of_blocks = lambda piece: read(slice(piece.start * block, piece.stop * block)).reshape(-1, block)  # noqa: E731
+
+        def of_blocks(piece: slice) -> np.ndarray:
+            return read(slice(piece.start * self.block, piece.stop * self.block)).reshape(-1, self.block)
+
         self._encode_pieces(of_blocks, wire, n, True)
 
     def _encode_pieces(self, read: Callable[[slice], Array], wire: Array, n: int, with_engine: bool) -> None:

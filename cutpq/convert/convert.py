@@ -21,7 +21,8 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -338,19 +339,24 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 def _write_file(file: RawFile, target: Path, moves: dict[str, Move], count: Callable[[int], None]) -> None:
     try:
-        with target.open("xb", buffering=0) as out:
-            for nbytes in threads.in_order(_writes(file, moves, out.fileno())):
+        # The writes end before the file is closed, also after an error: another file may have its descriptor then.
+        with target.open("xb", buffering=0) as out, closing(_written(file, moves, out.fileno())) as written:
+            for nbytes in written:
                 count(nbytes)
     except OSError as e:
         raise OSError(e.errno, e.strerror, e.filename or str(target)) from e  # a write does not know its file
 
 
-def _writes(file: RawFile, moves: dict[str, Move], out: int) -> Iterator[Callable[[], int]]:
-    """What writes the result, those bytes of `file` with the tensors permuted that move: each write a thread's task."""
-    offset = 0
-    for nbytes, piece in _pieces(file, moves):
-        yield partial(_write, out, offset, piece)
-        offset += nbytes
+def _written(file: RawFile, moves: dict[str, Move], out: int) -> Generator[int, None, None]:
+    """Threads write the result, those bytes of `file` with the tensors permuted that move; the bytes of each write."""
+
+    def writes() -> Iterator[Callable[[], int]]:
+        offset = 0
+        for nbytes, piece in _pieces(file, moves):
+            yield partial(_write, out, offset, piece)
+            offset += nbytes
+
+    return threads.in_order(writes())
 
 
 def _pieces(file: RawFile, moves: dict[str, Move]) -> Iterator[Piece]:

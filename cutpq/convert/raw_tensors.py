@@ -19,7 +19,7 @@ from ..checkpoint import bitstream
 from ..checkpoint.errors import CheckpointError
 from ..ops.engine import threads
 
-# Bytes of a block that is read, permuted and written at once: 2 MiB stay in a core's L2 cache.
+# Bytes of a block that is read, permuted and written at once: few enough to stay in a CPU's cache.
 BLOCK = 1 << 21
 
 # How many bytes of a file, and what makes them, as an array of any shape.

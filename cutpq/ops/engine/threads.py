@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
@@ -91,7 +91,7 @@ def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
                 helper.result()
 
 
-def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+def in_order(tasks: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """What each task gives, in their order: a task for each thread is computed while the caller uses what it has."""
     if _state.limit == 1:
         yield from (task() for task in tasks)
