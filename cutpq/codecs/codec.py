@@ -126,10 +126,11 @@ class Codec(Layout):
             v = launch.decode_sum(wire.reshape(1, -1), self, n, dtype)
         else:
             elements = len(self.sections(wire, n)[0]) * self.block
-            direct = uses_engine(xp) and not self.rotate and engine.decodes_to(dtype, self.scale)
+            with_engine = uses_engine(xp)
+            direct = with_engine and not self.rotate and engine.decodes_to(dtype, self.scale)
             decoded = dtype if direct else np.dtype(np.float32)
             in_place = out is not None and out.dtype == decoded and out.size == elements and out.flags.c_contiguous
-            v = self._decode(wire, n, out if in_place else xp.empty(elements, decoded))
+            v = self._decode(wire, n, out if in_place else xp.empty(elements, decoded), with_engine)
             if in_place:
                 return out
         if out is None:
@@ -137,14 +138,14 @@ class Codec(Layout):
         out[:] = round_to(v, dtype)
         return out
 
-    def _decode(self, wire: Array, n: int, numbers: Array) -> Array:
+    def _decode(self, wire: Array, n: int, numbers: Array, with_engine: bool) -> Array:
         """The n numbers of a wire, in `numbers`: whole blocks of float32, or what the engine decodes to, contiguous."""
         xp = array_module(wire)
         elements, scales, outliers = self.sections(wire, n)
         scale_codes = _unpack_scales(scales, self.scale)
         v = numbers.reshape(-1, self.block)
         for piece in self._pieces(len(elements)):
-            if uses_engine(xp):
+            if with_engine:
                 engine.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale, v[piece])
             else:
                 v[piece] = formulas.decode_blocks(elements[piece], scale_codes[piece], self.element, self.scale)

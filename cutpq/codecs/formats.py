@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Element:
     """Field f and mantissa m mean 2^(f - bias) (1 + m / 2^M), or 2^(1 - bias) m / 2^M where f = 0.
 
     largest_code   code of the largest magnitude that an encoder writes; codes above it are Inf and NaN
+
+    There is one object of each, also after pickling: they are compared and looked up as objects, which costs nothing.
     """
 
     name: str
@@ -27,8 +30,8 @@ class Element:
     bias: int
     largest_code: int
 
-    def __hash__(self) -> int:  # of all fields it would take longer than a step that is looked up by it
-        return hash(self.name)
+    def __reduce__(self) -> Any:
+        return _element_named, (self.name,)
 
     @cached_property
     def bits(self) -> int:
@@ -69,6 +72,10 @@ E5M2 = Element("e5m2", 5, 2, 15, 0x7B)  # 0x7c is Inf, above it NaN
 ELEMENTS = {e.name: e for e in (*map(_element, _WITHOUT_INF), E4M3, E5M2, *map(_element, _INTEGERS))}
 
 
+def _element_named(name: str) -> Element:
+    return ELEMENTS[name]
+
+
 @cache
 def magnitudes(element: Element) -> np.ndarray:
     """The value of each code without its sign, float32; NaN for codes above the largest."""
@@ -85,12 +92,14 @@ def values(element: Element) -> np.ndarray:
     return _constant(np.concatenate([magnitudes(element), -magnitudes(element)]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scale:
     """One scale format; scales are positive, and the code that means NaN marks a block that held NaN or Inf.
 
     mantissa_bits   0: a power of two, 2^(code - bias), the code of all ones being NaN
     largest_code    code of the largest finite scale
+
+    There is one object of each, as of Element.
     """
 
     name: str
@@ -100,8 +109,8 @@ class Scale:
     largest_code: int
     nan_code: int
 
-    def __hash__(self) -> int:  # as Element's
-        return hash(self.name)
+    def __reduce__(self) -> Any:
+        return _scale_named, (self.name,)
 
     @property
     def smallest_code(self) -> int:
@@ -119,6 +128,10 @@ SCALES = {
         Scale("float16", 16, 10, 15, 0x7BFF, 0x7E00),
     )
 }
+
+
+def _scale_named(name: str) -> Scale:
+    return SCALES[name]
 
 
 @cache

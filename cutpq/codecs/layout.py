@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache, cached_property, lru_cache
+from typing import Any
 
 from ..array import Array, ceil_div
 from ..weights.shard import even_shares
@@ -49,6 +51,9 @@ class Layout:
 
     def __hash__(self) -> int:  # of all fields it would take longer than a launch that is looked up by it
         return hash(self.name)
+
+    def __reduce__(self) -> Any:  # the facts alone, not what was found out from them
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
         return self.name
@@ -96,12 +101,16 @@ class Layout:
                 "the width that the outlier columns were chosen for"
             )
 
-    @lru_cache(4096)  # noqa: B019  few layouts are ever made, and every sum asks for the same few numbers
-    def _section_bytes(self, n: int) -> tuple[int, int, int]:
-        """Bytes of the elements, the scales and the outliers of n elements."""
-        blocks = ceil_div(n, self.block)
-        outliers = 2 * len(self.outliers.columns) * (n // self.outliers.width) if self.outliers else 0
-        return blocks * self.block * self.element.bits // 8, ceil_div(blocks * self.scale.bits, 8), outliers
+    @cached_property
+    def _section_bytes(self) -> Callable[[int], tuple[int, int, int]]:
+        """Bytes of the elements, the scales and the outliers of n elements; every sum asks for the same few n."""
+
+        def nbytes(n: int) -> tuple[int, int, int]:
+            blocks = ceil_div(n, self.block)
+            outliers = 2 * len(self.outliers.columns) * (n // self.outliers.width) if self.outliers else 0
+            return blocks * self.block * self.element.bits // 8, ceil_div(blocks * self.scale.bits, 8), outliers
+
+        return lru_cache(4096)(nbytes)
 
     def sections(self, wire: Array, n: int) -> tuple[Array, Array, Array]:
         """Views of a wire's elements, (blocks, bytes of one), of its scales and its outliers."""
@@ -114,25 +123,34 @@ class Layout:
 
         Raises ValueError for a length that no wire has, or a last byte that is no count of padding.
         """
-        unit = self.outliers.width if self.outliers else self.block  # a wire holds whole rows, or whole blocks
-
-        def nbytes(units: int) -> int:
-            return sum(self._section_bytes(units * unit))
-
-        # Start from the units that fit if no section were rounded up, and step down to those that do fit.
-        units = int(8 * wire.size / (unit * self.bits)) + 1
-        while nbytes(units) > wire.size:
-            units -= 1
-        rest = wire.size - nbytes(units)
+        n, rest = self._whole_units(wire.size)
         if rest == 0:
-            return units * unit
-        padding = int(wire[-1]) if rest == 1 and units and not self.outliers else 0
+            return n
+        padding = int(wire[-1]) if rest == 1 and n and not self.outliers else 0
         if not 0 < padding < self.block:
             raise ValueError(
-                f"{self.name} makes no wire of {wire.size} bytes that ends like this one ({unit} elements "
-                f"take {nbytes(1)} bytes): it was cut, or encoded by another codec"
+                f"{self.name} makes no wire of {wire.size} bytes that ends like this one ({self._unit} elements "
+                f"take {sum(self._section_bytes(self._unit))} bytes): it was cut, or encoded by another codec"
             )
-        return units * unit - padding
+        return n - padding
+
+    @property
+    def _unit(self) -> int:
+        """The elements that a wire has a whole number of: those of a row, or of a block."""
+        return self.outliers.width if self.outliers else self.block
+
+    @cached_property
+    def _whole_units(self) -> Callable[[int], tuple[int, int]]:
+        """The elements of the whole units in a wire of so many bytes, and the bytes that are left; kept as above."""
+
+        def count(nbytes: int) -> tuple[int, int]:
+            # Start from the units that fit if no section were rounded up, and step down to those that do fit.
+            n = (int(8 * nbytes / (self._unit * self.bits)) + 1) * self._unit
+            while sum(self._section_bytes(n)) > nbytes:
+                n -= self._unit
+            return n, nbytes - sum(self._section_bytes(n))
+
+        return lru_cache(4096)(count)
 
 
 @cache

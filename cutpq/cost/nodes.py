@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..array import ceil_div
 from ..codecs.layout import Layout
@@ -219,6 +220,7 @@ def _pairs_us(nbytes: float, p: int, away: int, link: Link, cable: Cable) -> flo
     return max(own, messages_us(away, p * away * nbytes, p, cable))
 
 
+@lru_cache(4096)  # every sum asks, and most are of a few lengths
 def choose_shots(count: int, nodes: Nodes, codec: Layout, cable: Cable) -> str:
     """Which exchange between nodes is quicker: "oneshot" or "twoshot".
 

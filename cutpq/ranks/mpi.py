@@ -31,14 +31,19 @@ class MpiCommunicator(Communicator):
 
     def __init__(self, mpi: Any, reason: str, node: int = 0, origin: int | None = None):
         """mpi: an mpi4py communicator; node, origin: of this rank, see Communicator.node_of and origin. Collective."""
+        from mpi4py import MPI
+
         rank = mpi.Get_rank()
         node_of, origins = zip(*mpi.allgather((node, rank if origin is None else origin)), strict=True)
         super().__init__(rank, mpi.Get_size(), reason, node_of=node_of, origin=origins)
-        self._mpi = mpi
+        self._mpi, self._test_all = mpi, MPI.Request.Testall
+        # All other ranks, each rank beginning with its neighbour, and what MPI says of a message from and to each.
+        self._others = [(rank + step) % self.size for step in range(1, self.size)]
+        self._statuses = [MPI.Status() for _ in self._others * 2]
 
     def barrier(self) -> None:
         here = np.empty(0, np.uint8)  # empty messages between all pairs show which rank has not come
-        others = self._others()
+        others = self._others
         with self.calling("barrier"):
             requests = [self._mpi.Irecv(here, r, HERE) for r in others]
             self._wait(requests + [self._mpi.Isend(here, r, HERE) for r in others], others * 2, "a barrier")
@@ -52,7 +57,7 @@ class MpiCommunicator(Communicator):
         """Send the object together with the number and name of its call, so that a skipped call is noticed."""
         if self.rank == root:
             pickled = np.frombuffer(pickle.dumps((self.calls, self.kind, obj)), np.uint8)
-            others = self._others()
+            others = self._others
             self._wait([self._mpi.Isend(pickled, r, OBJECT) for r in others], others, f"a bcast from rank {root}")
             return obj
         from mpi4py import MPI
@@ -121,29 +126,23 @@ class MpiCommunicator(Communicator):
         # with 4 MiB on 4 ranks, and as fast as its Allgather. Empty messages are sent as well: so counts are compared.
         from mpi4py import MPI
 
-        recv_counts = [piece.size for piece in incoming]
-        others = self._others()
+        others, arrived = self._others, self._statuses
         requests = [self._mpi.Irecv(incoming[r], r, ARRAY) for r in others]
         requests += [self._mpi.Isend(outgoing[r], r, ARRAY) for r in others]
-        arrived = [MPI.Status() for _ in requests]
         try:
             self._wait(requests, others * 2, "an exchange of arrays", arrived)
         except MPI.Exception as error:
             raise ValueError(
-                f"rank {self.rank} counts on {recv_counts} bytes from the ranks, and MPI says: {error}. "
-                "Shapes, dtypes and counts must agree between the ranks"
+                f"rank {self.rank} counts on {[piece.size for piece in incoming]} bytes from the ranks, and MPI says: "
+                f"{error}. Shapes, dtypes and counts must agree between the ranks"
             ) from None
         for source, status in zip(others, arrived, strict=False):
-            check_received(self.rank, source, status.Get_count(MPI.BYTE), recv_counts[source])
+            check_received(self.rank, source, status.Get_count(MPI.BYTE), incoming[source].size)
 
     @property
     def _own_place(self) -> tuple[int, int]:
         """Node and origin of this rank, which a split does not change."""
         return self.node_of[self.rank], self.origin[self.rank]
-
-    def _others(self) -> list[int]:
-        """All other ranks, each rank beginning with its neighbour."""
-        return [(self.rank + step) % self.size for step in range(1, self.size)]
 
     def _wait(self, requests: list[Any], peers: list[int], what: str, statuses: list[Any] | None = None) -> None:
         """Return when all requests are done.
@@ -153,10 +152,8 @@ class MpiCommunicator(Communicator):
 
         Raises RanksDisagreeError after CUTPQ_TIMEOUT, with the ranks whose requests are pending.
         """
-        from mpi4py import MPI
-
         patience = None
-        while not MPI.Request.Testall(requests, statuses):
+        while not self._test_all(requests, statuses):
             patience = patience or Patience()
             if patience.is_over():
                 pending = [p for p, request in zip(peers, requests, strict=True) if not request.Get_status()]

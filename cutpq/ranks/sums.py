@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -29,14 +30,14 @@ def room(size: int) -> tuple[np.ndarray, np.ndarray]:
 def add(terms: Sequence[Array], out: Array) -> None:
     """out[...] = the sum of terms of out's dtype, from the first to the last."""
     out[...] = terms[0]
-    for term in terms[1:]:
-        add_to(out, term)
+    with no_warnings():
+        for term in terms[1:]:
+            out += term
 
 
-def add_to(total: Array, term: Array) -> None:
-    """total += term."""
-    with np.errstate(over="ignore", invalid="ignore"):  # sums may overflow to Inf, and Inf - Inf is NaN
-        total += term
+def no_warnings() -> AbstractContextManager[None]:
+    """Around additions: sums may overflow to Inf, and Inf - Inf is NaN."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def add_rows(terms: Sequence[Array]) -> Array:

@@ -15,7 +15,7 @@ from ..array import Array, array_module, round_to
 from ..codecs import engine, launch
 from ..codecs.codec import Codec
 from .communicator import Communicator, offsets, split
-from .sums import add, add_rows, add_to, room, sum_of
+from .sums import add, add_rows, no_warnings, room, sum_of
 
 Terms = Sequence[Array]  # (n,) each; what a rank brings is their sum in float32, or the only one of them
 
@@ -39,7 +39,7 @@ def twoshot(x: Terms, comm: Communicator, codec: Codec) -> tuple[Array, int]:
 def encode(x: Terms, codec: Codec, shares: int) -> Array:
     """The wires of the shares of x's sum; several terms have whole blocks, so that no wire needs padding."""
     xp, n = array_module(x[0]), x[0].size
-    if codec.in_pieces(xp) and len(x) > 1:
+    if len(x) > 1 and codec.in_pieces(xp):
         counts = codec.shares(n, shares)
         sizes = [codec.wire_bytes(count) for count in counts]
         wires = np.empty(sum(sizes), np.uint8)
@@ -61,13 +61,17 @@ def _sum_wire(wires: Array, codec: Codec, n: int) -> Array:
         return launch.decode_sum_encode(wires, codec, n)
     if codec.in_pieces(xp):
         total = np.empty(codec.wire_bytes(n), np.uint8)
-        codec.encode_sum(_sum_of_wires(wires, codec), total, n)
+        with no_warnings():
+            codec.encode_sum(_sum_of_wires(wires, codec), total, n)
         return total
     return codec.encode(decode_sum(wires, codec, n, 1))
 
 
 def _sum_of_wires(wires: Sequence[np.ndarray], codec: Codec) -> Callable[[slice], np.ndarray]:
-    """read(piece) -> the sum in float32 of what the wires say, which lasts until this thread's next piece."""
+    """read(piece) -> the sum in float32 of what the wires say, which lasts until this thread's next piece.
+
+    The caller reads within no_warnings(), which for every piece anew would cost as much as a step.
+    """
     readers = [codec.reader(wire) for wire in wires]
 
     def read(piece: slice) -> np.ndarray:
@@ -75,7 +79,7 @@ def _sum_of_wires(wires: Sequence[np.ndarray], codec: Codec) -> Callable[[slice]
         readers[0](piece, total)
         for decode in readers[1:]:
             decode(piece, term)
-            add_to(total, term)
+            total += term
         return total
 
     return read
@@ -101,9 +105,10 @@ def _decode_share(wires: Sequence[Array], codec: Codec, out: Array) -> None:
         codec.decode(wires[0], out=out)
     elif codec.in_pieces(array_module(out)):
         read = _sum_of_wires(wires, codec)
-        for start in range(0, out.size, engine.PIECE):
-            piece = slice(start, min(start + engine.PIECE, out.size))
-            out[piece] = round_to(read(piece), out.dtype)
+        with no_warnings():
+            for start in range(0, out.size, engine.PIECE):
+                piece = slice(start, min(start + engine.PIECE, out.size))
+                out[piece] = round_to(read(piece), out.dtype)
     else:
         total = array_module(out).empty(out.shape, np.float32)
         add([codec.decode(wire) for wire in wires], total)
