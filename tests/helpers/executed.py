@@ -32,3 +32,11 @@ def settings(monkeypatch):
     """The executor's settings, back to their defaults after the test."""
     monkeypatch.setattr(executor, "settings", executor.Settings())
     return executor.settings
+
+
+@pytest.fixture
+def counts(monkeypatch, settings):
+    """What each launch did, in fast mode, since the other does not count."""
+    monkeypatch.setattr(executor, "default_mode", "fast")
+    settings.counts = []
+    return settings.counts

@@ -41,8 +41,8 @@ class Devices:
 
     BRIEFLY_US = 20_000  # a device of the executor counts a microsecond at each look at its clock
 
-    def __init__(self, ranks, mode, half_bytes=1 << 14):
-        self.ranks, self.mode, self.half_bytes = ranks, mode, half_bytes
+    def __init__(self, ranks, half_bytes=1 << 14):
+        self.ranks, self.half_bytes = ranks, half_bytes
         self.slabs = [np.zeros(4096 + 2 * half_bytes, np.uint8) for _ in range(ranks)]
         self.status = [np.zeros(1, np.uint32) for _ in range(ranks)]
         self.streams = [[] for _ in range(ranks)]
@@ -52,7 +52,7 @@ class Devices:
         config = small_config(name, terms[0].dtype, self.ranks, step)
         kernel = f"all_reduce_{algo}"
         unit = source.translation_unit(kernel, config)
-        built = executor.build(kernel, unit, source.source_dir(), self.mode)
+        built = executor.build(kernel, unit, source.source_dir())
         for rank in range(self.ranks) if who is None else who:
             arguments = (
                 self.slabs,
@@ -78,7 +78,7 @@ class Streams:
 
     BRIEFLY_US = 500_000  # all ranks' kernels have been launched by then
 
-    def __init__(self, ranks, mode, half_bytes=1 << 14):
+    def __init__(self, ranks, half_bytes=1 << 14):
         self.xp, self.half_bytes, self.kept = gpu_module(), half_bytes, []
         self.slabs = [self.xp.zeros(4096 + 2 * half_bytes, np.uint8) for _ in range(ranks)]
         self.addresses = self.xp.array([slab.data.ptr for slab in self.slabs], np.uint64)
@@ -108,7 +108,7 @@ class Streams:
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def devices(request):
-    """What makes so many devices, to be run in this mode."""
+    """What makes so many devices."""
     return Devices if request.param == "cpu" else Streams
 
 
@@ -150,7 +150,7 @@ PAYLOADS = {
 def test_sums_of_several_sizes_in_a_row(settings, ranks, algo, payload):
     name, dtype = PAYLOADS[payload]
     for settings.seed in (0, 1, 2, 3):
-        devices = Devices(ranks, "check")
+        devices = Devices(ranks)
         calls = [numbers(ranks, n, dtype, seed) for seed, n in enumerate((600, 2500, 33, 700))]
         outs = [devices.all_reduce(algo, name, terms) for terms in calls]
         devices.run()
@@ -160,10 +160,12 @@ def test_sums_of_several_sizes_in_a_row(settings, ranks, algo, payload):
 
 @pytest.mark.parametrize("name", [None, "mxfp4"])
 @pytest.mark.parametrize("algo", ALGOS)
-def test_shares_of_many_tiles(devices, algo, name):
+def test_shares_of_many_tiles(devices, monkeypatch, algo, name):
     """Several rounds of several tiles each, all whole, and a ragged one; 2 divides the number of blocks, 3 does not."""
+    # Check mode reports that the compiler reads the flags of three ranks with the four bytes behind them, in one word.
+    monkeypatch.setattr(executor, "default_mode", "fast")
     for ranks in (2, 3) if algo == "twoshot" else (2,):
-        some = devices(ranks, "fast", half_bytes=1 << 16)
+        some = devices(ranks, half_bytes=1 << 16)
         terms = numbers(ranks, 13_000 if algo == "twoshot" else 7_999, np.float16)
         sums = some.all_reduce(algo, name, terms)
         some.run()
@@ -174,7 +176,7 @@ def test_shares_of_many_tiles(devices, algo, name):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_eight_devices(devices, settings, algo, name):
     settings.seed = 5
-    eight = devices(8, "check")
+    eight = devices(8)
     calls = [numbers(8, n, np.float16) for n in (1000, 70)]
     outs = [eight.all_reduce(algo, name, terms) for terms in calls]
     eight.run()
@@ -184,7 +186,7 @@ def test_eight_devices(devices, settings, algo, name):
 
 def test_both_algorithms_share_a_slab(settings):
     for settings.seed in range(4, 10):
-        devices = Devices(2, "check")
+        devices = Devices(2)
         calls = [(algo, numbers(2, n, np.float16)) for n in (2000, 100) for algo in ("oneshot", "twoshot", "oneshot")]
         outs = [devices.all_reduce(algo, "mxfp4", terms) for algo, terms in calls]
         devices.run()
@@ -196,7 +198,7 @@ def test_both_algorithms_share_a_slab(settings):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_any_number_of_elements(devices, algo, n):
     for name in None, "mxfp4":
-        four = devices(4, "fast")
+        four = devices(4)
         terms = numbers(4, n, np.float16)
         outs = four.all_reduce(algo, name, terms)
         four.run()
@@ -205,7 +207,7 @@ def test_any_number_of_elements(devices, algo, n):
 
 @pytest.mark.parametrize(("algo", "steps"), [("oneshot", 2), ("twoshot", 3)])
 def test_steps_with_the_host_between_them(devices, algo, steps):
-    four = devices(4, "check")
+    four = devices(4)
     for n in 900, 100, 900:
         terms = numbers(4, n, np.float16, n)
         for step in range(1, steps + 1):
@@ -217,7 +219,7 @@ def test_steps_with_the_host_between_them(devices, algo, steps):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_sums_of_any_number_of_epochs(algo):
     """Epochs pass 2^32 and go on."""
-    devices = Devices(2, "check")
+    devices = Devices(2)
     words = [slab.view(np.uint32) for slab in devices.slabs]
     config = small_config("mxfp4", np.float16, 2)
     last = MEETINGS * config.GRID * 2
@@ -234,7 +236,7 @@ def test_sums_of_any_number_of_epochs(algo):
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("absent", [0, 2])
 def test_peer_that_never_comes_is_named(devices, algo, absent):
-    four = devices(4, "check")
+    four = devices(4)
     present = [rank for rank in range(4) if rank != absent]
     outs = four.all_reduce(algo, "mxfp4", numbers(4, 500, np.float16), timeout_us=four.BRIEFLY_US, who=present)
     four.run()
@@ -243,7 +245,7 @@ def test_peer_that_never_comes_is_named(devices, algo, absent):
 
 
 def test_without_a_timeout_the_absence_is_a_hang():
-    devices = Devices(2, "fast")
+    devices = Devices(2)
     devices.all_reduce("oneshot", "mxfp4", numbers(2, 40, np.float16), who=[1])
     with pytest.raises(ExecutorError, match="livelock"):
         devices.run()

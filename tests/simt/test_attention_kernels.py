@@ -91,9 +91,9 @@ def rotate(x, cos, sin):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rotate_qkv(checked_xp, name):
+def test_rotate_qkv(xp, name):
     case = CASES[name]
-    qkv, angles, cache, batch = case.run(checked_xp)
+    qkv, angles, cache, batch = case.run(xp)
     old = to_numpy(cache.keys.copy()), to_numpy(cache.values.copy())
     q = to_numpy(rotate_qkv(qkv, angles, cache, batch))
     qkv, keys, values = (to_numpy(a) for a in (qkv, cache.keys, cache.values))
@@ -119,9 +119,9 @@ def test_rotate_qkv(checked_xp, name):
     assert_exact(q, np.zeros_like(q))
 
 
-def test_rotate_qkv_of_more_than_a_block(checked_xp):
+def test_rotate_qkv_of_more_than_a_block(xp):
     case = Case((0, 5), (40, 19), 12, 4, 64, length=40)
-    qkv, angles, cache, batch = case.run(checked_xp)
+    qkv, angles, cache, batch = case.run(xp)
     q = to_numpy(rotate_qkv(qkv, angles, cache, batch))
     heads, angles = to_numpy(qkv).reshape(len(qkv), -1, case.D), list(map(to_numpy, angles))
     got_q = np.stack([q[b, :, t].reshape(case.H, case.D) for b, t, _ in case.tokens])
@@ -183,7 +183,7 @@ def run_softmax(xp, scores, positions, *rest):
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", SOFTMAX)
-def test_softmax(checked_xp, settings, name, dtype):
+def test_softmax(xp, settings, name, dtype):
     settings.seed = 3
     positions, KV, rep, some, window = SOFTMAX[name]
     positions = np.array(positions, np.int32)
@@ -195,29 +195,29 @@ def test_softmax(checked_xp, settings, name, dtype):
     assert seen.shape == shape
     scores = (np.random.default_rng(shape).standard_normal(shape) * 30).astype(np.float32)
     scores[~seen] = np.nan  # nobody may see it
-    got = run_softmax(checked_xp, scores, positions, some, KV, 0.125, window, dtype)
+    got = run_softmax(xp, scores, positions, some, KV, 0.125, window, dtype)
     assert got.dtype == dtype
     assert_exact(got[~seen], np.zeros((~seen).sum(), dtype))
     assert_bounded(got, *probabilities(scores, seen, 0.125, dtype))
 
 
-def test_softmax_of_large_scores_and_of_equal_ones(checked_xp):
+def test_softmax_of_large_scores_and_of_equal_ones(xp):
     scores = np.zeros((3, 1, 8), np.float32)
     scores[0, 0] = [3e38, -3e38, 3e38, 0, 1, 2, 3, 4]
     scores[1] = -3e38
     positions, every = np.full((3, 1), 7, np.int32), chunk((0, 3), (0, 1), (0, 8))
-    got = run_softmax(checked_xp, scores, positions, every, 1, 1.0, None, FLOAT16)
+    got = run_softmax(xp, scores, positions, every, 1, 1.0, None, FLOAT16)
     assert_exact(got[0, 0], np.array([0.5, 0, 0.5, 0, 0, 0, 0, 0], np.float16))
     assert_exact(got[1:], np.full((2, 1, 8), 0.125, np.float16))
 
 
-def test_softmax_with_the_largest_in_any_lane(checked_xp):
+def test_softmax_with_the_largest_in_any_lane(xp):
     """Of four warps, and far above the others: without it they would overflow."""
     at = [0, 8 * 13, 8 * 31 + 7, 8 * 32, 8 * 77 + 1, 8 * 127 + 5, 8 * 128, 1503]
     scores = np.zeros((1, len(at), 1504), np.float32)
     scores[0, range(len(at)), at] = 1000
     every = chunk((0, 1), (0, len(at)), (0, 1504))
-    got = run_softmax(checked_xp, scores, np.full((1, len(at)), 1503, np.int32), every, 1, 0.5, None, FLOAT16)
+    got = run_softmax(xp, scores, np.full((1, len(at)), 1503, np.int32), every, 1, 0.5, None, FLOAT16)
     assert_exact(got, (scores > 0).astype(np.float16))
 
 

@@ -16,7 +16,6 @@ from cutpq.codecs import config, launch
 from cutpq.codecs.codec import codec
 from cutpq.codecs.formats import BLOCKS, ELEMENTS, RULES, SCALES, scale_values
 from cutpq.cost.all_reduce import oneshot_sent, twoshot_sent
-from cutpq.kernels import executor
 from cutpq.ops.gather import rmsnorm_gather
 from cutpq.ranks.all_reduce import all_reduce, all_reduce_rmsnorm
 from cutpq.ranks.threads import run_threads
@@ -110,18 +109,17 @@ CHECKED = ["mxfp4", "nvfp4", "e2m0-b8-e4m0", "e2m2-b128-e5m0-rceil", "int7-b64-f
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_no_race_in_any_order(monkeypatch, settings, name):
-    monkeypatch.setattr(executor, "default_mode", "check")
     for settings.seed in range(4):
         for data in DATA.values():
             assert_kernels_follow(monkeypatch, np, name, data())
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
-def test_sixteen_bit_numbers(monkeypatch, checked_xp, dtype):
+def test_sixteen_bit_numbers(monkeypatch, xp, dtype):
     with np.errstate(over="ignore"):
         x = specials().astype(dtype)
-    assert_kernels_follow(monkeypatch, checked_xp, "mxfp4", x)
-    assert_kernels_follow(monkeypatch, checked_xp, "e2m2-b128-e5m0-rceil", x[:1001])
+    assert_kernels_follow(monkeypatch, xp, "mxfp4", x)
+    assert_kernels_follow(monkeypatch, xp, "e2m2-b128-e5m0-rceil", x[:1001])
 
 
 @pytest.mark.parametrize("arch", [80, 100])
@@ -134,13 +132,13 @@ def test_codes_by_instructions_of_other_architectures(monkeypatch, settings, arc
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 31, 33, 2047, 2048, 2049, 4096 + 17])
-def test_ragged_ends(monkeypatch, checked_xp, n):
+def test_ragged_ends(monkeypatch, xp, n):
     for name in "mxfp4", "e2m2-b128-e5m0-rceil":
-        assert_kernels_follow(monkeypatch, checked_xp, name, real(n, seed=n))
+        assert_kernels_follow(monkeypatch, xp, name, real(n, seed=n))
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m1-b16-e8m0-rceil", "e2m1-b128-e8m0-even"])
-def test_packed_encoder(monkeypatch, checked_xp, name):
+def test_packed_encoder(monkeypatch, xp, name):
     """Blocks of every binade of float16, with ties of every step and numbers far below the largest; odd shares."""
     rng = np.random.default_rng(5)
     ties = np.arange(-28, 29) / 4  # of E2M1's steps, from the smallest on
@@ -152,16 +150,16 @@ def test_packed_encoder(monkeypatch, checked_xp, name):
         rows.append(np.r_[rng.permutation(np.r_[scaled, small]), top])
     x = np.clip(np.concatenate([*rows, np.zeros(128), [-0.0] * 128]), -65504, 65504).astype(np.float16)
     x = np.r_[x, x[:128], np.array([np.nan, *[1] * 127, -np.inf, *[-2] * 127], np.float16), x]
-    assert_kernels_follow(monkeypatch, checked_xp, name, x)
+    assert_kernels_follow(monkeypatch, xp, name, x)
     c, x = codec(name), x[:-3]
     for n in 1, 15, 16, 31, 1000, len(x):
         want = formulas(monkeypatch, partial(c.encode, x[:n]))
-        assert_exact(to_numpy(c.encode(checked_xp.asarray(x[:n]))), want)
+        assert_exact(to_numpy(c.encode(xp.asarray(x[:n]))), want)
     monkeypatch.setattr(config, "MOST_BLOCKS", 1)  # a block has several tiles
     whole = np.tile(x, 2)[: 2 * len(x) // c.block * c.block]
     cuts = np.cumsum(c.shares(len(whole), 3))[:-1]  # wires of shares begin anywhere
     want = np.concatenate([formulas(monkeypatch, partial(c.encode, part)) for part in np.split(whole, cuts)])
-    assert_exact(to_numpy(launch.encode(checked_xp.asarray(whole), c, 3)), want)
+    assert_exact(to_numpy(launch.encode(xp.asarray(whole), c, 3)), want)
 
 
 def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
@@ -172,17 +170,17 @@ def test_input_that_begins_at_no_16_byte_boundary(monkeypatch, xp):
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m2-b16-e5m0-rceil"])
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
-def test_blocks_of_several_tiles(monkeypatch, race_checked_xp, name, algo):
+def test_blocks_of_several_tiles(monkeypatch, xp, name, algo):
     """As in large arrays, where a block of threads goes on to its next tile: ragged, a tile more on some blocks."""
     monkeypatch.setattr("cutpq.codecs.config.MOST_BLOCKS", 2)
-    assert_kernels_follow(monkeypatch, race_checked_xp, name, real(5 * 2048 + 77))
+    assert_kernels_follow(monkeypatch, xp, name, real(5 * 2048 + 77))
 
     def on_rank(comm):
         x = comm.xp.asarray(real(3 * 5 * 2048, seed=comm.rank))
         return to_numpy(all_reduce(x, comm, codec=name, algo=algo))
 
     want = formulas(monkeypatch, lambda: run_threads(3, on_rank))[0]
-    for total in run_threads(3, on_rank, xp=race_checked_xp):
+    for total in run_threads(3, on_rank, xp=xp):
         assert_same_numbers(total, want)
 
 
@@ -230,7 +228,6 @@ def test_sum_equals_the_formulas_on_every_rank(monkeypatch, xp, case, algo):
 
 @pytest.mark.parametrize("algo", ["oneshot", "twoshot"])
 def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
-    monkeypatch.setattr(executor, "default_mode", "check")
     want = formulas(monkeypatch, lambda: sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo))[0][0]
     for settings.seed in range(3):
         for total, _ in sum_on_ranks(3, 2500, BFLOAT16, "mxfp4", algo):
@@ -238,7 +235,7 @@ def test_sum_has_no_race_in_any_order(monkeypatch, settings, algo):
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "e2m0-b8-e5m0", "int4", "int8-b8", "e3m0-b64"])
-def test_sum_of_scales_near_and_far(monkeypatch, race_checked_xp, name):
+def test_sum_of_scales_near_and_far(monkeypatch, xp, name):
     """Scales a few binades apart, at any height: sums that half2 holds exactly, and those that it just does not.
 
     Of every fourth block the scales fall from rank to rank, as under act-order; of others one half of the ranks lies
@@ -264,19 +261,19 @@ def test_sum_of_scales_near_and_far(monkeypatch, race_checked_xp, name):
             total = terms[0].copy()
             for term in terms[1:]:
                 total += term
-        have = launch.decode_sum(race_checked_xp.asarray(wires), c, n, np.float32)
+        have = launch.decode_sum(xp.asarray(wires), c, n, np.float32)
         assert_same_numbers(to_numpy(have), total)
         again = formulas(monkeypatch, lambda: c.encode(total))  # noqa: B023
-        assert_exact(to_numpy(launch.decode_sum_encode(race_checked_xp.asarray(wires), c, n)), again)
+        assert_exact(to_numpy(launch.decode_sum_encode(xp.asarray(wires), c, n)), again)
 
 
-def test_sum_of_scales_that_is_just_above_a_tie(monkeypatch, checked_xp):
+def test_sum_of_scales_that_is_just_above_a_tie(monkeypatch, xp):
     """5 lies between 4 and 6 of E2M1; one rank's 2^-9 decides, which half2 loses beside it."""
     c = codec("mxfp4")
     encoded = {x: formulas(monkeypatch, lambda: c.encode(np.full(256, x, np.float32))) for x in (2.0**-9, 4, 1)}  # noqa: B023
     for terms in itertools.permutations(encoded):
         wires = np.stack([encoded[x] for x in terms])
-        have = to_numpy(launch.decode_sum_encode(checked_xp.asarray(wires), c, 256))
+        have = to_numpy(launch.decode_sum_encode(xp.asarray(wires), c, 256))
         numbers = formulas(monkeypatch, lambda: c.decode(have))  # noqa: B023
         assert_exact(numbers, np.full(256, 6, np.float32))
 
@@ -354,8 +351,8 @@ def normed_on_ranks(size, M, K, dtype, name, algo, xp=np):
         (2, 64, np.float32, "mxfp4"),
     ],
 )
-def test_fused_end_equals_its_steps(race_checked_xp, M, K, dtype, name, algo):
-    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo, race_checked_xp), strict=True):
+def test_fused_end_equals_its_steps(xp, M, K, dtype, name, algo):
+    for apart, together in zip(*normed_on_ranks(3, M, K, np.dtype(dtype), name, algo, xp), strict=True):
         for have, want in zip(together, apart, strict=True):
             assert_exact(have, want)
 

@@ -111,10 +111,10 @@ def expected(case, scale=SCALE):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decode_attention(race_checked_xp, settings, name):
+def test_decode_attention(xp, settings, name):
     settings.seed = 3
     case = CASES[name]
-    y = case.run(race_checked_xp)
+    y = case.run(xp)
     assert y.dtype == case.dtype
     assert_bounded(y, *expected(case))
 
@@ -129,22 +129,22 @@ def test_formula():
         assert_bounded(y, *expected(case))
 
 
-def test_large_scores(checked_xp):
+def test_large_scores(xp):
     """The largest score is far above the others, in any tile, warp and split: without it exp2 would overflow."""
     for at in 0, 17, 100, 150, 299:
         q, keys, values, positions = Case((299,), 1, 2, 64, 304).operands()
         q[:], keys[:, :, :300] = 1, 0
         keys[:, :, at], values[:, :, at] = 16, np.arange(64)
-        y = decode_attention(*map(checked_xp.asarray, (q, keys, values, positions)), 4.0, max_keys=300)
+        y = decode_attention(*map(xp.asarray, (q, keys, values, positions)), 4.0, max_keys=300)
         assert_exact(to_numpy(y), np.tile(np.arange(64, dtype=np.float16), 2)[None])
 
 
-def test_equal_scores_average_the_values_exactly(checked_xp):
+def test_equal_scores_average_the_values_exactly(xp):
     """Values that tell which key, feature and head they are of; every sum is exact."""
     q, keys, values, positions = Case((255,), 2, 3, 128, 256).operands()
     q[:] = 0
     values[:] = np.arange(256)[:, None] % 8 + np.arange(128) % 64 * 8 + np.arange(2)[:, None, None] * 512
-    y = decode_attention(*map(checked_xp.asarray, (q, keys, values, positions)), 1.0, max_keys=256)
+    y = decode_attention(*map(xp.asarray, (q, keys, values, positions)), 1.0, max_keys=256)
     want = values.astype(np.float64).mean(2).repeat(3, axis=1).reshape(1, -1)
     assert_bounded(to_numpy(y), want, 2.0**-11 * want)
 

@@ -64,8 +64,7 @@ def norm_and_two_products(w1, w2):
 
 
 @pytest.mark.parametrize("order", ["groups in order", "act-order"])
-def test_chain_has_the_bits_of_launches_in_order_and_no_race(monkeypatch, pdl, order):
-    monkeypatch.setattr(executor, "default_mode", "check")
+def test_chain_has_the_bits_of_launches_in_order_and_no_race(pdl, order):
     rows = dict(g_idx=np.arange(640) // 64) if order == "groups in order" else {}
     w1, w2 = random_weight(640, 640, 64, bias=True, **rows), random_weight(640, 72, 64, seed=1, **rows)
     pdl(on=False)

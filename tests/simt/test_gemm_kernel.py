@@ -10,7 +10,6 @@ from assertions import assert_bounded, assert_exact, assert_gemm_close
 from random_weight import as_scattered, random_weight
 
 from cutpq.array import ceil_div, to_numpy
-from cutpq.kernels import executor
 from cutpq.kernels import load as kernels
 from cutpq.kernels.config import FLOAT16 as FLOAT16_CODE
 from cutpq.kernels.config import Device
@@ -141,20 +140,20 @@ GROUPS = {
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", GROUPS)
-def test_every_kind_of_groups(race_checked_xp, cut, shape, name, symmetric):
+def test_every_kind_of_groups(xp, cut, shape, name, symmetric):
     cut(1), shape(gemm_config._SMALLER, 32)  # so that a block goes down several units
-    check(race_checked_xp, random_weight(**GROUPS[name], symmetric=symmetric), 3)
+    check(xp, random_weight(**GROUPS[name], symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("name", ["groups_of_32", "sparse_groups", "act_order"])
-def test_every_kind_of_groups_in_bfloat16(race_checked_xp, cut, shape, name):
+def test_every_kind_of_groups_in_bfloat16(xp, cut, shape, name):
     cut(1), shape(gemm_config._SMALLER, 32)
-    check(race_checked_xp, random_weight(**GROUPS[name]), 3, BFLOAT16)
+    check(xp, random_weight(**GROUPS[name]), 3, BFLOAT16)
 
 
-def test_units_that_reach_beyond_the_rows_of_an_act_order(race_checked_xp, shape):
+def test_units_that_reach_beyond_the_rows_of_an_act_order(xp, shape):
     shape(gemm_config._NARROW, 32)  # 256 rows, of which there are 72
-    check(race_checked_xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
+    check(xp, random_weight(**GROUPS["act_order_of_unequal_groups"]), 3)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -183,35 +182,35 @@ def test_looking_every_row_up_gives_the_same(xp, shape, name):
 
 
 @pytest.mark.parametrize(("K", "N"), [(8, 8), (104, 72), (1096, 8), (32, 1032)])
-def test_ragged_shapes(checked_xp, K, N):
-    check(checked_xp, random_weight(K, N, K, g_idx=contiguous(K, K), bias=True), 2)
+def test_ragged_shapes(xp, K, N):
+    check(xp, random_weight(K, N, K, g_idx=contiguous(K, K), bias=True), 2)
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 40])
 @pytest.mark.parametrize(("M", "N"), [(5, 64), (3, 320), (40, 136), (70, 200)])
-def test_parts_of_a_column(checked_xp, cut, M, N, cuts):
+def test_parts_of_a_column(xp, cut, M, N, cuts):
     """Runs longer than the ring, shorter, and, where there are more parts than units, empty."""
     cut(cuts)
-    check(checked_xp, random_weight(1600, N, 64, g_idx=contiguous(1600, 64), bias=True), M)
+    check(xp, random_weight(1600, N, 64, g_idx=contiguous(1600, 64), bias=True), M)
 
 
 @pytest.mark.parametrize("slab", [64, 32])
 @pytest.mark.parametrize("M", [5, 13])
 @pytest.mark.parametrize("name", ["_MEDIUM", "_NARROW", "_LONG", "_LONG_NARROW", "_SMALLER"])
-def test_every_shape_of_block(race_checked_xp, shape, name, M, slab):
+def test_every_shape_of_block(xp, shape, name, M, slab):
     """Each that the device has shared memory for; Hopper has it for all, and the others are refused with the reason."""
     shape(getattr(gemm_config, name), slab)
     w = random_weight(1352, 200, 64, g_idx=contiguous(1352, 64), symmetric=True, bias=True)
-    device = kernels.device(race_checked_xp)
+    device = kernels.device(xp)
     problem = gemm_config.GemmProblem(M, 256, 1408, FLOAT16_CODE, "uniform", 64, 8)
     ((config,),) = gemm_config.candidates(problem)
     objections = gemm_config.with_stages(config, device).objections(device)
     if not objections:
-        check(race_checked_xp, w, M)
+        check(xp, w, M)
         return
     assert device.smem_limit < Device(90, 1).smem_limit, objections
     with pytest.raises(ValueError, match=r"shared memory exceed|of a multiprocessor"):
-        check(race_checked_xp, w, M)
+        check(xp, w, M)
 
 
 @pytest.mark.parametrize("M", [1, 16])
@@ -260,8 +259,7 @@ def test_permuted_columns_have_permuted_bits(xp, multiprocessors, M, sms):
 
 
 @pytest.mark.parametrize(("seed", "bits"), [(1, 4), (2, 4), (3, 8)])
-def test_no_race_in_any_schedule(settings, monkeypatch, cut, seed, bits):
-    monkeypatch.setattr(executor, "default_mode", "check")
+def test_no_race_in_any_schedule(settings, cut, seed, bits):
     settings.seed = seed
     cut(2)  # nine units for a ring of four
     check(np, random_weight(2304, 200, 64, bits=bits, g_idx=contiguous(2304, 64)), 9)
@@ -302,9 +300,9 @@ def test_eight_bits_at_every_tile_of_tokens(xp, launched, M, dtype):
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", ["groups_of_32", "groups_of_128", "one_group", "sparse_groups", "act_order"])
-def test_eight_bits_in_every_kind_of_groups(race_checked_xp, cut, shape, name, symmetric):
+def test_eight_bits_in_every_kind_of_groups(xp, cut, shape, name, symmetric):
     cut(1), shape(gemm_config._SMALLER, 32)  # so that a block goes down several units
-    check(race_checked_xp, random_weight(**GROUPS[name], bits=8, symmetric=symmetric), 3)
+    check(xp, random_weight(**GROUPS[name], bits=8, symmetric=symmetric), 3)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
@@ -334,7 +332,7 @@ def test_exact_sums(xp, multiprocessors, M, dtype):
 
 
 @pytest.mark.parametrize("activation", EXACT)
-def test_activated(race_checked_xp, activation):
+def test_activated(xp, activation):
     w = random_weight(128, 72, 32, g_idx=contiguous(128, 32), bias=True)
     x = 4 * tokens(9, 128)
     v = x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
@@ -342,18 +340,18 @@ def test_activated(race_checked_xp, activation):
     assert v.max() > 3
     exact = EXACT[activation](v)
     # steepness below 1.13, times what the sums may be off; the exponential's own error grows with its argument
-    y = to_numpy(matmul(race_checked_xp.asarray(x), pack(w.to(race_checked_xp)), activation=activation))
+    y = to_numpy(matmul(xp.asarray(x), pack(w.to(xp)), activation=activation))
     assert_bounded(y, exact, 2.0**-11 * np.abs(exact) + 2.0**-18 * (1 + v * v))
 
 
 @pytest.mark.parametrize(
     ("bits", "M", "activation"), [(4, M, kind) for M in (1, 19) for kind in EXACT] + [(8, 19, "silu")]
 )
-def test_gated(race_checked_xp, bits, M, activation):
+def test_gated(xp, bits, M, activation):
     gate, up = (random_weight(128, 72, 32, bits=bits, g_idx=contiguous(128, 32), bias=True, seed=s) for s in (0, 1))
     x = 4 * tokens(M, 128)
-    p = pack(interleave(gate.to(race_checked_xp), up.to(race_checked_xp)))
-    y = to_numpy(gated_matmul(race_checked_xp.asarray(x), p, activation=activation))
+    p = pack(interleave(gate.to(xp), up.to(xp)))
+    y = to_numpy(gated_matmul(xp.asarray(x), p, activation=activation))
     a, b = (
         x.astype(float) @ ref.dequant(w.codes, w.scales, w.zeros, w.g_idx).astype(float) + w.bias.astype(float)
         for w in (gate, up)
@@ -373,10 +371,9 @@ def test_interleave_refuses_weights_of_different_shapes():
 
 
 @pytest.mark.parametrize(("bits", "M"), [(4, 8), (4, 16), (4, 64), (8, 8), (8, 64)])
-def test_main_loop_moves_whole_sectors_and_has_no_bank_conflicts(settings, bits, M):
-    settings.counts = []
+def test_main_loop_moves_whole_sectors_and_has_no_bank_conflicts(counts, bits, M):
     check(np, random_weight(256, 64, 64, bits=bits, g_idx=contiguous(256, 64)), M)
-    (line,) = settings.counts
+    (line,) = counts
     loads, shared = line["global_loads"], line["shared_loads"]
     assert loads["sectors"] == loads["least_sectors"] > 0
     assert shared["least_passes"] > 0

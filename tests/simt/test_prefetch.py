@@ -19,18 +19,19 @@ def _host_kernels(monkeypatch):
 
 
 @pytest.fixture
-def asked(monkeypatch, settings):
+def asked(monkeypatch, settings, counts):
     """What is asked for of weights where CUTPQ_PREFETCH is so much: (kernels, requests, lines, lines they span)."""
 
     def ask(wanted, weights, arch=90):
-        settings.counts, settings.arch = [], arch
+        counts.clear()
+        settings.arch = arch
         device = kernels.device
         with monkeypatch.context() as patch:
             patch.setenv("CUTPQ_PREFETCH", wanted)
             patch.setattr(kernels, "device", lambda xp: device(xp)._replace(arch=arch))
             module.wanted_bytes.cache_clear()
             prefetch(weights)
-        found = [line["prefetches"] for line in settings.counts]
+        found = [line["prefetches"] for line in counts]
         return len(found), *(sum(f[what] for f in found) for what in ("requests", "lines", "span"))
 
     return ask
@@ -68,12 +69,12 @@ def test_weights_that_are_not_packed_are_left(asked):
     assert asked("1M", [random_weight(64, 64, 32)]) == (0, 0, 0, 0)
 
 
-def test_nothing_unless_asked_for(asked, monkeypatch, settings):
+def test_nothing_unless_asked_for(asked, monkeypatch, counts):
     assert asked("0", [weight(576, 192)]) == (0, 0, 0, 0)
     monkeypatch.delenv("CUTPQ_PREFETCH", raising=False)
     module.wanted_bytes.cache_clear()
     prefetch([weight(64, 64)])
-    assert not settings.counts
+    assert not counts
 
 
 @pytest.mark.parametrize("wrong", ["much", "-1", "1.5M", "", "8MB"])

@@ -31,9 +31,9 @@ SHAPES = [(1, 8), (3, 2048), (2, 2056), (5, 72)]  # fewer numbers than threads, 
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 @pytest.mark.parametrize(("M", "K"), SHAPES)
-def test_the_bits_are_those_of_an_addition_and_rmsnorm_gather(checked_xp, settings, M, K, dtype):
+def test_the_bits_are_those_of_an_addition_and_rmsnorm_gather(xp, settings, M, K, dtype):
     settings.seed = 3
-    total, residual, weight, _, perm = (checked_xp.asarray(a) for a in operands(M, K, dtype))
+    total, residual, weight, _, perm = (xp.asarray(a) for a in operands(M, K, dtype))
     added = (to_float32(residual) + to_float32(total)).astype(dtype)
     want = rmsnorm_gather(added, weight, perm, 1e-5)
     y = residual_norm(total, residual, weight, perm, 1e-5)
@@ -43,13 +43,13 @@ def test_the_bits_are_those_of_an_addition_and_rmsnorm_gather(checked_xp, settin
 
 @pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 @pytest.mark.parametrize(("M", "K"), SHAPES)
-def test_layer_norm(checked_xp, settings, M, K, dtype):
+def test_layer_norm(xp, settings, M, K, dtype):
     """Rows far from zero: a variance taken as mean(v^2) - mean(v)^2 would lose its digits."""
     settings.seed = 4
     total, residual, weight, bias, perm = operands(M, K, dtype, seed=1)
     residual = (residual + 20).astype(dtype)
-    there = [checked_xp.array(a) for a in (total, residual, weight, perm)]
-    y = to_numpy(residual_norm(*there, 1e-5, bias=checked_xp.asarray(bias)))
+    there = [xp.array(a) for a in (total, residual, weight, perm)]
+    y = to_numpy(residual_norm(*there, 1e-5, bias=xp.asarray(bias)))
     added = (residual.astype(np.float32) + total.astype(np.float32)).astype(dtype)
     assert_exact(to_numpy(there[1]), added)
     v = added.astype(np.float64)
@@ -63,12 +63,12 @@ def test_layer_norm(checked_xp, settings, M, K, dtype):
 
 
 @pytest.mark.parametrize("center", [False, True], ids=["rmsnorm", "layer_norm"])
-def test_without_a_total_the_residual_is_only_read(checked_xp, center):
-    total, residual, weight, bias, perm = (checked_xp.asarray(a) for a in operands(2, 64, FLOAT16))
+def test_without_a_total_the_residual_is_only_read(xp, center):
+    total, residual, weight, bias, perm = (xp.asarray(a) for a in operands(2, 64, FLOAT16))
     bias, before = bias if center else None, to_numpy(residual.copy())
     y = residual_norm(None, residual, weight, perm, 1e-5, bias=bias)
     assert_exact(to_numpy(residual), before)
-    assert_exact(to_numpy(y), to_numpy(residual_norm(checked_xp.zeros_like(total), residual, weight, perm, bias=bias)))
+    assert_exact(to_numpy(y), to_numpy(residual_norm(xp.zeros_like(total), residual, weight, perm, bias=bias)))
 
 
 @pytest.mark.parametrize("center", [False, True], ids=["rmsnorm", "layer_norm"])

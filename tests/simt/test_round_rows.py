@@ -32,35 +32,35 @@ SHAPES = [(1, 8), (7, 5), (30, 33), (128, 72)]
 @pytest.mark.parametrize("sweep", [False, True], ids=["gptq", "descent"])
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize(("R", "N"), SHAPES)
-def test_the_bits_of_the_formula(checked_xp, settings, R, N, bits, sweep):
+def test_the_bits_of_the_formula(xp, settings, R, N, bits, sweep):
     settings.seed = 5
     v, coupling, scales, zeros, group, before = operands(R, N, bits=bits)
     before = before if sweep else None
     want = formulas.round_rows(v.copy(), coupling, scales, zeros, group, bits, before)
-    there = [checked_xp.array(a) for a in (v, coupling, scales, zeros, group)]
-    got = round_rows(*there, bits, None if before is None else checked_xp.asarray(before))
+    there = [xp.array(a) for a in (v, coupling, scales, zeros, group)]
+    got = round_rows(*there, bits, None if before is None else xp.asarray(before))
     for mine, formula in zip(got, want, strict=True):
         assert_exact(to_numpy(mine), formula)
 
 
-def test_halves_go_to_the_even_code(checked_xp):
+def test_halves_go_to_the_even_code(xp):
     v = np.arange(-4, 12, dtype=np.float32)[None] / 2
     one, seven = np.ones((1, 16), np.float32), np.full((1, 16), 2, np.float32)
-    there = [checked_xp.asarray(a) for a in (v, np.zeros((1, 1), np.float32), one, seven, np.zeros(1, np.int32))]
+    there = [xp.asarray(a) for a in (v, np.zeros((1, 1), np.float32), one, seven, np.zeros(1, np.int32))]
     codes = to_numpy(round_rows(*there, 3)[0])
     assert codes[0].tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 7]
 
 
 @pytest.mark.parametrize("order", ["static", "act"])
-def test_a_layer_has_the_bits_of_the_formulas(checked_xp, order, monkeypatch):
+def test_a_layer_has_the_bits_of_the_formulas(xp, order, monkeypatch):
     """All but the products, whose order of additions is a library's, is the same."""
     rng = np.random.default_rng(1)
     X = rng.standard_normal((600, 144))
     H, W = (X.T @ X / 300).astype(np.float32), rng.standard_normal((144, 40)).astype(np.float32)
-    solved = quantize_weight(checked_xp.asarray(W), checked_xp.asarray(H), bits=3, group_size=24, order=order)
+    solved = quantize_weight(xp.asarray(W), xp.asarray(H), bits=3, group_size=24, order=order)
     monkeypatch.delenv("CUTPQ_HOST_KERNELS")
     want = quantize_weight(W, H, bits=3, group_size=24, order=order)
-    if checked_xp is np:
+    if xp is np:
         assert_exact(solved.weight.codes, want.weight.codes)
     assert (to_numpy(solved.weight.codes) == want.weight.codes).mean() > 0.99
     assert abs(solved.loss - want.loss) < 0.01 * want.loss
