@@ -10,72 +10,49 @@
 NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Importing this needs neither CuPy nor MPI.
 """
 
-from .checkpoint.errors import CheckpointError, CheckpointWarning
-from .checkpoint.folder import Checkpoint, open_checkpoint
-from .checkpoint.mlp_names import MlpModules, mlp_modules, mlps
-from .codecs.codec import Codec, codec
-from .layers.linear import ColumnParallelLinear, RowParallelLinear
-from .layers.mlp import Mlp
-from .layers.plan import LayerPlan, plan
-from .model.cache import Cache
-from .model.generate import Step, generate
-from .model.sampler import Sampler
-from .model.transformer import Transformer, load_model
-from .ops.dequant import dequantize
-from .ops.gemm import matmul
-from .quantization.job import QuantizationError
-from .quantization.quantize import quantize
-from .quantization.solver import quantize_weight
-from .ranks.all_reduce import all_reduce, all_reduce_rmsnorm
-from .ranks.communicator import Communicator
-from .ranks.init import init
-from .ranks.threads import run_threads
-from .weights.permutation import invert, permute_columns, sort_groups
-from .weights.schemes import SCHEMES
-from .weights.shard import even_bounds, group_bounds, shard_columns, shard_rows
-from .weights.weight import PlainWeight, QuantWeight
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SCHEMES",
-    "Cache",
-    "Checkpoint",
-    "CheckpointError",
-    "CheckpointWarning",
-    "Codec",
-    "ColumnParallelLinear",
-    "Communicator",
-    "LayerPlan",
-    "Mlp",
-    "MlpModules",
-    "PlainWeight",
-    "QuantWeight",
-    "QuantizationError",
-    "RowParallelLinear",
-    "Sampler",
-    "Step",
-    "Transformer",
-    "all_reduce",
-    "all_reduce_rmsnorm",
-    "codec",
-    "dequantize",
-    "even_bounds",
-    "generate",
-    "group_bounds",
-    "init",
-    "invert",
-    "load_model",
-    "matmul",
-    "mlp_modules",
-    "mlps",
-    "open_checkpoint",
-    "permute_columns",
-    "plan",
-    "quantize",
-    "quantize_weight",
-    "run_threads",
-    "shard_columns",
-    "shard_rows",
-    "sort_groups",
-]
+# The public names of each module, which is imported when one of them is first asked for: eight ranks that multiply
+# need not read the quantizer eight times. For type checkers __init__.pyi says the same.
+_NAMES = {
+    "checkpoint.errors": "CheckpointError CheckpointWarning",
+    "checkpoint.folder": "Checkpoint open_checkpoint",
+    "checkpoint.mlp_names": "MlpModules mlp_modules mlps",
+    "codecs.codec": "Codec codec",
+    "layers.linear": "ColumnParallelLinear RowParallelLinear",
+    "layers.mlp": "Mlp",
+    "layers.plan": "LayerPlan plan",
+    "model.cache": "Cache",
+    "model.generate": "Step generate",
+    "model.sampler": "Sampler",
+    "model.transformer": "Transformer load_model",
+    "ops.dequant": "dequantize",
+    "ops.gemm": "matmul",
+    "quantization.job": "QuantizationError",
+    "quantization.quantize": "quantize",
+    "quantization.solver": "quantize_weight",
+    "ranks.all_reduce": "all_reduce all_reduce_rmsnorm",
+    "ranks.communicator": "Communicator",
+    "ranks.init": "init",
+    "ranks.threads": "run_threads",
+    "weights.permutation": "invert permute_columns sort_groups",
+    "weights.schemes": "SCHEMES",
+    "weights.shard": "even_bounds group_bounds shard_columns shard_rows",
+    "weights.weight": "PlainWeight QuantWeight",
+}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

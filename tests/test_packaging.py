@@ -106,7 +106,7 @@ def test_wheel_holds_every_module_and_every_source_for_the_gpu(wheel: Path, clon
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cutpq").rglob("*.py")}
     files = [path for folder in SOURCES for path in (clone / folder).rglob("*") if path.is_file()]
     sources = {f"cutpq/{path.relative_to(clone).as_posix()}" for path in files}
-    assert names == modules | sources | {"cutpq/py.typed"}
+    assert names == modules | sources | {"cutpq/py.typed", "cutpq/__init__.pyi"}
 
 
 @pytest.mark.slow("makes virtual environments and installs into them")

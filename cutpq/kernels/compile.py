@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -98,6 +97,8 @@ def _compile_into(
     folder: Path, compiler: nvrtc.Nvrtc, name: str, config: Config, arch: str, unit: str, options: list[str]
 ) -> None:
     """Fill a temporary folder and rename it: many ranks may compile the same kernel at once."""
+    import tempfile
+
     start, replaces = time.perf_counter(), folder.exists()
     includes = [f"-I{source.source_dir()}", f"-I{compiler.include}"]
     try:

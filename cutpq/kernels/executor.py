@@ -21,11 +21,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -168,6 +165,9 @@ def library() -> ctypes.PyDLL:
 
 def _compile_library(sources: list[Path], path: Path) -> None:
     """Compile into a temporary folder and rename: what is killed leaves no half of a library."""
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
+
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
         headers = Path(folder) / "standard.h"
         headers.write_text("".join(f"#include <{name}>\n" for name in STANDARD_HEADERS))
@@ -199,6 +199,8 @@ def _units(sources: list[Path], folder: Path) -> list[Path]:
 
 
 def _run_compiler(command: list[str]) -> None:
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
@@ -259,6 +261,8 @@ def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> 
     if path.exists():
         return path.read_bytes()
     options = [f"-arch={target}", "-std=c++17", "-lineinfo", *defined, f"-I{include}", f"-I{compiler.include}"]
+    import tempfile
+
     with one_at_a_time(path.name):
         if path.exists():
             return path.read_bytes()

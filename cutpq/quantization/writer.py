@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +114,8 @@ class Writer:
         return [n.removesuffix(".weight") for n in names if len(self.job.ckpt.tensor_shape(n)) == 2]
 
     def _meta(self, losses: dict[str, float]) -> dict[str, Any]:
+        from importlib.metadata import version
+
         return {
             "quantizer": [f"cutpq:{version('cutpq')}"],
             "options": asdict(self.job.options) | {"asymmetric_target": self.job.asymmetric},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import socket
 import sys
@@ -97,6 +96,8 @@ def check_versions(mpi: ModuleType) -> None:
 
 
 def _version() -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("cutpq")
     except importlib.metadata.PackageNotFoundError:

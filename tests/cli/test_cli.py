@@ -177,6 +177,7 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cutpq", "convert", str(tmp_path / "src"), str(tmp_path / "dst")]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},  # it would be cut short, and read by the next process
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1
