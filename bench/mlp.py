@@ -221,10 +221,7 @@ def measure(job: Job, args: argparse.Namespace, comm: Communicator) -> tuple[lis
     ways = [(scheme, c) for scheme, c in wanted if scheme not in refused]
     rows = []
     with progress(1 + len(ways) * (1 + len(args.m)), "mlp", comm) as bar:
-        codecs = [c for _, c in ways if c]
-        targets: dict[Codec | None, list[Target]] = {c: [] for c in (None, *codecs)}
-        if comm.rank == 0:
-            targets = targets_by_codec(job, x, comm.size, codecs, args.algo)
+        targets = shared_targets(job, x, comm, [c for _, c in ways if c], args.algo)
         bar.update()
         mlps = {}
         for scheme, c in ways:
@@ -382,6 +379,19 @@ class Target:
     columns: np.ndarray
     exact: np.ndarray
     bound: np.ndarray
+
+
+def shared_targets(
+    job: Job, x: np.ndarray, comm: Communicator, codecs: Sequence[Codec], algo: str
+) -> dict[Codec | None, list[Target]]:
+    """targets_by_codec on rank 0, to which each rank brings those of some MLPs; empty lists on the others."""
+    mine = {}
+    for i in range(comm.rank, len(job.mlps), comm.size):
+        of_mlp = targets_by_codec(replace(job, mlps=job.mlps[i : i + 1]), x, comm.size, codecs, algo)
+        mine[i] = [found[0] for found in of_mlp.values()]
+    by_mlp = [comm.bcast(mine.get(i), root=i % comm.size) for i in range(len(job.mlps))]
+    wanted = by_mlp if comm.rank == 0 else []
+    return {c: [targets[at] for targets in wanted] for at, c in enumerate(dict.fromkeys((None, *codecs)))}
 
 
 def targets_by_codec(

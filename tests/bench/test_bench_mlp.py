@@ -14,6 +14,7 @@ from pathlib import Path
 import mlp
 import numpy as np
 import pytest
+from assertions import assert_exact
 from harness.report import Column, Table, time_us, write_json
 from models.shapes import MODELS, RandomCheckpoint
 from predict.mlp import projected_lines, projected_rows
@@ -286,6 +287,21 @@ def test_judge_refuses_what_is_outside_a_codecs_bound_or_differs_between_ranks(c
     first, second = result.digests[0]
     row = mlp.outcome(replace(result, digests=[[first, second[::-1]]]), None, [target], twins=False)
     assert (row["check"], row["why"]) == ("FAIL", ["layer 0: ranks hold different results"])
+
+
+def test_targets_of_all_mlps_come_to_rank_0() -> None:
+    args = mlp.parse(["--codec", "mxfp4"])
+    job = mlp.load(args)
+    x = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float16)
+    want = mlp.targets_by_codec(job, x, 3, args.codec, args.algo)
+    first, *others = run_threads(3, lambda comm: mlp.shared_targets(job, x, comm, args.codec, args.algo))
+    assert first.keys() == want.keys()
+    for c, targets in want.items():
+        assert len(targets) == 4
+        for have, target in zip(first[c], targets, strict=True):
+            assert_exact(have.exact, target.exact)
+            assert_exact(have.bound, target.bound)
+    assert [list(found.values()) for found in others] == [[[], []]] * 2
 
 
 def test_largest_terms_are_the_partial_sums_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
