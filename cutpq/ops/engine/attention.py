@@ -8,13 +8,13 @@ import numpy as np
 
 from . import threads
 
-# Scores that a thread has at a time: of 8 heads, 32 queries and 1024 keys, twice. With fewer a step is so short that
+# Scores that a thread has at a time: of 8 heads, 64 queries and 512 keys, twice. With fewer a step is so short that
 # threads wait for each other's Python in between.
 _SCORES = 1 << 19
 
-# Queries of a piece. With fewer, keys are read too often. With more, the first of them see too few of the keys that the
-# last one sees: scores above the diagonal are computed and hidden.
-_QUERIES = 32
+# Queries of a piece. With fewer, keys are read too often, and threads wait for each other's Python. With more, the
+# first of them see too few of the keys that the last one sees: scores above the diagonal are computed and hidden.
+_QUERIES = 64
 
 # Numbers among the keys of a few queries that are worth a thread: of 64 heads, 256 keys of 32 features.
 _KEYS = 1 << 19
@@ -37,6 +37,7 @@ def attention(
     rep = H // KV
     queries = q.reshape(B, T, KV, rep, D).swapaxes(1, 2)
     y = np.empty((B, T, KV, rep, D), np.float32)
+    ones = np.ones((k.shape[2], 1), np.float32)
 
     def work(piece: tuple[slice, slice, slice]) -> None:
         sequences, heads, rows = piece
@@ -52,7 +53,7 @@ def attention(
             _hide(scores.reshape(b, n, t, rep, -1), np.maximum(where, 0), keys, window)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        total = scores.sum(axis=-1, keepdims=True)
+        total = np.matmul(scores, ones[: scores.shape[3]])  # in a third of the time of `sum`
         sums = _products(scores, v[sequences, heads, keys])
         np.divide(sums.reshape(found.shape), total.reshape(b, n, t, rep, 1), out=found)
 
