@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..array import Array, array_module, move
-from ..ops.engine import elementwise
-from ..ops.engine.choice import uses_engine
 from ..ops.gather import gather_columns
 from ..ranks.communicator import Communicator
 from ..trace import span
@@ -23,12 +21,11 @@ class Permute:
 
     def __init__(self, perm: Array):
         self.perm = perm
-        self._gather = elementwise.take if uses_engine(array_module(perm)) else gather_columns
 
     def __call__(self, x: Array) -> Array:
         """x (M, K) -> (M, K)."""
         with span("permute"):
-            return self._gather(x, self.perm)
+            return gather_columns(x, self.perm)
 
 
 class AllGather:

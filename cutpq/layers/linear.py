@@ -23,7 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -138,10 +139,19 @@ def _name(source: Source) -> str:
 
 def _sorted_product(weight: Weight, comm: Communicator, sort: bool, name: str) -> Product:
     perm = None
-    if sort and isinstance(weight, QuantWeight) and not weight.is_ordered:
+    if sort and _gains_by_sorting(weight, comm.xp):
         weight, perm = sort_groups(weight)
         perm = move(perm, comm.xp)
     return Product(prepare(weight, comm.xp, name=name), perm)
+
+
+def _gains_by_sorting(weight: Weight, xp: ModuleType) -> TypeGuard[QuantWeight]:
+    """Whether its rows are out of order, and products are quicker with groups sorted.
+
+    Kernels are. The engine for NumPy arrays is not: it looks scales up when it dequantizes, which takes as long for
+    rows in any order, and a gather of x would cost it a fiftieth of a prefill.
+    """
+    return isinstance(weight, QuantWeight) and not weight.is_ordered and not uses_engine(xp)
 
 
 class RowParallelLinear:
@@ -190,7 +200,7 @@ class RowParallelLinear:
                 self.rearrange = exchange(comm, bounds, needs)
         self._width = len(np.arange(source.K)[self.x_columns])
         weight = take(source, rows=rows)
-        if scheme == "local" and isinstance(weight, QuantWeight) and not weight.is_ordered:
+        if scheme == "local" and _gains_by_sorting(weight, comm.xp):
             weight, perm = sort_groups(weight)
             self.rearrange = Permute(move(perm, comm.xp))
         if comm.rank != 0:

@@ -17,7 +17,7 @@ from cutpq.ops import formulas as ref
 from cutpq.ops.dequant import dequantize
 from cutpq.ranks.threads import run_threads
 from cutpq.weights.permutation import sorting_permutation
-from cutpq.weights.schemes import SCHEMES
+from cutpq.weights.schemes import GROUP_ALIGNED, SCHEMES
 from cutpq.weights.shard import even_bounds, group_bounds
 
 
@@ -92,15 +92,19 @@ def test_more_ranks_than_groups_is_an_error_on_every_rank(scheme):
         run(weights, tokens(2, 64), 8, scheme)
 
 
+@pytest.mark.parametrize("host", ["formulas", "engine"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_groups_are_contiguous_on_a_rank_but_for_unordered(scheme):
-    """The formula does not care; kernels that load a scale once per group do."""
+def test_groups_are_contiguous_on_a_rank_but_for_unordered(scheme, host, monkeypatch):
+    """Kernels load a scale once per group. The engine does not, and spares the gather; exchanges sort for all."""
+    monkeypatch.setenv("CUTPQ_HOST", host)
 
     def ordered(comm):
         mlp = Mlp.from_weights(*random_mlp(same_order=False), comm, scheme)
         return [product.weight.is_ordered for product in mlp.first.products] + [mlp.down.weight.is_ordered]
 
-    assert run_threads(3, ordered) == [[scheme != "unordered"] * 3] * 3
+    first = host == "formulas" and scheme != "unordered"
+    down = scheme in GROUP_ALIGNED or (host == "formulas" and scheme == "local")
+    assert run_threads(3, ordered) == [[first, first, down]] * 3
 
 
 def test_auto_is_tp_aware_and_local_beyond_the_groups():
