@@ -30,7 +30,7 @@ from ..layers.linear import ColumnParallelLinear, RowParallelLinear
 from ..layers.mlp import Mlp
 from ..layers.moe import Moe
 from ..layers.plan import plan
-from ..ops.engine import elementwise
+from ..ops.engine import elementwise, threads
 from ..ops.engine.choice import uses_engine
 from ..ops.gather import rmsnorm_gather
 from ..ops.gemm import Prepared, can_capture
@@ -49,6 +49,10 @@ from .decode_step import DecodeStep, bucket_of, on_default_stream
 from .families import end_tokens, read_decoder
 from .formulas import Angles, cos_and_sin
 from .reader import Reader
+
+# Tokens that a thread takes through the rest of a block, from the heads' results to the next norm: few enough that each
+# step finds in the cache what the one before has made, and enough for a BLAS's speed.
+_ROWS = 128
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": bfloat16, "float32": np.dtype(np.float32)}
 
@@ -233,12 +237,29 @@ class Block:
         self.mlp = reader.mlp(layer)
         self.first_norm = Norm(reader, prefix + d.first_norm, self.attention.qkv, dtype)
         self.second_norm = Norm(reader, prefix + d.second_norm, self.mlp, dtype)
+        self._by_engine = uses_engine(reader.comm.xp) and isinstance(self.mlp, Mlp)
 
     def __call__(
         self, x: Array, y: Array, batch: Batch, cache: LayerCache, angles: Angles | None, next_norm: Norm
     ) -> Array:
         """x (M, H), changed in place, and y = first_norm(x) -> next_norm(x), (M, H)."""
         y = self.attention(y, batch, cache, angles)
+        if len(x) <= _ROWS or not self._works_alone():
+            return self._after_attention(y, x, next_norm)
+        normed = np.empty_like(x)
+
+        def work(rows: slice) -> None:
+            normed[rows] = self._after_attention(y[rows], x[rows], next_norm)
+
+        threads.each(work, [slice(start, start + _ROWS) for start in range(0, len(x), _ROWS)])
+        return normed
+
+    def _works_alone(self) -> bool:
+        """Whether the engine computes what follows attention, and no sum over ranks or experts joins the tokens."""
+        row = self.attention.output
+        return self._by_engine and row.comm.size == 1 and row.codec is None
+
+    def _after_attention(self, y: Array, x: Array, next_norm: Norm) -> Array:
         with span("o_proj"):
             y = self.second_norm.after(self.attention.output.partial(y), x, self.attention.output)
         with span("mlp"):

@@ -53,6 +53,15 @@ def test_logits_of_each_family_are_those_of_the_formula(xp, family, quantized, t
         assert_same_on_ranks(results)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_threads_take_pieces_of_the_tokens_through_the_rest_of_a_block(family, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cutpq.model.transformer._ROWS", 5)
+    monkeypatch.setattr("cutpq.ops.engine.threads._state.limit", 2)
+    model = write_model(tmp_path, family, quantized=True)
+    ((found,),) = run(tmp_path, 1, [TOKENS])
+    assert_close(found, logits(model.config, model.tensors, TOKENS))
+
+
 @pytest.mark.parametrize("codec", [None, "int8-b16"])
 def test_through_the_kernels(xp, codec, tmp_path, monkeypatch) -> None:
     """With a codec the last step of a sum makes the residual and the norm, in the order of the next weight."""

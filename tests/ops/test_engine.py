@@ -283,6 +283,21 @@ def test_work_may_be_shared_within_shared_work(monkeypatch):
     assert sorted(seen) == [(outer, inner) for outer in range(7) for inner in range(5)]
 
 
+def test_a_share_of_the_work_is_one_thread_s_alone(monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", 3)
+    limits = []
+
+    def work(piece):
+        limits.append(threads.limit())
+        if piece == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        threads.each(work, range(6))
+    assert set(limits) == {1}
+    assert threads.limit() == 3
+
+
 def test_who_computes_is_chosen_by_the_environment(monkeypatch):
     monkeypatch.delenv("CUTPQ_HOST", raising=False)
     monkeypatch.delenv("CUTPQ_HOST_KERNELS", raising=False)

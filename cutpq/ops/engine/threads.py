@@ -8,6 +8,7 @@ the cores: eight ranks on two cores would run sixteen threads.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,12 +37,18 @@ class _Threads:
         self.pool: ThreadPoolExecutor | None = None
 
 
-_state = _Threads()
+class _Here(threading.local):
+    """Whether this thread works on its share of something."""
+
+    shares = False
+
+
+_state, _here = _Threads(), _Here()
 
 
 def limit() -> int:
-    """Threads that this process computes with."""
-    return _state.limit
+    """Threads that this process computes with: one within shared work, where the others have their own share."""
+    return 1 if _here.shares else _state.limit
 
 
 def share_cores(ranks: int) -> None:
@@ -68,18 +75,22 @@ def use_one_for_blas() -> None:
 
 
 def each(work: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """work(piece) for every piece, on as many threads as this process computes with, of which the caller's is one."""
+    """work(piece) for every piece, on as many threads as `limit` says, of which the caller's is one."""
     todo = list(pieces)
     use_one_for_blas()
-    if _state.limit == 1 or len(todo) < 2:
+    if limit() == 1 or len(todo) < 2:
         for piece in todo:
             work(piece)
         return
     rest = iter(todo)  # the next piece goes to the thread that is ready first
 
     def work_on() -> None:
-        for piece in rest:
-            work(piece)
+        _here.shares = True
+        try:
+            for piece in rest:
+                work(piece)
+        finally:
+            _here.shares = False
 
     _state.pool = _state.pool or ThreadPoolExecutor(cores(), thread_name_prefix="cutpq")
     helpers = [_state.pool.submit(work_on) for _ in range(min(_state.limit, len(todo)) - 1)]
