@@ -7,6 +7,7 @@ zeros this way, compressed-tensors likewise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import gcd
 
 import numpy as np
@@ -35,6 +36,42 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
         np.copyto(target, field, casting="unsafe")  # its low byte
     codes &= np.uint8((1 << bits) - 1)
     return codes
+
+
+def fields(words: np.ndarray, bits: int, count: int) -> Iterator[np.ndarray]:
+    """unpack(words, ...)[order_of_fields(bits, count)] in pieces, each of which lasts until the next one.
+
+    Where no code straddles two bytes, a piece is the codes that lie alike in their words, which one shift moves: a
+    third of the time of unpack, which brings them in order.
+    """
+    if 8 % bits:
+        yield unpack(words, bits, count)
+        return
+    room, mask, done = np.empty(words.shape, np.uint8), np.uint8((1 << bits) - 1), 0
+    for byte in _bytes(words.view(np.uint32)):
+        for shift in range(0, 8, bits):
+            length = len(range(done, count, 32 // bits))
+            field = np.right_shift(byte[:length], np.uint8(shift), out=room[:length])
+            yield np.bitwise_and(field, mask, out=field)
+            done += 1
+
+
+def order_of_fields(bits: int, count: int) -> np.ndarray:
+    """The codes 0 .. count in the order that `fields` gives them in: (count,) int64."""
+    period = 1 if 8 % bits else 32 // bits
+    return np.concatenate([np.arange(i, count, period) for i in range(period)])
+
+
+def _bytes(words: np.ndarray) -> Iterator[np.ndarray]:
+    """The lowest bytes of all words, then the next ones; by way of their halves, which take half the time of words."""
+    half, upper = np.empty(words.shape, np.uint16), np.empty(words.shape, np.uint16)
+    byte = np.empty(words.shape, np.uint8)
+    for shift in (0, 16):
+        half[...] = words >> np.uint32(shift) if shift else words
+        byte[...] = half
+        yield byte
+        byte[...] = np.right_shift(half, np.uint16(8), out=upper)
+        yield byte
 
 
 def take(words: np.ndarray, bits: int, rows: np.ndarray) -> np.ndarray:

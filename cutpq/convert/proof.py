@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..array import Array
+from ..checkpoint import bitstream
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.mlp_names import MlpModules
@@ -82,19 +83,27 @@ def _same_weight(
     """Compare a module's weight with rows and columns of the old one, of which one is None: in the order they had.
 
     The codes are compared in pieces along that axis, which stay in a core's cache. Where columns moved, they are
-    compared as they are packed: a word holds codes of one column.
+    compared as they are packed: a word holds codes of one column. Where rows moved, those of the old weight are taken
+    in the order in which the new one's words are unpacked fastest.
     """
-    K, N = old.shape(name)
+    (K, N), bits = old.shape(name), old.spec(name).bits
+    places = np.arange(0) if rows is None else _places(rows, bits)
 
     def check(part: str, a: Array | None, b: Array | None) -> None:
         _check(_same_bits(a, b), f"{name} ({part})", new.folder)
 
-    def compare_codes(start: int, stop: int) -> None:
+    def compare_words(start: int, stop: int) -> None:
         own = slice(start, stop)
-        if rows is None:
-            check("codes", old.words(name, own, columns), new.words(name, own))
-        else:
-            check("codes", old.codes(name, rows, own), new.codes(name, None, own))
+        check("codes", old.words(name, own, columns), new.words(name, own))
+
+    def compare_rows(start: int, stop: int) -> None:
+        own = slice(start, stop)
+        a, b = (_fields(ckpt.words(name, slice(K), own), bits, K) for ckpt in (old, new))
+        whole = np.empty((K, stop - start), np.uint8)
+        for piece, field in a:
+            whole[piece] = field
+        for piece, field in b:
+            check("codes", whole.take(places[piece], axis=0), field)
 
     def compare_others() -> None:
         check("g_idx", old.g_idx(name)[slice(None) if rows is None else rows], new.g_idx(name))
@@ -102,10 +111,26 @@ def _same_weight(
         for part in ("scales", "zeros", "bias"):
             check(part, getattr(a, part), getattr(b, part))
 
-    length, other = (K, N) if rows is None else (N, K)
+    compare, length, other = (compare_words, K, N) if rows is None else (compare_rows, N, K)
     tasks: list[Callable[[], None]] = [compare_others]
-    tasks += [partial(compare_codes, *piece) for piece in spans(length, BLOCK // other // 32 * 32)]
+    tasks += [partial(compare, *piece) for piece in spans(length, max(32, BLOCK // other // 32 * 32))]
     threads.each(lambda compare: compare(), tasks)
+
+
+def _fields(words: np.ndarray, bits: int, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """bitstream.fields, and where each piece lies in their order."""
+    start = 0
+    for field in bitstream.fields(words, bits, count):
+        yield slice(start, start + len(field)), field
+        start += len(field)
+
+
+def _places(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Where bitstream.fields of a weight has the codes of these rows, in the order of fields themselves."""
+    order = bitstream.order_of_fields(bits, len(rows))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return place[rows[order]]
 
 
 def _same_plain(old: Checkpoint, new: Checkpoint, parts: list[RawTensor], perm: np.ndarray) -> None:

@@ -54,6 +54,18 @@ def test_three_bits_straddle_words() -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
+def test_fields_are_what_unpack_gives_in_their_order(bits: int) -> None:
+    """Counts that end within a word too, where some fields are shorter."""
+    for count in (1, 31, 32, 77, 128):
+        words = np.random.default_rng(bits).integers(0, 2**32, (bitstream.words_for(count, bits), 3), np.uint32)
+        words = words.view(np.int32)
+        have = np.concatenate([field.copy() for field in bitstream.fields(words, bits, count)])
+        order = bitstream.order_of_fields(bits, count)
+        assert_exact(np.sort(order), np.arange(count))
+        assert_exact(have, bitstream.unpack(words, bits, count)[order])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 75])
 def test_pack_is_the_inverse_of_unpack(bits: int, count: int) -> None:
     codes = np.random.default_rng(count).integers(0, 1 << bits, (count, 5)).astype(np.uint8)

@@ -489,6 +489,37 @@ def test_one_wrong_bit_on_the_disk_fails_the_proof(where: str, tmp_path: Path, m
     assert _contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "case", ["gptq", "v2_3_bits_asymmetric_in_shards", "compressed_3_bits_asymmetric", "fused_8_bits"]
+)
+def test_each_bit_of_a_word_of_down_is_proven(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of three words, in which a code of any width may straddle two."""
+    write_checkpoint(tmp_path / "src", **CASES[case])
+    prove, planted = converting.prove, []
+
+    def plant(src: Path, dst: Path, files: list, *rest: object) -> None:
+        file, tensor = next(
+            (f, t) for f in files for t in f.tensors if re.search(r"down_proj\.(qweight|weight_packed)", t.name)
+        )
+        path = dst / file.path.name
+        data = path.read_bytes()
+        words = np.frombuffer(data, "<u4", tensor.nbytes // 4, tensor.start).reshape(tensor.shape)
+        along_K = (slice(None), 5) if tensor.name.endswith("qweight") else (5, slice(None))
+        for bit in range(96):
+            wrong = words.copy()
+            wrong[along_K][6 + bit // 32] ^= 1 << bit % 32
+            path.write_bytes(data[: tensor.start] + wrong.tobytes() + data[tensor.stop :])
+            with pytest.raises(ConversionError, match=r"proof failed: .*down_proj \(codes\)"):
+                prove(src, dst, files, *rest)  # type: ignore[arg-type]
+            planted.append(bit)
+        path.write_bytes(data)
+        prove(src, dst, files, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(converting, "prove", plant)
+    convert(tmp_path / "src", tmp_path / "dst")
+    assert len(planted) == 96
+
+
 def test_a_wrong_permutation_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is whole and every number there, but two columns of gate have changed places."""
     write_checkpoint(tmp_path / "src")
