@@ -9,7 +9,7 @@ Needs what harness/namespaces.py needs, and an MPICH built with UCX, as the whee
 launcher command, as it does by ssh (harness/cluster.py). CUTPQ_BETWEEN, unless it is set, names the cable that is most
 like the rate. A row is one algo and codec at one size, of float16:
 
-time(us)      of one sum: the slowest rank's, and of --n of these the median
+time(us)      of one sum: the slowest rank's, and of --n of these the median; the rows take turns
 speedup       time of plain over this one's
 cable_bytes   what the busiest node's cable carried away in one sum, by the interface's counter, headers included
 formula       what cost/nodes.py says of the payload in it
@@ -198,13 +198,14 @@ def measure(args: argparse.Namespace, path: Path) -> int:
     cases += [(algo, codec) for codec in args.codecs for algo in ("twoshot", "hierarchical")]
     rows: list[Row] = []
     for nbytes in args.sizes:
-        plain_us = math.nan
-        for algo, codec in cases:
-            row = measure_case(algo, codec, nbytes // 2, comm, nodes, args.n)
-            plain_us = row["time_us"] if algo == "plain" else plain_us
-            row["speedup"] = plain_us / row["time_us"]
+        x = term(SEED, comm.rank, 0, nbytes // 2, np.dtype(np.float16))
+        of_size = [check_case(x, algo, codec, comm, nodes) for algo, codec in cases]
+        times = [[one_us(x, algo, codec, comm) for algo, codec in cases] for _ in range(args.n)]
+        for row, time_us in zip(of_size, np.median(times, axis=0).tolist(), strict=True):
+            row["time_us"] = time_us
+            row["speedup"] = of_size[0]["time_us"] / time_us
             row["predicted_us"] = row.pop("messages") * latency_us + row["formula"] / (gb_s * 1e3)
-            rows.append(row)
+        rows += of_size
     if comm.rank == 0:
         path.write_text(
             json.dumps({"header": header(comm), "latency_us": latency_us, "mbit_s": gb_s * 8e3, "rows": rows})
@@ -212,16 +213,17 @@ def measure(args: argparse.Namespace, path: Path) -> int:
     return 0
 
 
-def measure_case(algo: str, codec: cq.Codec | None, count: int, comm: Communicator, nodes: Nodes, times: int) -> Row:
-    """A row without its speedup, for which the other rows are needed. Collective."""
-    x = term(SEED, comm.rank, 0, count, np.dtype(np.float16))
+def one_us(x: np.ndarray, algo: str, codec: cq.Codec | None, comm: Communicator) -> float:
+    """Time of one sum on the slowest rank. Collective."""
+    comm.barrier()
+    start = time.perf_counter()
+    cq.all_reduce(x, comm, codec, algo)
+    return float(comm.all_gather(np.array((time.perf_counter() - start) * 1e6)).max())
 
-    def one_us() -> float:
-        comm.barrier()
-        start = time.perf_counter()
-        cq.all_reduce(x, comm, codec, algo)
-        return float(comm.all_gather(np.array((time.perf_counter() - start) * 1e6)).max())
 
+def check_case(x: np.ndarray, algo: str, codec: cq.Codec | None, comm: Communicator, nodes: Nodes) -> Row:
+    """A row but for its times. Collective."""
+    count = x.size
     shots = choose_shots(count, nodes, codec, auto.cable(comm)) if codec and algo == "hierarchical" else ""
     rel_err, right = judge(cq.all_reduce(x, comm, codec, algo), algo, codec, shots, comm, nodes)
     carried = carried_bytes(x, algo, codec, comm)
@@ -233,7 +235,6 @@ def measure_case(algo: str, codec: cq.Codec | None, count: int, comm: Communicat
         "size": 2 * count,
         "algo": algo,
         "codec": codec.name if codec else "-",
-        "time_us": statistics.median(one_us() for _ in range(times)),
         "messages": exchanges * (nodes.count - 1 if algo == "hierarchical" else away),
         "cable_bytes": carried,
         "formula": formula,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -38,7 +39,7 @@ def start_mpi(required: bool) -> ModuleType | None:
     Raises StartError where several ranks were launched, but MPI is missing or is not the launcher's.
     """
     launched, launcher = launched_ranks()
-    _yield_when_crowded()
+    _give_way_when_crowded()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
@@ -61,15 +62,22 @@ def start_mpi(required: bool) -> ModuleType | None:
     return MPI
 
 
-def _yield_when_crowded() -> None:
-    """Let waiting ranks give up their core where there are more of them than cores.
+def _give_way_when_crowded() -> None:
+    """Where there are more ranks than cores: let those that wait give up their core, and those that compute keep it.
 
-    Measured with MPICH 5.0.2, 8 ranks on 2 cores: a small all_reduce falls from 5 ms to 0.9 ms. With a core for each
-    rank it would be 30 times slower. MPICH reads the variable when it starts.
+    The first is MPICH's, which reads the variable when it starts. Measured with MPICH 5.0.2, 8 ranks on 2 cores: a
+    small all_reduce falls from 5 ms to 0.9 ms. With a core for each rank it would be 30 times slower.
+
+    The second is Linux's: as batch processes, ranks that wake up to look for messages do not interrupt one that
+    computes, whose data are in the cache. On the same cores a hierarchical sum of 4 MiB takes 0.88 of the time.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if int(os.environ.get("MPI_LOCALNRANKS", "1")) > cores:
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    crowded = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"
+    if crowded and hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def find_node(mpi: ModuleType) -> tuple[int, int]:

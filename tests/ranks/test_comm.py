@@ -319,8 +319,13 @@ def test_find_gpu_without_driver_or_nccl(monkeypatch):
     assert launch.find_gpu(0).problem == "CuPy is not installed"
 
 
-def test_ranks_yield_only_when_crowded(monkeypatch):
+def test_ranks_give_way_only_when_crowded(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    policies = []
+    linux = {"SCHED_OTHER": 0, "SCHED_BATCH": 3, "sched_param": int, "sched_getscheduler": lambda pid: 0}
+    linux["sched_setscheduler"] = lambda pid, policy, priority: policies.append(policy)
+    for attribute, value in linux.items():
+        monkeypatch.setattr(f"os.{attribute}", value, raising=False)
     name = "MPIR_CVAR_ENABLE_HEAVY_YIELD"
     for ranks, user, want in (("2", None, None), ("3", None, "1"), ("3", "0", "0"), (None, None, None)):
         for variable, value in ((name, user), ("MPI_LOCALNRANKS", ranks)):
@@ -328,8 +333,10 @@ def test_ranks_yield_only_when_crowded(monkeypatch):
                 monkeypatch.delenv(variable, raising=False)
             else:
                 monkeypatch.setenv(variable, value)
-        launch._yield_when_crowded()
+        policies.clear()
+        launch._give_way_when_crowded()
         assert launch.os.environ.get(name) == want
+        assert policies == ([linux["SCHED_BATCH"]] if want == "1" else [])
 
 
 def test_init_prints_one_line(capsys):
