@@ -34,6 +34,7 @@ class _Room(threading.local):
         self.magnitudes, self.binades, self.maxima = (np.empty(PIECE, np.int32) for _ in range(3))
         self.widened = np.empty(PIECE, np.float32)
         self.codes, self.counts, self.signs = (np.empty(PIECE, np.uint8) for _ in range(3))
+        self.index = np.empty(PIECE, np.uint16)
         self.steps = lru_cache(32)(lambda *key: _Steps(self, *key))
 
 
@@ -41,7 +42,6 @@ class _Room(threading.local):
 add, subtract, multiply, maximum, minimum = np.add, np.subtract, np.multiply, np.maximum, np.minimum
 right_shift, bitwise_or, absolute, signbit = np.right_shift, np.bitwise_or, np.absolute, np.signbit
 _SHIFT, _HALF_BYTE = np.array(_MANTISSA, np.int32), np.array(4, np.uint16)
-_IN_ALL_PLACES = [np.array(0x0001000100010001 << place, np.uint64) for place in range(9)]
 
 # An exponent's field E times this is the bits of 2^(E - 127) (1 + E / 512): a number well inside its binade, whose
 # lowest 14 bits are zero.
@@ -92,8 +92,8 @@ def decode_blocks(
     pairs = element.bits == 4  # a byte holds two numbers
     codes = packed.reshape(-1) if pairs else formulas.unpack_bits(packed.reshape(-1), element.bits)
     place = 8 if pairs else element.bits
-    rows = multiply(codes_of_scales, _IN_ALL_PLACES[place])
-    index = rows.repeat(codes.size // codes_of_scales.size // 4).view(np.uint16)
+    index, width = _room.index[: codes.size], codes.size // codes_of_scales.size
+    _rows(width, np.uint16, place=place).take(codes_of_scales, 0, index.reshape(-1, width), "clip")
     bitwise_or(index, codes, index)
     table = _products(element, scale, out.dtype)
     table.take(index, None, out.reshape(-1).view(table.dtype), "clip")  # none is clipped: "raise" copies once more
@@ -136,7 +136,7 @@ class _Steps:
         # Beyond these scales saturate, or float32's own range would end below the first binade or above 2^23 steps.
         lowest, highest = max(below, scale.smallest_code - to_code), min(231 + M, scale.largest_code - to_code)
         self.lowest, self.span = _byte(lowest), highest - lowest
-        self.to_code, self.first_binades = _byte(lowest + to_code), _rows_of_bytes(lowest - below, block)
+        self.to_code, self.first_binades = _byte(lowest + to_code), _rows(block, np.uint8, first=lowest - below)
         self.to_sum, self.steps_of_binade = _byte(_MANTISSA - M), _byte(1 << M)
         self.largest_code, self.sign = _bounds(element, PIECE)[2][:n], _byte(1 << (element.bits - 1))
         self.bits = element.bits
@@ -160,7 +160,7 @@ class _Steps:
         if maximum.reduce(above_lowest) > self.span:
             return None
         first = self.bytes
-        self.first_binades.take(above_lowest, 0, self.rows, "clip")  # in half the time of `repeat`
+        self.first_binades.take(above_lowest, 0, self.rows, "clip")
         maximum(exponents, first, out=exponents)
         binades = subtract(exponents, first, first)
         wide[:] = add(exponents, self.to_sum, exponents)
@@ -189,9 +189,11 @@ class _Steps:
 
 
 @lru_cache(maxsize=64)
-def _rows_of_bytes(first: int, block: int) -> np.ndarray:
-    """(256, block) uint8: row i holds first + i, modulo 256."""
-    return np.arange(first, first + 256).astype(np.uint8).repeat(block).reshape(256, block)
+def _rows(width: int, dtype: type, first: int = 0, place: int = 0) -> np.ndarray:
+    """(256, width): row i holds (first + i) 2^place, modulo the dtype's range. To take rows spreads what blocks share
+    over their numbers in half the time of `repeat`.
+    """
+    return ((first + np.arange(256)) << place).astype(dtype).repeat(width).reshape(256, width)
 
 
 Windows = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
