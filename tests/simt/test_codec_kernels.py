@@ -243,7 +243,7 @@ def test_sum_of_scales_near_and_far(monkeypatch, xp, name):
     """
     rng, c, n = np.random.default_rng(11), codec(name), 2048
     largest, blocks = c.scale.largest_code, n // c.block
-    for ranks in 2, 3, 4, 8:
+    for ranks in (2, 3, 4, 8) if name in ("mxfp4", "int4") else (3, 8):
         spread, base = rng.integers(0, 9, blocks), rng.integers(0, largest, blocks)
         codes = base + rng.integers(0, spread + 1, (ranks, blocks))
         falling = np.outer(np.arange(ranks)[::-1], rng.integers(0, 4, blocks)) + rng.integers(0, 3, (ranks, blocks))
