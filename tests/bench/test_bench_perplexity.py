@@ -93,6 +93,31 @@ def test_figures_are_their_formulas(ranks) -> None:
         assert row["check"] == "ok"
 
 
+@pytest.mark.parametrize("number", [None, 0, 16, 17, 32])
+def test_one_bit_that_differs_on_a_rank_is_seen_by_all(number) -> None:
+    def same(comm) -> bool:
+        logits = np.arange(33, dtype=np.float32).reshape(3, 11)
+        if comm.rank == 1 and number is not None:
+            logits.reshape(-1).view(np.uint32)[number] ^= 1
+        tally = bench.Tally(None)
+        tally.same = bench.same_part(logits, comm)
+        tally.sum_over_ranks(comm)
+        return tally.same
+
+    assert cq.run_threads(3, same) == [number is None] * 3
+
+
+def test_windows_that_go_together_are_scored_apart(tmp_path, monkeypatch) -> None:
+    """Three windows of 32: at once, and the last one alone."""
+    flags = ["--windows", "3", "--window", "32", "--codec", "mxint8"]
+    plain, coarse = run(tmp_path, *flags)
+    monkeypatch.setattr(bench, "_LOGITS", 2 * 32 * 1024)
+    other_plain, other_coarse = run(tmp_path, *flags)
+    assert plain["perplexity"] == pytest.approx(other_plain["perplexity"], rel=1e-5)
+    for row in (coarse, other_coarse):
+        assert row["kl"] < 1e-3  # beside another window's distribution it would be above 0.1
+
+
 def tally_of(logits: np.ndarray, same: bool = True, flags: tuple[str, ...] = ()) -> dict:
     tally = bench.Tally(None)
     tally.same = same
