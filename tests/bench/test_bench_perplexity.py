@@ -97,7 +97,7 @@ def test_figures_are_their_formulas(ranks) -> None:
 def test_one_bit_that_differs_on_a_rank_is_seen_by_all(number) -> None:
     def same(comm) -> bool:
         logits = np.arange(33, dtype=np.float32).reshape(3, 11)
-        if comm.rank == 1 and number is not None:
+        if comm.rank == 2 and number is not None:
             logits.reshape(-1).view(np.uint32)[number] ^= 1
         tally = bench.Tally(None)
         tally.same = bench.same_part(logits, comm)
