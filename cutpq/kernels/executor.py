@@ -253,6 +253,8 @@ def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> 
 
     Raises nvrtc.CompileError, with the compiler's words.
     """
+    import tempfile
+
     compiler = nvrtc.find()
     headers = included_files(source, include)
     target = f"compute_{arch}{'a' if arch >= 90 else ''}"
@@ -261,8 +263,6 @@ def compile_ptx(name: str, source: str, include: Path, arch: int, mode: str) -> 
     if path.exists():
         return path.read_bytes()
     options = [f"-arch={target}", "-std=c++17", "-lineinfo", *defined, f"-I{include}", f"-I{compiler.include}"]
-    import tempfile
-
     with one_at_a_time(path.name):
         if path.exists():
             return path.read_bytes()
