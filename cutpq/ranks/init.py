@@ -39,7 +39,8 @@ def init(backend: str = "auto") -> Communicator:
     host. The ranks decide together. ipc is for one machine, and taken only when asked for as long as it has not run on
     a GPU. A rank's GPU is its number on its node modulo the node's GPUs, and becomes CuPy's current device.
 
-    Ranks of one machine share its cores for what NumPy computes (ops/engine/threads.py).
+    Ranks of one machine share its cores for what NumPy computes (ops/engine/threads.py). Where there are more of them
+    than cores, they run as Linux's batch processes (SCHED_BATCH): one that waits does not interrupt another.
 
     With more than one process, an uncaught error on one rank from now on ends the whole job, and so does a rank that
     calls other collectives than the rest (watch.py). MPICH's mpirun names a killed rank by
