@@ -141,7 +141,7 @@ class Layout:
 
     @cached_property
     def _whole_units(self) -> Callable[[int], tuple[int, int]]:
-        """The elements of the whole units in a wire of so many bytes, and the bytes that are left; kept as above."""
+        """The elements of the whole units in a wire of so many bytes, and the bytes left; sums ask for few sizes."""
 
         def count(nbytes: int) -> tuple[int, int]:
             # Start from the units that fit if no section were rounded up, and step down to those that do fit.

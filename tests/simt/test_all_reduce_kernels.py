@@ -162,7 +162,8 @@ def test_sums_of_several_sizes_in_a_row(settings, ranks, algo, payload):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_shares_of_many_tiles(devices, monkeypatch, algo, name):
     """Several rounds of several tiles each, all whole, and a ragged one; 2 divides the number of blocks, 3 does not."""
-    # Check mode reports that the compiler reads the flags of three ranks with the four bytes behind them, in one word.
+    # Check mode would report the compiler: it loads the words of three ranks in one load of 16 bytes, of which four lie
+    # behind them.
     monkeypatch.setattr(executor, "default_mode", "fast")
     for ranks in (2, 3) if algo == "twoshot" else (2,):
         some = devices(ranks, half_bytes=1 << 16)
