@@ -2,8 +2,9 @@
 
 1. Inside a node each rank sends its numbers, share by share, to the owners: the first `lanes` ranks of the node, as
    many as the smallest node has. An owner adds its share in float32, in rank order, and rounds nothing.
-2. The owners of the same share, one in each node, exchange what they have with the codec: in one shot (each term is
-   encoded once) or in two (the sum is encoded once more). Everyone adds in float32 in the order of nodes.
+2. The owners of the same share, one in each node, exchange what they have with the codec. In one shot each node's term
+   is encoded once, and everyone adds in float32 in the order of nodes. In two shots each of them adds a part of the
+   share: the other nodes' encoded terms in their order, and then its own, which stays as it is. The sum is encoded.
 3. The owners pass the result on inside their node. On GPUs they pass wires, which every rank decodes in its
    kernel; with NumPy they decode first and pass numbers, so that a node decodes each share once. The bits are the same.
 
@@ -24,7 +25,7 @@ from . import auto
 from .communicator import Communicator, split
 from .nodes import Groups, groups
 from .sums import round_sum
-from .wires import decode_sum, flat, oneshot, padded, twoshot
+from .wires import decode_sum, flat, oneshot, padded, twoshot_own_exact
 
 
 def all_reduce(x: Array, comm: Communicator, codec: Codec | None) -> Array:
@@ -75,7 +76,7 @@ def _exchange(x: Array, comm: Communicator, codec: Codec, found: Groups) -> tupl
     terms, shares = (found.nodes.count, 1) if shots == "oneshot" else (1, found.nodes.count)
     if not found.owns_a_share:
         return counts, array_module(x).empty((terms, 0), np.uint8), shares
-    wires, _ = (oneshot if shots == "oneshot" else twoshot)(partial, found.between, codec)
+    wires, _ = (oneshot if shots == "oneshot" else twoshot_own_exact)(partial, found.between, codec)
     return counts, wires, shares
 
 

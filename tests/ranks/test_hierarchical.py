@@ -40,14 +40,15 @@ def test_threads(monkeypatch, xp, case, nodes):
     run_threads(pretend(monkeypatch, nodes), case, xp=xp, timeout_s=60)
 
 
+@pytest.mark.parametrize("xp", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 @pytest.mark.parametrize("shots", ["oneshot", "twoshot"])
-def test_sums_of_several_pieces(monkeypatch, shots):
-    """What is added, encoded and decoded a piece at a time is that in one."""
+def test_either_shots_in_several_pieces(monkeypatch, xp, shots):
+    """What is added, encoded and decoded a piece at a time, as NumPy's arrays are, is that in one."""
     monkeypatch.setattr("cutpq.codecs.engine.PIECE", 64)
     for module in "cutpq.ranks.hierarchical", "hierarchical_cases":
         monkeypatch.setattr(f"{module}.choose_shots", lambda *_: shots)
     for case in "every_size_is_right_and_equal_on_all_ranks", "every_dtype_and_shape":
-        run_threads(pretend(monkeypatch, "three_even"), CASES[case], timeout_s=60)
+        run_threads(pretend(monkeypatch, "three_even"), CASES[case], xp=xp, timeout_s=60)
 
 
 @needs_mpi
@@ -86,17 +87,31 @@ def test_one_node_is_plain(codec_or_none):
     run_threads(3, sums)
 
 
-@pytest.mark.parametrize("shots", ["oneshot", "twoshot"])
-def test_one_rank_a_node_is_the_flat_sum(monkeypatch, shots):
+def test_one_rank_a_node_in_one_shot_is_the_flat_sum(monkeypatch):
     monkeypatch.setenv("CUTPQ_NODES", "0,1,2")
-    monkeypatch.setattr("cutpq.ranks.hierarchical.choose_shots", lambda *_: shots)
+    monkeypatch.setattr("cutpq.ranks.hierarchical.choose_shots", lambda *_: "oneshot")
     run_threads(
         3,
         lambda comm: assert_exact(
             all_reduce(term(comm.rank, 300), comm, "mxfp4", "hierarchical"),
-            all_reduce(term(comm.rank, 300), comm, "mxfp4", shots),
+            all_reduce(term(comm.rank, 300), comm, "mxfp4", "oneshot"),
         ),
     )
+
+
+def test_in_two_shots_the_own_term_is_exact(monkeypatch):
+    """The wire of 1.125 says 1. 3 + 1 + 1.125 is rounded to 6, 3 + 1 + 1 to 4: the first share's owner has 1.125."""
+    monkeypatch.setenv("CUTPQ_NODES", "0,1,2")
+    monkeypatch.setattr("cutpq.ranks.hierarchical.choose_shots", lambda *_: "twoshot")
+    terms_of_node = [1.125, 3.0, 1.0]
+
+    def sums(comm):
+        x = np.full(96, terms_of_node[comm.rank], np.float32)
+        return all_reduce(x, comm, "mxfp4", "hierarchical"), all_reduce(x, comm, "mxfp4", "twoshot")
+
+    for own_exact, flat in run_threads(3, sums):
+        assert_exact(own_exact, np.float32([6] * 32 + [4] * 64))
+        assert_exact(flat, np.full(96, 4, np.float32))
 
 
 def test_shares_of_a_larger_node_go_to_as_many_owners_as_the_smaller_has(monkeypatch):
