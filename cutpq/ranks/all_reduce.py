@@ -5,7 +5,7 @@ plain     x itself; once (see Communicator.all_reduce)
 oneshot   every rank's wire to every rank, all of which decode and add: each term once, the sum once
 twoshot   the wire of each share to its owner, who decodes, adds and encodes; then that wire to every rank:
           each term once, the sum twice
-hierarchical  x inside each node, wires between nodes (hierarchical.py): the sum of a node at most once, the sum twice
+hierarchical  x inside each node, wires between nodes (hierarchical.py): a node's sum at most once, the sum up to twice
 
 The owner of a share takes its sum from its own wire, as all others do, and everyone adds in rank order in
 float32: the result is equal on all ranks bit for bit, for every codec, size and number of ranks. Where a rank's
