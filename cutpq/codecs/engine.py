@@ -34,7 +34,7 @@ class _Room(threading.local):
         self.magnitudes, self.binades, self.maxima = (np.empty(PIECE, np.int32) for _ in range(3))
         self.widened = np.empty(PIECE, np.float32)
         self.codes, self.counts, self.signs = (np.empty(PIECE, np.uint8) for _ in range(3))
-        self.index = np.empty(PIECE, np.uint16)
+        self.index, self.wide_index = np.empty(PIECE, np.uint16), np.empty(PIECE // 2, np.uint32)
         self.steps = lru_cache(32)(lambda *key: _Steps(self, *key))
 
 
@@ -90,14 +90,19 @@ def decode_blocks(
     if scale.bits > 8:
         out[:] = formulas.decode_blocks(packed, codes_of_scales, element, scale)
         return
-    pairs = element.bits == 4  # a byte holds two numbers
-    codes = packed.reshape(-1) if pairs or element.bits == 8 else _unpack_bits(packed.reshape(-1), element.bits)
-    place = 8 if pairs else element.bits
-    index, width = _room.index[: codes.size], codes.size // codes_of_scales.size
-    _rows(width, np.uint16, place=place).take(codes_of_scales, 0, index.reshape(-1, width), "clip")
+    bits, together = element.bits, _together(element)
+    codes = packed.reshape(-1) if bits in (4, 8) else _unpack_bits(packed.reshape(-1), bits, together)
+    place, width = together * bits, codes.size // codes_of_scales.size
+    index = (_room.index if place + 8 <= 16 else _room.wide_index)[: codes.size]
+    _rows(width, index.dtype, place=place).take(codes_of_scales, 0, index.reshape(-1, width), "clip")
     bitwise_or(index, codes, index)
     table = _products(element, scale, out.dtype)
     table.take(index, None, out.reshape(-1).view(table.dtype), "clip")  # none is clipped: "raise" copies once more
+
+
+def _together(element: Element) -> int:
+    """Numbers that decode_blocks looks up at once. Of six bits and more, pairs would need a table of 8 MiB."""
+    return 2 if element.bits < 6 else 1
 
 
 def decodes_to(dtype: np.dtype, scale: Scale) -> bool:
@@ -107,13 +112,13 @@ def decodes_to(dtype: np.dtype, scale: Scale) -> bool:
 
 @lru_cache(maxsize=16)
 def _products(element: Element, scale: Scale, dtype: np.dtype) -> np.ndarray:
-    """Every element times every scale, in dtype: the scale's code above the element's. Of 4 bits, pairs of elements."""
+    """Every element times every scale, in dtype: the scale's code above the element's, or above those of a pair."""
     with np.errstate(over="ignore", under="ignore"):
         products = round_to(scale_values(scale)[:, None] * values(element), dtype)
-    if element.bits != 4:
+    if _together(element) == 1:
         return products.reshape(-1)
-    byte = np.arange(256)
-    both = np.stack([products[:, byte % 16], products[:, byte // 16]], axis=2)
+    pair, one = np.arange(1 << 2 * element.bits), 1 << element.bits
+    both = np.stack([products[:, pair % one], products[:, pair // one]], axis=2)
     return both.reshape(-1).view(f"u{2 * both.itemsize}")
 
 
@@ -200,20 +205,22 @@ def _pack_bits(codes: np.ndarray, bits: int, packed: np.ndarray) -> None:
     packed.view(f"V{bits}")[:] = words.view(_lowest_bytes(bits))["lowest"]
 
 
-def _unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+def _unpack_bits(packed: np.ndarray, bits: int, together: int) -> np.ndarray:
     """formulas.unpack_bits of packed (bits n,) uint8, contiguous; the codes last until this thread's next step.
+
+    together  1, or 2: then two codes stay side by side, the first in the lower bits, as (4 n,) uint16
 
     What the words' upper bytes held before does not matter: the first step takes nothing of them.
     """
     codes, size = _room.codes, packed.size // bits * 8
     words, upper = codes[:size].view(np.uint64), _room.signs[:size].view(np.uint64)
     words.view(_lowest_bytes(bits))["lowest"] = packed.view(f"V{bits}")
-    for low, high, shift in reversed(_moves(bits)):
+    for low, high, shift in reversed(_moves(bits)[together - 1 :]):
         left_shift(words, shift, upper)
         bitwise_and(upper, high, upper)
         bitwise_and(words, low, words)
         bitwise_or(words, upper, words)
-    return codes[:size]
+    return words.view(f"u{together}")
 
 
 @cache
@@ -236,7 +243,7 @@ def _lowest_bytes(n: int) -> np.dtype:
 
 
 @lru_cache(maxsize=64)
-def _rows(width: int, dtype: type, first: int = 0, place: int = 0) -> np.ndarray:
+def _rows(width: int, dtype: np.dtype | type, first: int = 0, place: int = 0) -> np.ndarray:
     """(256, width): row i holds (first + i) 2^place, modulo the dtype's range. To take rows spreads what blocks share
     over their numbers in half the time of `repeat`.
     """
