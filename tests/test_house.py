@@ -5,6 +5,7 @@ known exceptions, a list that only shrinks; planted faults show that each rule f
 """
 
 import ast
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -228,8 +229,11 @@ def is_there(name):
     value, place = cutpq, ROOT / "cutpq"
     for part in name.split(".")[1:]:
         place /= part
+        is_module = place.is_dir() or place.with_suffix(".py").is_file()
+        if is_module and not hasattr(value, part):  # nothing in this process has imported it yet
+            importlib.import_module(".".join(place.relative_to(ROOT).parts))
         value = getattr(value, part, None)
-        if value is None and not place.is_dir() and not place.with_suffix(".py").is_file():
+        if value is None and not is_module:
             return False
     return True
 
