@@ -7,7 +7,8 @@
 
 Needs what harness/namespaces.py needs, and an MPICH built with UCX, as the wheel is. mpirun reaches the nodes by a
 launcher command, as it does by ssh (harness/cluster.py). CUTPQ_BETWEEN, unless it is set, names the cable that is most
-like the rate. A row is one algo and codec at one size, of float16; 8 MiB are 512 tokens of Llama-70B's 8192 features:
+like the rate. A row is one algo and codec at one size, of float16; unless sizes are given 8 MiB, 512 tokens of 8192
+features, as Llama-70B has them:
 
 time(us)      of one sum: the slowest rank's, and of --n of these the median; the rows take turns
 speedup       time of plain over this one's
