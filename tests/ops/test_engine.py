@@ -21,7 +21,7 @@ from cutpq.model import formulas as model_formulas
 from cutpq.ops import formulas
 from cutpq.ops.activation import activate
 from cutpq.ops.dequant import dequantize
-from cutpq.ops.engine import elementwise, memory, threads
+from cutpq.ops.engine import elementwise, few_rows, memory, threads
 from cutpq.ops.engine.attention import attention
 from cutpq.ops.engine.choice import uses_engine
 from cutpq.ops.engine.elementwise import rotate, spread
@@ -38,10 +38,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EPS = {np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8, np.dtype(np.float32): 2.0**-24}
 
 
-@pytest.fixture(params=["float32 copy", "packed"])
+@pytest.fixture(params=["in blocks", "float32 copy", "packed"])
 def host_memory(request, monkeypatch):
-    """With memory for a float32 copy of every weight, and with none."""
-    monkeypatch.setattr(memory, "_budget", lambda: 1 << 40 if request.param == "float32 copy" else 0)
+    """With memory for float32 copies of every weight, by a BLAS with kernels for few rows and without; with none."""
+    monkeypatch.setattr(memory, "_budget", lambda: 0 if request.param == "packed" else 1 << 40)
+    monkeypatch.setattr(few_rows, "has_kernels", lambda: request.param == "in blocks")
 
 
 def numbers(*shape, seed=0, dtype=np.float32):
@@ -115,6 +116,48 @@ def test_another_dtype_rounds_the_weights_anew(host_memory):
     for dtype in (np.float16, BFLOAT16, np.float16):
         x = np.eye(64, dtype=dtype)
         assert_exact(matmul(x, prepared), dequantize(w, dtype))
+        assert_exact(matmul(x[:5], prepared), dequantize(w, dtype)[:5])
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("M, K, N", [(1, 5, 3), (2, 700, 64), (7, 3, 130), (40, 2000, 200)])
+def test_a_product_by_blocks_holds_every_row_and_column(M, K, N, limit, monkeypatch):
+    monkeypatch.setattr(threads._state, "limit", limit)
+    rng = np.random.default_rng(M)
+    x, w = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((M, K), (N, K)))
+    blocks = few_rows.in_blocks(w.T)
+    assert blocks.nbytes == few_rows.nbytes(K, N)
+    found = few_rows.product(x, blocks, limit)
+    assert_exact(found[:, :N], x @ w.T)
+    assert_exact(found[:, N:], np.zeros((M, -N % 64), np.float32))
+
+
+def test_few_rows_take_blocks_where_the_blas_has_kernels_for_them(monkeypatch):
+    for has_kernels in (False, True):
+        monkeypatch.setattr(few_rows, "has_kernels", lambda: has_kernels)  # noqa: B023  called before the loop goes on
+        w = EngineWeight(random_weight(64, 64, 32))
+        sizes = []
+        for M in (1, 49, 48):
+            w.product(numbers(M, 64))
+            sizes.append(w.nbytes)
+        copy = 4 * 64 * 64
+        assert sizes[1] == sizes[0]
+        assert sizes[2] == sizes[0] + copy * has_kernels
+        assert sizes[0] > copy
+
+
+@pytest.mark.parametrize("target, has", [("SkylakeX", True), ("Haswell", False), (None, False)])
+def test_kernels_are_known_by_the_target_of_the_blas(target, has, monkeypatch):
+    class Controller:
+        def select(self, internal_api):
+            assert internal_api == "openblas"
+            return self
+
+        def info(self):
+            return [{"architecture": target}] if target else []
+
+    monkeypatch.setattr(few_rows, "ThreadpoolController", Controller)
+    assert few_rows.has_kernels.__wrapped__() is has
 
 
 def test_all_ranks_get_the_same_bits_from_the_same_call():
@@ -168,12 +211,26 @@ def test_freed_memory_serves_the_next_array(chosen):
         assert (second > 50) == chosen
 
 
-def test_memory_is_given_back_with_the_weight(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "_budget", lambda: memory._used + 4 * 64 * 32)
-    monkeypatch.setattr(memory, "_told", False)
-    budget = memory._budget()
-    monkeypatch.setattr(memory, "_budget", lambda: budget)
-    x, first, second = numbers(2, 64), *(EngineWeight(random_weight(64, 32, 32, seed=i)) for i in (1, 2))
+@pytest.fixture
+def room_for(monkeypatch):
+    """room_for(bytes): from now on so many bytes are left, beside those of weights that live already."""
+    gc.collect()
+    before = dict(memory._bytes)
+
+    def room(nbytes):
+        monkeypatch.setattr(memory, "_bytes", dict.fromkeys(memory._bytes, 0))
+        monkeypatch.setattr(memory, "_budget", lambda: nbytes)
+        monkeypatch.setattr(memory, "_told", False)
+
+    yield room
+    gc.collect()
+    monkeypatch.undo()
+    assert memory._bytes == before
+
+
+def test_memory_is_given_back_with_the_weight(room_for, capsys):
+    room_for(4 * 64 * 32)
+    x, first, second = numbers(1, 64), *(EngineWeight(random_weight(64, 32, 32, seed=i)) for i in (1, 2))
     packed = first.nbytes
     assert packed < 64 * 32
     for weight in (first, second):
@@ -186,6 +243,54 @@ def test_memory_is_given_back_with_the_weight(monkeypatch, capsys):
     third = EngineWeight(random_weight(64, 32, 32))
     third.product(x)
     assert third.nbytes > packed
+
+
+def quantized(seed):
+    return random_weight(64, 64, 32, seed=seed)
+
+
+def plain(seed, dtype):
+    return PlainWeight(numbers(64, 64, seed=seed, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "make, first, second",
+    [
+        (quantized, [2, 1, 1], 2),
+        (partial(plain, dtype=np.float16), [2, 1, 1], 2),
+        (partial(plain, dtype=np.float32), [1, 1, 1], 1),  # whose first copies are the weights themselves
+    ],
+    ids=["quantized", "float16", "float32"],
+)
+def test_second_copies_leave_room_for_every_first_one(make, first, second, room_for, monkeypatch, capsys):
+    monkeypatch.setattr(few_rows, "has_kernels", lambda: True)
+    copy = 4 * 64 * 64
+    room_for(4 * copy)
+    x, weights = numbers(2, 64), [EngineWeight(make(i)) for i in range(3)]
+    packed = weights[0].nbytes
+    for weight in weights:
+        weight.product(x)
+    assert [(weight.nbytes - packed) // copy for weight in weights] == first
+    assert not capsys.readouterr().err
+    del weight, weights[0]
+    gc.collect()
+    weights.append(EngineWeight(make(3)))
+    weights[-1].product(x)
+    assert (weights[-1].nbytes - packed) // copy == second
+
+
+def test_second_copies_that_are_made_count(room_for, monkeypatch, capsys):
+    """A model that is loaded later may find too little memory; then it stays packed."""
+    monkeypatch.setattr(few_rows, "has_kernels", lambda: True)
+    room_for(2 * 4 * 64 * 64)
+    x, first = numbers(2, 64), EngineWeight(quantized(0))
+    first.product(x)
+    later = EngineWeight(quantized(1))
+    packed = later.nbytes
+    later.product(x)
+    assert later.nbytes == packed
+    assert first.nbytes == packed + 2 * 4 * 64 * 64
+    assert "the rest stay packed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text, nbytes", [("4096", 4096), ("3K", 3072), ("2M", 2 << 20), ("5G", 5 << 30)])
@@ -427,13 +532,16 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("scores", [1 << 18, 1 << 10], ids=["at once", "in pieces"])
-def test_attention_follows_the_formula(name, scores, monkeypatch):
+@pytest.mark.parametrize("D, has_kernels", [(16, False), (16, True), (32, True)])
+def test_attention_follows_the_formula(name, scores, D, has_kernels, monkeypatch):
+    """By kernels for small matrices, 32 features let decode take a product from the left, and 16 from the right."""
+    monkeypatch.setattr(few_rows, "has_kernels", lambda: has_kernels)
     monkeypatch.setattr("cutpq.ops.engine.attention._SCORES", scores)
     monkeypatch.setattr("cutpq.ops.engine.attention._QUERIES", 8)
     monkeypatch.setattr("cutpq.ops.engine.attention._KEYS", scores)
     monkeypatch.setattr(threads._state, "limit", 2)
     B, T, before, window = CASES[name]
-    H, KV, D, S = 6, 3, 16, T + before
+    H, KV, S = 6, 3, T + before
     q, k, v = numbers(B, T, H, D), numbers(B, KV, S, D, seed=1), numbers(B, KV, S, D, seed=2)
     positions = np.arange(before, S)[None, :] - np.arange(B)[:, None] * (before > B)
     found = attention(q, k, v, positions, 0.3, window)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import threads
+from . import few_rows, threads
 
 # Scores that a thread has at a time: of 8 heads, 64 queries and 512 keys, twice. With fewer a step is so short that
 # threads wait for each other's Python in between.
@@ -19,8 +19,12 @@ _QUERIES = 64
 # Numbers among the keys of a few queries that are worth a thread: of 64 heads, 256 keys of 32 features.
 _KEYS = 1 << 19
 
-# So few rows a BLAS multiplies sooner one by one, as vectors: for a matrix it would first copy the keys.
+# So few rows a BLAS without kernels for small matrices multiplies sooner one by one, as vectors: for a matrix it would
+# first copy the keys.
 _VECTORS = 3
+
+# So few rows are multiplied sooner from the right, keys @ q^T, where only that is small enough for such kernels.
+_FROM_THE_RIGHT = 32
 
 
 def attention(
@@ -48,22 +52,35 @@ def attention(
         b, n, t = found.shape[:3]
         block = np.empty((b, n, t * rep, D), np.float32)
         np.multiply(queries[piece], np.float32(scale), out=block.reshape(found.shape))
-        scores = _products(block, k[sequences, heads, keys].swapaxes(2, 3))
+        scores = _scores(block, k[sequences, heads, keys])
         if window is not None or nearest != last:
             _hide(scores.reshape(b, n, t, rep, -1), np.maximum(where, 0), keys, window)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         total = np.matmul(scores, ones[: scores.shape[3]])  # in a third of the time of `sum`
-        sums = _products(scores, v[sequences, heads, keys])
+        sums = _products(scores, v[sequences, heads, keys], few_rows.is_small(t * rep, scores.shape[3], D))
         np.divide(sums.reshape(found.shape), total.reshape(b, n, t, rep, 1), out=found)
 
     threads.each(work, _pieces(B, KV, T, rep, D, k.shape[2]))
     return y.reshape(B, T, H, D)
 
 
-def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b of every sequence and head."""
-    if a.shape[2] > _VECTORS:
+def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """q k^T of every sequence and head, (b, heads, rows, keys)."""
+    (rows, D), keys = q.shape[2:], k.shape[2]
+    is_small = few_rows.is_small_transposed(rows, D, keys)
+    if not is_small and 1 < rows <= _FROM_THE_RIGHT and few_rows.is_small(keys, D, rows):
+        by_key = np.matmul(k, np.ascontiguousarray(q.swapaxes(2, 3)))
+        return np.ascontiguousarray(by_key.swapaxes(2, 3))
+    return _products(q, k.swapaxes(2, 3), is_small)
+
+
+def _products(a: np.ndarray, b: np.ndarray, is_small: bool) -> np.ndarray:
+    """a @ b of every sequence and head.
+
+    is_small  whether the BLAS multiplies these matrices without copying them
+    """
+    if is_small or a.shape[2] > _VECTORS:
         return np.matmul(a, b)
     return np.matmul(a[..., None, :], b[:, :, None])[..., 0, :]
 

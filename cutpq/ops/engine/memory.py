@@ -2,7 +2,7 @@
 
 Environment:
     CUTPQ_HOST_MEMORY  bytes for float32 weights of this process, as 800M or 16G; default: half of what is free,
-                       shared by the ranks of this machine
+                       shared by the ranks of this machine. First come copies for any product, then those for few rows
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from weakref import finalize
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _OWN_BYTES, _UNUSED_BYTES = 32 << 20, 256 << 20
 
-_lock = threading.Lock()
-_used = 0
+_lock = threading.RLock()  # a collection of garbage may give bytes back while this thread holds it
+_bytes = dict.fromkeys(("expected", "first", "second"), 0)
 _told = False
 
 
@@ -47,16 +47,21 @@ def _free_bytes() -> int:
     return int(found[1]) << 10 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def expect(nbytes: int, owner: Any) -> None:
+    """Count on it that `owner`, as long as it lives, may ask for so many bytes."""
+    with _lock:
+        _take("expected", nbytes, owner)
+
+
 def reserve(nbytes: int, owner: Any) -> bool:
     """Whether so many bytes are left for a float32 copy that `owner` keeps; they return when it is collected.
 
     The first refusal says so in a line. Raises ValueError for a CUTPQ_HOST_MEMORY that is no number of bytes.
     """
-    global _used, _told
+    global _told
     with _lock:
-        if _used + nbytes <= _budget():
-            _used += nbytes
-            finalize(owner, _release, nbytes)
+        if _bytes["first"] + _bytes["second"] + nbytes <= _budget():
+            _take("first", nbytes, owner)
             return True
         told, _told = _told, True
     if not told:
@@ -68,10 +73,23 @@ def reserve(nbytes: int, owner: Any) -> bool:
     return False
 
 
-def _release(nbytes: int) -> None:
-    global _used
+def reserve_second(nbytes: int, owner: Any) -> bool:
+    """As `reserve`, for a second copy: where all first copies that are expected fit beside it. Says nothing."""
     with _lock:
-        _used -= nbytes
+        fits = _bytes["expected"] + _bytes["second"] + nbytes <= _budget()
+        if fits:
+            _take("second", nbytes, owner)
+        return fits
+
+
+def _take(kind: str, nbytes: int, owner: Any) -> None:
+    _bytes[kind] += nbytes
+    finalize(owner, _give_back, kind, nbytes)
+
+
+def _give_back(kind: str, nbytes: int) -> None:
+    with _lock:
+        _bytes[kind] -= nbytes
 
 
 @cache

@@ -1,4 +1,7 @@
-"""A weight as NumPy's BLAS multiplies it: float32 once and for all, or dequantized in each call to save memory."""
+"""A weight as NumPy's BLAS multiplies it: float32 once and for all, or dequantized in each call to save memory.
+
+Where a BLAS multiplies a few rows sooner by weights in blocks (few_rows.py), and memory allows, these are kept as well.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from ...array import ceil_div, float16, float32, round_to, to_float32
 from ...weights.weight import PlainWeight, QuantWeight, Weight
-from . import memory, threads
+from . import few_rows, memory, threads
 from .dequant import dequant_float32
 
 # Weights dequantized for one product: 4 MiB of float32, which stay in the last cache until they are multiplied.
@@ -22,7 +25,8 @@ _PART = 64
 
 
 class EngineWeight:
-    """What `prepare` makes of a weight for NumPy arrays; immutable but for the float32 copy, made at the first product.
+    """What `prepare` makes of a weight for NumPy arrays; immutable but for its float32 copies, made when a product
+    wants them.
 
     Of 4 bits or fewer two codes share a byte: row k in its lower half, row k + K/2 in its upper half.
     """
@@ -35,25 +39,31 @@ class EngineWeight:
         if isinstance(w, QuantWeight) and w.bits <= 4:
             self._codes, self.source = _two_a_byte(w.codes), _without_codes(w)
         self._copy: tuple[np.dtype, np.ndarray] | None = None
+        self._blocks: tuple[np.dtype, np.ndarray] | None = None
         self._reserved: bool | None = None
+        self._second_reserved: bool | None = None
+        memory.expect(0 if isinstance(w, PlainWeight) and w.weight.dtype == float32 else 4 * self.K * self.N, self)
         memory.keep_freed()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds now: packed, and the float32 copy where there is one."""
+        """Bytes that it holds now: packed, and the float32 copies where there are any."""
         if isinstance(self.source, PlainWeight):
             packed = self.source.weight.nbytes
         else:
             codes = self.source.codes if self._codes is None else self._codes
             packed = codes.nbytes + self.source.scales.nbytes + self.source.zeros.nbytes + self.source.g_idx.nbytes
-        return packed + (0 if self._copy is None else self._copy[1].nbytes)
+        return packed + sum(copy[1].nbytes for copy in (self._copy, self._blocks) if copy is not None)
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (M, K) @ weight + bias in float32, (M, N); weights are rounded as formulas.gemm rounds them."""
         dtype = self._rounds_to(x.dtype)
         v = to_float32(x)
         whole = self._float32(dtype)
-        if whole is not None:
+        blocks = None if whole is None or not few_rows.takes(len(x)) else self._in_blocks(dtype, whole)
+        if blocks is not None:
+            y = few_rows.product(v, blocks, _parts(len(x), self.K, self.N))[:, : self.N]
+        elif whole is not None:
             y = _product(v, whole)
         else:
             y = np.empty((x.shape[0], self.N), np.float32)
@@ -84,6 +94,18 @@ class EngineWeight:
         self._copy = dtype, whole
         return whole
 
+    def _in_blocks(self, dtype: np.dtype, whole: np.ndarray) -> np.ndarray | None:
+        """The float32 copy `whole` in blocks, kept; None where there is no memory for both."""
+        if self._blocks is not None and self._blocks[0] == dtype:
+            return self._blocks[1]
+        if self._second_reserved is None:
+            self._second_reserved = memory.reserve_second(few_rows.nbytes(self.K, self.N), self)
+        if not self._second_reserved:
+            return None
+        blocks = few_rows.in_blocks(whole)
+        self._blocks = dtype, blocks
+        return blocks
+
     def _pieces(self) -> Iterator[slice]:
         step = max(64, _PIECE // max(1, self.K) // 64 * 64)
         return (slice(n, min(n + step, self.N)) for n in range(0, self.N, step))
@@ -96,10 +118,15 @@ class EngineWeight:
         return dequant_float32(codes, w.scales[:, columns], w.zeros[:, columns], w.g_idx, w.bits, dtype)
 
 
+def _parts(M: int, K: int, N: int) -> int:
+    """Threads that share a product of these dimensions."""
+    return threads.limit() if 2 * M * K * N >= _SHARED_FLOPS else 1
+
+
 def _product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x @ w, of which each thread makes an even part: of the rows, or of the columns where there are more of these."""
     (M, K), N = x.shape, w.shape[1]
-    parts = threads.limit() if 2 * M * K * N >= _SHARED_FLOPS else 1
+    parts = _parts(M, K, N)
     if parts == 1:
         threads.use_one_for_blas()
         return np.matmul(x, w)
