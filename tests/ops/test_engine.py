@@ -120,7 +120,7 @@ def test_another_dtype_rounds_the_weights_anew(host_memory):
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-@pytest.mark.parametrize("M, K, N", [(1, 5, 3), (2, 700, 64), (7, 3, 130), (40, 2000, 200)])
+@pytest.mark.parametrize("M, K, N", [(1, 5, 3), (2, 700, 64), (7, 3, 130), (40, 2000, 200), (3, 0, 5), (3, 5, 0)])
 def test_a_product_by_blocks_holds_every_row_and_column(M, K, N, limit, monkeypatch):
     monkeypatch.setattr(threads._state, "limit", limit)
     rng = np.random.default_rng(M)

@@ -1,9 +1,10 @@
 """Products of a few rows, as decode makes them, by a BLAS's kernels for small matrices.
 
-For a matrix a BLAS first copies both operands into an order of its own. Of 48 rows and fewer that takes longer than the
-product. OpenBLAS has kernels that read small matrices where they are, and takes them for AVX-512. They multiply
-some columns at a time, of all rows of the weight: weights are therefore kept in blocks of a few columns, each of which
-lies in one piece. Measured on one core, 2 to 16 rows take a half to a quarter of the time.
+For a product of matrices a BLAS first copies both into an order of its own. With few rows to multiply, copying the
+weights takes longer than the product. OpenBLAS has kernels that copy nothing; it takes them for small matrices where
+the processor has AVX-512. So that the matrices are small, weights are cut into blocks of a few columns. Such a kernel
+reads a block from its first row to its last, hence each block is stored in one piece. Measured on one core, the
+products of 2 to 16 rows take a half to a quarter of the time.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from threadpoolctl import ThreadpoolController
 from ...array import ceil_div
 from . import threads
 
-# The kernels take up to so many multiplications, with these of OpenBLAS's targets: sgemm_small_kernel_permit_skylakex.c
-# and KERNEL.SKYLAKEX, which the other two include.
+# OpenBLAS takes them for up to so many multiplications, and has them for these processors: see its
+# sgemm_small_kernel_permit_skylakex.c, and KERNEL.SKYLAKEX, which the other two include.
 _MULTIPLICATIONS = 10**6
 _TARGETS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
-# With the second matrix transposed, as keys are in q k^T, a result may have so many numbers, and a sum no fewer terms.
+# Where the second matrix is transposed, as keys are in q k^T: at most so many numbers in the result, and at least so
+# many terms in each.
 _NUMBERS, _TERMS = 1200, 32
 
-# Columns of a block: four of the widest registers, which is what a kernel adds up at once.
+# Columns of a block: a kernel adds up so many at once, in four registers of AVX-512.
 _WIDTH = 64
 
-# More rows, and copying the weights no longer counts. A single row is a vector, for which no BLAS copies a matrix.
+# With more rows copying the weights hardly counts. A single row is a vector, for which no BLAS copies a matrix.
 _MOST_ROWS = 48
 
 
@@ -77,7 +79,7 @@ def product(x: np.ndarray, blocks: np.ndarray, parts: int) -> np.ndarray:
     """
     M, K = x.shape
     y = np.empty((M, len(blocks), _WIDTH), np.float32)
-    step = ceil_div(K, ceil_div(M * K * _WIDTH, _MULTIPLICATIONS))
+    step = _MULTIPLICATIONS // (M * _WIDTH)
 
     def work(some: slice) -> None:
         out = y[:, some].swapaxes(0, 1)
@@ -85,6 +87,6 @@ def product(x: np.ndarray, blocks: np.ndarray, parts: int) -> np.ndarray:
         for first in range(step, K, step):
             out += np.matmul(x[:, first : first + step], blocks[some, first : first + step])
 
-    each = ceil_div(len(blocks), parts)
+    each = max(1, ceil_div(len(blocks), parts))
     threads.each(work, [slice(first, first + each) for first in range(0, len(blocks), each)])
     return y.reshape(M, -1)
