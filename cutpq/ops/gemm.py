@@ -208,7 +208,7 @@ def _rounded(total: np.ndarray, x: np.ndarray, out: np.ndarray | None) -> np.nda
 def _engine_weight(w: Prepared) -> EngineWeight:
     if isinstance(w, EngineWeight):
         return w
-    return EngineWeight(unpack(w) if isinstance(w, PackedWeight) else w)
+    return EngineWeight(unpack(w) if isinstance(w, PackedWeight) else w, once=True)
 
 
 def _by_reference(x: Array, w: Weight | PackedWeight) -> Array:

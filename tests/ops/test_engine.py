@@ -146,6 +146,15 @@ def test_few_rows_take_blocks_where_the_blas_has_kernels_for_them(monkeypatch):
         assert sizes[0] > copy
 
 
+def test_a_weight_that_is_not_prepared_is_never_in_blocks(monkeypatch):
+    monkeypatch.setattr(few_rows, "has_kernels", lambda: True)
+    monkeypatch.setattr(few_rows, "in_blocks", None)
+    w, x = random_weight(64, 96, 32), numbers(5, 64)
+    assert_gemm_close(matmul(x, w), x, dequantize(w), None)
+    with pytest.raises(TypeError, match="not callable"):
+        matmul(x, prepare(w, np))
+
+
 @pytest.mark.parametrize("target, has", [("SkylakeX", True), ("Haswell", False), (None, False)])
 def test_kernels_are_known_by_the_target_of_the_blas(target, has, monkeypatch):
     class Controller:

@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from ...array import ceil_div
 from . import threads
 
-# OpenBLAS takes them for up to so many multiplications, and has them for these processors: see its
+# OpenBLAS takes such a kernel for up to so many multiplications, and has them for these processors: see its
 # sgemm_small_kernel_permit_skylakex.c, and KERNEL.SKYLAKEX, which the other two include.
 _MULTIPLICATIONS = 10**6
 _TARGETS = ("SkylakeX", "Cooperlake", "SapphireRapids")

@@ -31,7 +31,8 @@ class EngineWeight:
     Of 4 bits or fewer two codes share a byte: row k in its lower half, row k + K/2 in its upper half.
     """
 
-    def __init__(self, w: Weight):
+    def __init__(self, w: Weight, once: bool = False):
+        """once: for a single product, for which blocks would not pay."""
         self.K, self.N, self.is_ordered = w.K, w.N, w.is_ordered
         self.bias = None if w.bias is None else w.bias.astype(np.float32)
         self.source: Weight = w
@@ -41,7 +42,7 @@ class EngineWeight:
         self._copy: tuple[np.dtype, np.ndarray] | None = None
         self._blocks: tuple[np.dtype, np.ndarray] | None = None
         self._reserved: bool | None = None
-        self._second_reserved: bool | None = None
+        self._second_reserved = False if once else None
         memory.expect(0 if isinstance(w, PlainWeight) and w.weight.dtype == float32 else 4 * self.K * self.N, self)
         memory.keep_freed()
 
