@@ -84,15 +84,17 @@ def attention(
 
     With float16 and bfloat16, sums are float32; q and k after rotation, probabilities and the result are rounded.
     Deterministic. Raises ValueError for a shape or scale that does not fit, TypeError where qkv has another dtype than
-    the cache.
+    the cache; for the engine for NumPy arrays a float32 cache holds the numbers of any dtype.
     """
     _, KV, _, D = cache.keys.shape
     M, H = len(batch.tokens), len(kv_of_head)
-    check_array("qkv", qkv, (M, (H + 2 * KV) * D), cache.keys.dtype)
+    xp, held = array_module(qkv), cache.keys.dtype
+    by_engine = uses_engine(xp)
+    dtypes = (np.float16, bfloat16, np.float32) if by_engine and held == np.float32 else (held,)
+    check_array("qkv", qkv, (M, (H + 2 * KV) * D), *dtypes)
     if not scale > 0:
         raise ValueError(f"scale must be above 0, got {scale}")
-    xp = array_module(qkv)
-    if uses_engine(xp):
+    if by_engine:
         return _by_engine(qkv, angles, cache, batch, kv_of_head, scale, window)
     if not has_kernels(qkv.dtype, D, kv_of_head, KV, xp):
         return _by_formula(qkv, angles, cache, batch, kv_of_head, scale, window)
@@ -151,8 +153,11 @@ def _by_engine(
     rotated, v = heads[:, :-KV], heads[:, -KV:]
     if angles is not None:
         rotated = engine.rotate(rotated, *angles.of_heads(rotated.shape[1]))
-    keys, values = cache.extend(round_to(rotated[:, -KV:], qkv.dtype), round_to(v, qkv.dtype), batch)
-    keys, values = to_float32(keys), to_float32(values)
+    k = round_to(rotated[:, -KV:], qkv.dtype)
+    if cache.keys.dtype == np.float32:
+        keys, values = cache.extend(to_float32(k), v, batch)
+    else:
+        keys, values = map(to_float32, cache.extend(k, round_to(v, qkv.dtype), batch))
     if not _share_evenly(kv_of_head.tobytes(), KV):
         keys, values = keys[:, kv_of_head], values[:, kv_of_head]
     y = engine_attention(batch.pad(rotated[:, :-KV]), keys, values, batch.positions, scale, window)

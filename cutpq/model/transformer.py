@@ -214,14 +214,16 @@ class Transformer:
         self._steps.clear()  # graphs hold the sums of the old codec
 
     def new_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` sequences of at most `length` tokens each.
+        """An empty cache for `batch` sequences of at most `length` tokens each. NumPy's engine holds it in float32.
 
         Raises ValueError for a batch or length below 1, and for more positions than the model has learned.
         """
         if self.decoder.positions is not None and length > self.decoder.max_positions:
             raise ValueError(f"length={length} is more than the {self.decoder.max_positions} positions of the model")
-        heads = [block.attention.kv_heads for block in self.blocks]
-        return Cache(batch, length, heads, self.decoder.head_dim, self.dtype, self.comm.xp)
+        heads, xp = [block.attention.kv_heads for block in self.blocks], self.comm.xp
+        # The engine would convert what it holds for every token anew.
+        dtype = np.dtype(np.float32) if uses_engine(xp) else self.dtype
+        return Cache(batch, length, heads, self.decoder.head_dim, dtype, xp)
 
 
 class Block:

@@ -404,6 +404,13 @@ def test_the_carried_model_takes_float16_from_its_config() -> None:
     assert len(model.blocks) == 4
 
 
+@pytest.mark.parametrize(("host", "dtype"), [("engine", np.float32), ("formulas", np.float16)])
+def test_the_engine_gets_a_float32_cache(host, dtype, monkeypatch) -> None:
+    monkeypatch.setenv("CUTPQ_HOST", host)
+    cache = load_model(CARRIED, SelfCommunicator(), dtype="float16").new_cache(1, 2)
+    assert [layer.keys.dtype for layer in cache.layers] == [dtype] * 4
+
+
 @pytest.mark.parametrize("tp", [2, 8])
 def test_the_carried_model_gives_the_same_logits_by_every_scheme(tp) -> None:
     tokens = np.load(CARRIED / "eval_tokens.npy").astype(np.int64)[:48]
