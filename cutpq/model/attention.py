@@ -83,8 +83,8 @@ def attention(
     window      a query sees at most this many keys, its own the last; None for all
 
     With float16 and bfloat16, sums are float32; q and k after rotation, probabilities and the result are rounded.
-    Deterministic. Raises ValueError for a shape or scale that does not fit, TypeError where qkv has another dtype than
-    the cache; for the engine for NumPy arrays a float32 cache holds the numbers of any dtype.
+    Deterministic. A float32 cache takes qkv of any dtype where the engine for NumPy arrays computes. Raises ValueError
+    for a shape or scale that does not fit, TypeError where qkv has another dtype than the cache otherwise.
     """
     _, KV, _, D = cache.keys.shape
     M, H = len(batch.tokens), len(kv_of_head)

@@ -221,7 +221,7 @@ class Transformer:
         if self.decoder.positions is not None and length > self.decoder.max_positions:
             raise ValueError(f"length={length} is more than the {self.decoder.max_positions} positions of the model")
         heads, xp = [block.attention.kv_heads for block in self.blocks], self.comm.xp
-        # The engine would convert what it holds for every token anew.
+        # A cache of another dtype would be converted whole for every new token, since the engine computes in float32.
         dtype = np.dtype(np.float32) if uses_engine(xp) else self.dtype
         return Cache(batch, length, heads, self.decoder.head_dim, dtype, xp)
 

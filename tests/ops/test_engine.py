@@ -543,7 +543,7 @@ CASES = {
 @pytest.mark.parametrize("scores", [1 << 18, 1 << 10], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("D, has_kernels", [(16, False), (16, True), (32, True)])
 def test_attention_follows_the_formula(name, scores, D, has_kernels, monkeypatch):
-    """By kernels for small matrices, 32 features let decode take a product from the left, and 16 from the right."""
+    """With kernels for small matrices decode takes q @ keys^T for 32 features, and keys @ q^T for 16."""
     monkeypatch.setattr(few_rows, "has_kernels", lambda: has_kernels)
     monkeypatch.setattr("cutpq.ops.engine.attention._SCORES", scores)
     monkeypatch.setattr("cutpq.ops.engine.attention._QUERIES", 8)

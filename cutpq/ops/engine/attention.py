@@ -23,7 +23,7 @@ _KEYS = 1 << 19
 # first copy the keys.
 _VECTORS = 3
 
-# So few rows are multiplied sooner from the right, keys @ q^T, where only that is small enough for such kernels.
+# Up to so many rows of q, keys @ q^T is quicker than q @ keys^T where only the first is a product for such a kernel.
 _FROM_THE_RIGHT = 32
 
 
